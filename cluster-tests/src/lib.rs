@@ -1,0 +1,18 @@
+//! Whole-cluster tests: a harness that runs real processes on free ports, deliberately dumb clients that send what they
+//! are told and read what comes, C:/S: transcripts, and the corpus of real and odd mail where there is one.
+
+mod cluster;
+mod corpus;
+mod imap;
+mod line;
+mod pop3;
+mod smtp;
+mod transcript;
+
+pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, eventually};
+pub use corpus::{CorpusMessage, corpus};
+pub use imap::ImapClient;
+pub use line::{LineClient, is_timeout};
+pub use pop3::Pop3Client;
+pub use smtp::{SmtpClient, dot_stuffed};
+pub use transcript::{Transcript, play};

@@ -1,0 +1,127 @@
+//! Real and odd mail comes back byte for byte, whichever way it came in.
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, CorpusMessage, corpus};
+
+/// The messages of the corpus, or a few of our own that are odd in the same ways where there is none.
+fn messages() -> Vec<CorpusMessage> {
+    let mut all = corpus().unwrap_or_default();
+    let own: [(&str, Vec<u8>); 9] = [
+        ("own/plain", b"Subject: a\r\n\r\nb\r\n".to_vec()),
+        ("own/no final newline", b"Subject: a\r\n\r\nb".to_vec()),
+        ("own/dots", b"Subject: a\r\n\r\n.\r\n..\r\n.a\r\n...\r\n".to_vec()),
+        ("own/8-bit", b"Subject: \xe4\xf6\r\n\r\n\xff\xfe\x80\r\n".to_vec()),
+        ("own/nul", b"Subject: a\r\n\r\nb\0c\r\n\0".to_vec()),
+        ("own/bare line ends", b"Subject: a\n\nb\rc\nd\r\n".to_vec()),
+        ("own/header only", b"Subject: a\r\n\r\n".to_vec()),
+        ("own/body only", b"\r\nb\r\n".to_vec()),
+        ("own/long header", [b"X: ".to_vec(), vec![b'y'; 200_000], b"\r\n\r\nz\r\n".to_vec()].concat()),
+    ];
+    all.extend(own.into_iter().map(|(name, bytes)| CorpusMessage { name: name.to_owned(), bytes }));
+    all.retain(|message| !message.bytes.is_empty());
+    all
+}
+
+/// What is left after the headers that the router adds: Return-Path and Received, folded.
+fn without_trace(stored: &[u8]) -> Result<&[u8]> {
+    ensure!(
+        stored.starts_with(b"Return-Path: <"),
+        "no Return-Path on top: {:?}",
+        String::from_utf8_lossy(&stored[..60.min(stored.len())])
+    );
+    let received = stored.windows(11).position(|window| window == b"\r\nReceived: ").map(|at| at + 2);
+    let mut at = received.context("no Received")?;
+    loop {
+        at += stored[at..].windows(2).position(|two| two == b"\r\n").context("the trace has no end")? + 2;
+        // Folded lines belong to Received.
+        if !matches!(stored.get(at), Some(b' ' | b'\t')) {
+            return Ok(&stored[at..]);
+        }
+    }
+}
+
+#[test]
+fn mail_comes_back_byte_exact_over_smtp_append_imap_and_pop3() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&["bdat", "append"])?;
+    let messages = messages();
+    let mut smtp = cluster.smtp_client()?;
+    for message in &messages {
+        // BDAT carries any bytes (RFC 3030); DATA is tested with its own rule below.
+        let (code, text) = smtp.deliver_binary("s@example.test", &["bdat@example.test"], &message.bytes)?;
+        let loops = text.contains("5.4.6");
+        ensure!(code == 250 || loops, "{}: {code} {text}", message.name);
+    }
+    let mut imap = cluster.imap_client("bdat@example.test")?;
+    imap.select("INBOX")?;
+    let uids = imap.uids()?;
+    ensure!(uids.len() == messages.len(), "{} of {} stored", uids.len(), messages.len());
+    for (uid, message) in uids.iter().zip(&messages) {
+        let stored = imap.body(*uid)?.with_context(|| format!("{}: no body", message.name))?;
+        ensure!(without_trace(&stored)? == message.bytes, "{}: differs over SMTP", message.name);
+    }
+    let mut pop3 = cluster.pop3_client("bdat@example.test")?;
+    for (number, message) in messages.iter().enumerate() {
+        let mut stored = pop3.retrieve(number + 1)?;
+        // POP3 cannot say that a message does not end in CRLF (RFC 1939 §3).
+        let mut expected = message.bytes.clone();
+        if !expected.ends_with(b"\r\n") {
+            expected.extend_from_slice(b"\r\n");
+        }
+        stored = without_trace(&stored)?.to_vec();
+        ensure!(stored == expected, "{}: differs over POP3", message.name);
+    }
+    let mut imap = cluster.imap_client("append@example.test")?;
+    // A NUL may not be in a literal (RFC 9051 §4.3); such mail comes by BDAT.
+    let appended: Vec<&CorpusMessage> = messages.iter().filter(|message| !message.bytes.contains(&0)).collect();
+    for message in &appended {
+        imap.append("INBOX", &message.bytes).with_context(|| message.name.clone())?;
+    }
+    imap.select("INBOX")?;
+    for (uid, message) in imap.uids()?.iter().zip(&appended) {
+        let stored = imap.body(*uid)?.with_context(|| format!("{}: no body", message.name))?;
+        ensure!(stored == message.bytes, "{}: differs over APPEND", message.name);
+    }
+    // What the index says of each can be asked for.
+    for item in
+        ["ENVELOPE", "BODYSTRUCTURE", "BODY", "RFC822.SIZE", "BODY.PEEK[HEADER]", "BODY.PEEK[1]", "BODY.PEEK[TEXT]"]
+    {
+        let untagged = imap.ok(&format!("UID FETCH 1:* {item}"))?;
+        ensure!(untagged.len() == appended.len(), "{item}: {} of {}", untagged.len(), appended.len());
+    }
+    println!("{} messages by BDAT, {} by APPEND", messages.len(), appended.len());
+    Ok(())
+}
+
+#[test]
+fn data_keeps_bytes_and_never_splits_a_message() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { replicas: 1, nodes: 1, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["data"])?;
+    let mut kept = Vec::new();
+    let mut smtp = cluster.smtp_client()?;
+    for message in
+        messages().into_iter().filter(|message| message.name.starts_with("own/") || message.name.starts_with("odd/"))
+    {
+        let (code, text) = smtp.deliver("s@example.test", &["data@example.test"], &message.bytes)?;
+        match code {
+            250 => kept.push(message),
+            // Line ends that could be taken for an end of data are refused whole.
+            550..=559 => {}
+            _ => anyhow::bail!("{}: {code} {text}", message.name),
+        }
+    }
+    let mut imap = cluster.imap_client("data@example.test")?;
+    imap.select("INBOX")?;
+    let uids = imap.uids()?;
+    ensure!(uids.len() == kept.len(), "{} stored, {} acknowledged", uids.len(), kept.len());
+    for (uid, message) in uids.iter().zip(&kept) {
+        let stored = imap.body(*uid)?.with_context(|| format!("{}: no body", message.name))?;
+        let mut expected = message.bytes.clone();
+        if !expected.ends_with(b"\r\n") {
+            expected.extend_from_slice(b"\r\n");
+        }
+        ensure!(without_trace(&stored)? == expected, "{}: differs", message.name);
+    }
+    ensure!(kept.len() > 8, "only {} were kept", kept.len());
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Nodes die without a word: service goes on, and nothing that was acknowledged is lost.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, PASSWORD, SmtpClient, eventually};
+
+/// The issue allows 10 s for service to return; the machine that runs the tests may be much slower, so this bounds
+/// only how long a test waits before it gives up. `cluster-tests/benches` measures the time itself.
+const SERVICE_BACK_MAX: Duration = Duration::from_secs(60);
+
+const LOCALS: [&str; 6] = ["ann", "ben", "cat", "dan", "eve", "fay"];
+
+/// What was acknowledged: account, and the marker in the message.
+type Ledger = Vec<(String, String)>;
+
+fn message(marker: &str) -> Vec<u8> {
+    format!("From: s@example.test\r\nSubject: {marker}\r\n\r\nbody of {marker}\r\n").into_bytes()
+}
+
+/// Delivers until it is acknowledged, as a sending server would: a 4xx or a lost connection is tried again.
+fn deliver(cluster: &Cluster, local: &str, marker: &str, ledger: &mut Ledger) -> Result<()> {
+    eventually("the delivery is acknowledged", SERVICE_BACK_MAX, || {
+        let mut client = SmtpClient::connect(cluster.smtp(0))?;
+        let to = format!("{local}@example.test");
+        let (code, text) = client.deliver("s@example.test", &[&to], &message(marker))?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    })?;
+    ledger.push((local.to_owned(), marker.to_owned()));
+    Ok(())
+}
+
+/// Subject and UID of every message of an account.
+fn subjects(cluster: &Cluster, local: &str) -> Result<Vec<(String, u32)>> {
+    eventually("the mailbox is readable", SERVICE_BACK_MAX, || {
+        let mut imap = cluster.imap_client(&format!("{local}@example.test"))?;
+        imap.select("INBOX")?;
+        let mut found = Vec::new();
+        for uid in imap.uids()? {
+            let body = imap.body(uid)?.with_context(|| format!("no body for UID {uid}"))?;
+            let body = String::from_utf8_lossy(&body).into_owned();
+            let subject = body.lines().find_map(|line| line.strip_prefix("Subject: ")).context("no subject")?;
+            found.push((subject.to_owned(), uid));
+        }
+        Ok(found)
+    })
+}
+
+/// Every acknowledged message is there exactly once, and UIDs ascend in the order of acknowledgement.
+fn check(cluster: &Cluster, ledger: &Ledger) -> Result<BTreeMap<String, Vec<(String, u32)>>> {
+    let mut all = BTreeMap::new();
+    for local in LOCALS {
+        let found = subjects(cluster, local)?;
+        let expected: Vec<&String> = ledger.iter().filter(|(to, _)| to == local).map(|(_, marker)| marker).collect();
+        let got: Vec<&String> = found.iter().map(|(subject, _)| subject).collect();
+        ensure!(got == expected, "{local}: got {got:?}, acknowledged {expected:?}");
+        all.insert(local.to_owned(), found);
+    }
+    Ok(all)
+}
+
+#[test]
+fn any_one_of_three_nodes_may_die_and_comes_back_with_the_same_mail() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&LOCALS)?;
+    let mut ledger = Ledger::new();
+    for local in LOCALS {
+        deliver(&cluster, local, &format!("{local}-before"), &mut ledger)?;
+    }
+    for node in 0..3 {
+        cluster.nodes[node].kill()?;
+        for local in LOCALS {
+            deliver(&cluster, local, &format!("{local}-without-{node}"), &mut ledger)?;
+        }
+        check(&cluster, &ledger)?;
+        cluster.nodes[node].start()?;
+        cluster.nodes[node].wait_ready()?;
+        caught_up(&cluster)?;
+    }
+    check(&cluster, &ledger)?;
+    Ok(())
+}
+
+/// Every replica has applied what the others have.
+fn caught_up(cluster: &Cluster) -> Result<()> {
+    eventually("all replicas have applied the same", SERVICE_BACK_MAX, || {
+        for shard in 0..ClusterOptions::default().shards {
+            let shard = cluster.admin(&["shard", "show", &shard.to_string(), "--json"])?;
+            let shard: serde_json::Value = serde_json::from_str(&shard)?;
+            let replicas = shard["replicas"].as_array().context("replicas")?;
+            let applied: Vec<_> = replicas.iter().map(|replica| replica["applied_index"].as_u64()).collect();
+            let same =
+                applied.first().is_some_and(|first| first.is_some() && applied.iter().all(|other| other == first));
+            ensure!(applied.len() == 3 && same, "{shard}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn everything_acknowledged_survives_the_death_of_all_processes() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&LOCALS)?;
+    let mut ledger = Ledger::new();
+    for round in 0..3 {
+        for local in LOCALS {
+            deliver(&cluster, local, &format!("{local}-{round}"), &mut ledger)?;
+        }
+    }
+    let before = check(&cluster, &ledger)?;
+    let validity = |cluster: &Cluster| -> Result<String> {
+        let mut imap = cluster.imap_client("ann@example.test")?;
+        let status = imap.ok("STATUS INBOX (UIDVALIDITY UIDNEXT MESSAGES)")?;
+        Ok(String::from_utf8_lossy(&status.concat()).into_owned())
+    };
+    let validity_before = validity(&cluster)?;
+    cluster.kill_all()?;
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    assert_eq!(check(&cluster, &ledger)?, before);
+    assert_eq!(eventually("status", SERVICE_BACK_MAX, || validity(&cluster))?, validity_before);
+    deliver(&cluster, "ann", "afterwards", &mut ledger)?;
+    check(&cluster, &ledger)?;
+    Ok(())
+}
+
+#[test]
+fn known_accounts_are_served_while_the_directory_has_no_quorum() -> Result<()> {
+    // R = 1, so that some shards live on the node that stays; two of the three voters die.
+    let options = ClusterOptions { nodes: 3, routers: 1, replicas: 1, shards: 8 };
+    let mut cluster = Cluster::start(options)?;
+    cluster.add_accounts(&LOCALS)?;
+    let shards: serde_json::Value = serde_json::from_str(&cluster.admin(&["shard", "list", "--json"])?)?;
+    let living: Vec<u64> = shards
+        .as_array()
+        .context("shards")?
+        .iter()
+        .filter(|shard| shard["leader"] == "node1")
+        .filter_map(|shard| shard["shard"].as_u64())
+        .collect();
+    let accounts: serde_json::Value = serde_json::from_str(&cluster.admin(&["account", "list", "--json"])?)?;
+    let served: Vec<String> = accounts
+        .as_array()
+        .context("accounts")?
+        .iter()
+        .filter(|account| account["shard"].as_u64().is_some_and(|shard| living.contains(&shard)))
+        .filter_map(|account| account["account"].as_str().map(str::to_owned))
+        .collect();
+    ensure!(!served.is_empty(), "no account lives on node1: {accounts} {shards}");
+    cluster.nodes[1].kill()?;
+    cluster.nodes[2].kill()?;
+    for name in &served {
+        let mut client = cluster.smtp_client()?;
+        let (code, text) = client.deliver("s@example.test", &[name], &message("without a directory"))?;
+        ensure!(code == 250, "{name}: {code} {text}");
+        let mut imap = cluster_tests::ImapClient::login(cluster.imap(0), name, PASSWORD)?;
+        ensure!(imap.select("INBOX")? == 1, "{name}");
+    }
+    let refused = cluster.admin(&["domain", "add", "late.test"]);
+    ensure!(refused.is_err(), "a change without a quorum must be refused");
+    Ok(())
+}

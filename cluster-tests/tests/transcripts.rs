@@ -1,0 +1,37 @@
+//! Each file of `transcripts/` is a conversation with a running cluster, named after its protocol: `imap-select.txt`.
+//! Each gets accounts of its own, `{user}` and `{other}`.
+
+use std::fs;
+use std::path::Path;
+
+use cluster_tests::{Cluster, ClusterOptions, PASSWORD, Transcript, play};
+
+#[test]
+fn every_transcript_plays_as_written() {
+    let cluster = Cluster::start(ClusterOptions::default()).expect("the cluster starts");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("transcripts");
+    let mut files: Vec<_> = fs::read_dir(&folder).expect("transcripts").flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let names: Vec<String> =
+        files.iter().map(|path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned()).collect();
+    let accounts: Vec<String> = names.iter().flat_map(|name| [name.clone(), format!("{name}.other")]).collect();
+    cluster.add_accounts(&accounts.iter().map(String::as_str).collect::<Vec<_>>()).expect("accounts");
+    let mut failures = Vec::new();
+    for (path, name) in files.iter().zip(&names) {
+        let text = fs::read_to_string(path).expect("transcript");
+        let address = match name.split('-').next() {
+            Some("imap") => cluster.imap(0),
+            Some("pop3") => cluster.pop3(0),
+            Some("smtp") => cluster.smtp(0),
+            _ => panic!("{name}: which protocol?"),
+        };
+        let (user, other) = (format!("{name}@example.test"), format!("{name}.other@example.test"));
+        let values = [("user", user.as_str()), ("other", other.as_str()), ("password", PASSWORD)];
+        if let Err(error) = play(&Transcript { name, text: &text }, address, &values) {
+            failures.push(format!("{error:#}"));
+        }
+    }
+    assert!(!names.is_empty(), "no transcripts");
+    assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), names.len(), failures.join("\n"));
+    println!("{} transcripts played", names.len());
+}

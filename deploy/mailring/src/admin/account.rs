@@ -1,0 +1,166 @@
+//! `mailring account`, but for import.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, anyhow};
+use jiff::Timestamp;
+use proto::wire::admin_request::Request;
+use proto::wire::{AccountRecord, EnabledChange, NewAccount, NewAccounts, PasswordChange};
+use serde::Serialize;
+use types::{AccountName, MailError};
+
+use crate::admin::client::AdminClient;
+use crate::admin::import;
+use crate::cli::AccountVerb;
+use crate::failure::Failure;
+use crate::{names, password};
+
+#[derive(Debug, Serialize)]
+struct AccountRow {
+    account: String,
+    id: u64,
+    shard: u32,
+    enabled: bool,
+    /// RFC 3339, UTC.
+    created: String,
+}
+
+impl AccountRow {
+    fn new(record: &AccountRecord) -> AccountRow {
+        let created = Timestamp::from_second(record.created_unix_s).map(|time| time.to_string());
+        AccountRow {
+            account: record.name.clone(),
+            id: record.id,
+            shard: record.shard,
+            enabled: record.enabled,
+            created: created.unwrap_or_else(|_| record.created_unix_s.to_string()),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        if self.enabled { "enabled" } else { "disabled" }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct AccountDetails {
+    #[serde(flatten)]
+    row: AccountRow,
+    /// That lead here directly.
+    aliases: Vec<String>,
+    /// The nodes that should hold the account's shard, the preferred leader first.
+    nodes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Changed<'a> {
+    account: &'a str,
+}
+
+pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Failure> {
+    match verb {
+        AccountVerb::Add { account, password_stdin, output } => {
+            let name = names::account(&account)?;
+            let password_hash = password::hash(&password::obtain(password_stdin)?)?;
+            add(client, vec![NewAccount { name: name.to_string(), password_hash }])
+                .await?
+                .pop()
+                .unwrap_or_else(|| Err(MailError::Internal("no reply".to_owned())))?;
+            output.done(&Changed { account: name.as_str() }, &format!("account {name} added"))?;
+        }
+        AccountVerb::List { domain, output } => {
+            let domain = domain.map(|domain| names::domain(&domain)).transpose()?;
+            let view = client.view().await?;
+            let rows: Vec<AccountRow> = match &domain {
+                Some(domain) => view.accounts_of(domain.as_str()).map(AccountRow::new).collect(),
+                None => view.accounts.values().map(AccountRow::new).collect(),
+            };
+            output.list(&["account", "id", "shard", "state", "created"], &rows, |row| {
+                let state = row.state().to_owned();
+                vec![row.account.clone(), row.id.to_string(), row.shard.to_string(), state, row.created.clone()]
+            })?;
+        }
+        AccountVerb::Show { account, output } => {
+            let name = names::account(&account)?;
+            let view = client.view().await?;
+            let record = view.accounts.get(name.as_str());
+            let record = record.ok_or_else(|| Failure::Refused(format!("no account {name}")))?;
+            let leads_here = |targets: &Vec<String>| targets.iter().any(|target| target == name.as_str());
+            let wanted = view.placements.get(&record.shard).map(Vec::as_slice).unwrap_or_default();
+            let details = AccountDetails {
+                row: AccountRow::new(record),
+                aliases: view.aliases.iter().filter(|(_, to)| leads_here(to)).map(|(alias, _)| alias.clone()).collect(),
+                nodes: wanted.iter().map(|id| view.node_name(*id)).collect(),
+            };
+            let fields = [
+                ("account", details.row.account.clone()),
+                ("id", details.row.id.to_string()),
+                ("state", details.row.state().to_owned()),
+                ("created", details.row.created.clone()),
+                ("shard", details.row.shard.to_string()),
+                ("nodes", details.nodes.join(", ")),
+                ("aliases", details.aliases.join(", ")),
+            ];
+            output.show(&details, &fields)?;
+        }
+        AccountVerb::Set { account, enable, disable, password, password_stdin, output } => {
+            let name = names::account(&account)?;
+            if password || password_stdin {
+                let password_hash = password::hash(&password::obtain(password_stdin)?)?;
+                let change = PasswordChange { name: name.to_string(), password_hash };
+                client.administer(Request::AccountPassword(change)).await?;
+            }
+            if enable || disable {
+                let change = EnabledChange { name: name.to_string(), enabled: enable };
+                client.administer(Request::AccountEnabled(change)).await?;
+            }
+            output.done(&Changed { account: name.as_str() }, &format!("account {name} changed"))?;
+        }
+        AccountVerb::Remove { account, yes, output } => {
+            let name = names::account(&account)?;
+            if !yes {
+                confirm(&name)?;
+            }
+            client.administer(Request::AccountRemove(name.to_string())).await?;
+            output.done(&Changed { account: name.as_str() }, &format!("account {name} removed"))?;
+        }
+        AccountVerb::Import { file, output } => import::run(client, &file, output).await?,
+    }
+    Ok(())
+}
+
+/// Adds a batch and says what became of each, in order. An attempt whose answer was lost is made again; what that one
+/// then finds to exist is ours if its hash is, since every hash has a salt of its own.
+pub async fn add(client: &mut AdminClient, accounts: Vec<NewAccount>) -> Result<Vec<Result<(), MailError>>, Failure> {
+    let request = Request::AccountsAdd(NewAccounts { accounts: accounts.clone() });
+    let made = client.change(request, true).await?;
+    if made.reply.accounts.len() != accounts.len() {
+        return Err(Failure::Refused("the directory's reply does not fit the request".to_owned()));
+    }
+    let results = made.reply.accounts.iter().map(|result| result.error.as_ref().map_or(Ok(()), |e| Err(e.into())));
+    let mut results: Vec<Result<(), MailError>> = results.collect();
+    if made.retried && results.iter().any(Result::is_err) {
+        let view = client.view().await?;
+        for (result, account) in results.iter_mut().zip(&accounts) {
+            let known = view.accounts.get(&account.name);
+            if result.is_err() && known.is_some_and(|known| known.password_hash == account.password_hash) {
+                *result = Ok(());
+            }
+        }
+    }
+    Ok(results)
+}
+
+fn confirm(name: &AccountName) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow!("no terminal to ask at whether to remove {name}: use --yes")));
+    }
+    eprint!("Remove {name} and all of its mail? Type the account's name to go on: ");
+    io::stderr().flush().context("write to the terminal")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("read the answer")?;
+    if answer.trim() != name.as_str() {
+        return Err(Failure::Refused(format!("{name} is not removed")));
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! Finding who can answer: asks the nodes that the settings name (and those that they name) for the directory's
+//! leader, and brings changes to it.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::join_all;
+use proto::wire::admin_request::Request;
+use proto::wire::{AdminReply, AdminRequest, GroupStatus, NodeStatusReply};
+use proto::{ClusterTls, DirectoryStore, GrpcNode, connect};
+use rustls::ClientConfig;
+use tokio::time::{Instant, sleep, timeout};
+use types::{MailError, MailResult};
+
+use crate::admin::view::DirectoryView;
+use crate::failure::Failure;
+use crate::settings::AdminFile;
+
+/// The directory's group among a node's groups.
+pub const DIRECTORY: u32 = u32::MAX;
+/// A node that does not answer within this is down as far as an operator is concerned.
+const PROBE_MAX: Duration = Duration::from_secs(2);
+/// Longer than an election: a change waits for a new leader, then gives up.
+const COMMAND_MAX: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_millis(200);
+
+pub struct AdminClient {
+    tls: Arc<ClientConfig>,
+    /// Every address worth asking; grows by what nodes tell of others.
+    nodes: BTreeMap<String, GrpcNode>,
+    leader: Option<GrpcNode>,
+}
+
+/// A change that was made.
+pub struct Made {
+    pub reply: AdminReply,
+    /// An earlier attempt's answer was lost: what the reply refuses may have been done by that one.
+    pub retried: bool,
+}
+
+impl AdminClient {
+    pub fn new(settings: &AdminFile) -> Result<AdminClient, Failure> {
+        let tls = ClusterTls::load(&settings.tls).context("tls").map_err(Failure::Usage)?;
+        let mut client = AdminClient { tls: tls.client, nodes: BTreeMap::new(), leader: None };
+        for address in &settings.nodes {
+            client.learn(address).with_context(|| format!("nodes: {address:?}")).map_err(Failure::Usage)?;
+        }
+        Ok(client)
+    }
+
+    fn learn(&mut self, address: &str) -> std::io::Result<GrpcNode> {
+        match self.nodes.entry(address.to_owned()) {
+            Entry::Occupied(known) => Ok(known.get().clone()),
+            Entry::Vacant(new) => Ok(new.insert(GrpcNode::new(connect(address, self.tls.clone())?)).clone()),
+        }
+    }
+
+    /// The status of the node at each address, asked in parallel; an error where none came within two seconds.
+    pub async fn statuses<'a>(
+        &mut self,
+        addresses: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<String, MailResult<NodeStatusReply>> {
+        let asked: Vec<_> = addresses
+            .map(|address| (address.to_owned(), self.learn(address)))
+            .map(async |(address, node)| {
+                let status = match node {
+                    Ok(node) => timeout(PROBE_MAX, node.node_status()).await.unwrap_or(Err(MailError::Deadline)),
+                    Err(error) => Err(MailError::Invalid(error.to_string())),
+                };
+                (address, status)
+            })
+            .collect();
+        join_all(asked).await.into_iter().collect()
+    }
+
+    /// The directory, from its leader or else from the node that knows most of it.
+    pub async fn view(&mut self) -> Result<DirectoryView, Failure> {
+        let deadline = Instant::now() + COMMAND_MAX;
+        loop {
+            let found = self.survey().await?;
+            let mut last = MailError::Unavailable;
+            for node in found.leader.into_iter().chain(found.others) {
+                match DirectoryView::read(&node).await {
+                    Ok(view) => return Ok(view),
+                    Err(error @ (MailError::Unavailable | MailError::NotLeader { .. } | MailError::Deadline)) => {
+                        last = error;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(match last {
+                    MailError::Unavailable => Failure::Unreachable("the cluster has no directory yet".to_owned()),
+                    other => other.into(),
+                });
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Makes a change, waiting for a leader if there is none. A change that may be made twice without harm is tried
+    /// again when its answer is lost.
+    pub async fn administer(&mut self, request: Request) -> Result<AdminReply, Failure> {
+        let repeatable = matches!(request, Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_));
+        Ok(self.change(request, repeatable).await?.reply)
+    }
+
+    /// As [`AdminClient::administer`]; with `retry_lost` a lost answer is followed by another attempt.
+    pub async fn change(&mut self, request: Request, retry_lost: bool) -> Result<Made, Failure> {
+        let deadline = Instant::now() + COMMAND_MAX;
+        let mut lost = false;
+        loop {
+            let leader = match &self.leader {
+                Some(leader) => Some(leader.clone()),
+                None => self.survey().await?.leader,
+            };
+            if let Some(leader) = leader {
+                match leader.administer(AdminRequest { request: Some(request.clone()) }).await {
+                    Ok(reply) => {
+                        self.leader = Some(leader);
+                        return Ok(Made { reply, retried: lost });
+                    }
+                    Err(MailError::NotLeader { .. } | MailError::Unavailable) => {}
+                    Err(MailError::Deadline) if retry_lost => lost = true,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            self.leader = None;
+            if Instant::now() >= deadline {
+                return Err(match lost {
+                    true => MailError::Deadline.into(),
+                    false => Failure::Unreachable("the directory has no leader: nothing was changed".to_owned()),
+                });
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Who answers, and who leads the directory. An error if nobody answers.
+    async fn survey(&mut self) -> Result<Found, Failure> {
+        let addresses: Vec<String> = self.nodes.keys().cloned().collect();
+        let statuses = self.statuses(addresses.iter().map(String::as_str)).await;
+        let mut answers = Vec::new();
+        let mut silent = Vec::new();
+        for (address, status) in statuses {
+            match status {
+                Ok(status) => answers.push((address, status)),
+                Err(MailError::Denied) => return Err(MailError::Denied.into()),
+                Err(error) => silent.push(format!("  {address}: {}", reason(&error))),
+            }
+        }
+        if answers.is_empty() {
+            return Err(Failure::Unreachable(format!("no node answers:\n{}", silent.join("\n"))));
+        }
+        answers.sort_by_key(|(_, status)| std::cmp::Reverse(status.directory_revision));
+        let leader = answers.iter().filter_map(|(address, status)| Some((address, directory_group(status)?)));
+        let leader = leader.filter(|(_, group)| group.role == "leader").max_by_key(|(_, group)| group.term);
+        let leader = leader.map(|(address, _)| address.clone());
+        if leader.is_none() {
+            self.learn_others(&answers).await;
+        }
+        let node_at = |address: &String| self.nodes.get(address).cloned();
+        Ok(Found {
+            leader: leader.as_ref().and_then(node_at),
+            others: answers.iter().filter_map(|(address, _)| node_at(address)).collect(),
+        })
+    }
+
+    /// The leader may be a node that the settings do not name: the directory knows its address.
+    async fn learn_others(&mut self, answers: &[(String, NodeStatusReply)]) {
+        let Some(node) = answers.first().and_then(|(address, _)| self.nodes.get(address)).cloned() else { return };
+        if let Ok(view) = DirectoryView::read(&node).await {
+            for record in view.nodes.values() {
+                // An address that cannot be one is of no use here; `node list` shows it.
+                drop(self.learn(&record.address));
+            }
+        }
+    }
+}
+
+struct Found {
+    leader: Option<GrpcNode>,
+    /// Those that answered, the one that knows most first.
+    others: Vec<GrpcNode>,
+}
+
+pub fn directory_group(status: &NodeStatusReply) -> Option<&GroupStatus> {
+    status.groups.iter().find(|group| group.group == DIRECTORY)
+}
+
+/// What an operator can do something about.
+pub fn reason(error: &MailError) -> String {
+    match error {
+        MailError::Unavailable => "nothing listens there, or the certificates do not match".to_owned(),
+        MailError::Deadline => "no answer".to_owned(),
+        other => other.to_string(),
+    }
+}

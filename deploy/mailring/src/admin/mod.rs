@@ -1,0 +1,38 @@
+//! The admin commands: each asks the running cluster over gRPC as an admin, and prints what it learnt or did.
+
+mod account;
+mod alias;
+mod client;
+mod domain;
+mod import;
+mod node;
+mod shard;
+mod status;
+mod survey;
+mod view;
+
+use crate::admin::client::AdminClient;
+use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, ShardVerb};
+use crate::failure::Failure;
+use crate::settings::AdminFile;
+
+pub enum Action {
+    Status(OutputArgs),
+    Node(NodeVerb),
+    Shard(ShardVerb),
+    Domain(DomainVerb),
+    Account(AccountVerb),
+    Alias(AliasVerb),
+}
+
+pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
+    let mut client = AdminClient::new(&settings)?;
+    match action {
+        Action::Status(output) => status::status(&mut client, output).await,
+        Action::Node(NodeVerb::List(output)) => node::list(&mut client, output).await,
+        Action::Shard(verb) => shard::run(&mut client, verb).await,
+        Action::Domain(verb) => domain::run(&mut client, verb).await,
+        Action::Account(verb) => account::run(&mut client, verb).await,
+        Action::Alias(verb) => alias::run(&mut client, verb).await,
+    }
+}

@@ -1,0 +1,345 @@
+//! The command line: `mailring NOUN VERB`. Only what is built stands here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const CONTENTS: &str = "\
+Run a role, from the TOML file in --config:
+  node                                     store mail: replicas of shards and of the directory
+  router                                   speak SMTP, POP3 and IMAP to mail clients
+  single                                   both in one process, for one machine
+
+Look:
+  status                                   health at a glance
+  node     list                            the nodes, and whether they answer
+  shard    list|show                       the shards, their leaders and replicas
+
+Administer, with the admin's TOML file in --config:
+  domain   add|list|show|remove            the domains whose mail is delivered here
+  account  add|list|show|set|remove|import the owners of mailboxes
+  alias    add|list|remove                 names that stand for accounts
+
+Make certificates, without a cluster:
+  ca       create|issue|issue-server       the cluster's own certificate authority
+
+mailring help NOUN, mailring NOUN VERB --help tell more.
+Exit codes: 0 done, 1 refused or degraded, 2 wrong usage or settings, 3 cluster not reached.";
+
+/// A clustered mailstore.
+#[derive(Parser, Debug)]
+#[command(name = "mailring", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(help_template = "{about}\n\n{usage-heading} mailring NOUN [VERB] [OPTIONS]\n{after-help}\n\nOptions:\n{options}")]
+#[command(after_help = CONTENTS)]
+pub struct Cli {
+    /// Settings: of the role to run, or of how to reach the cluster
+    #[arg(long, global = true, env = "MAILRING_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a storage node (without a verb), or look at the cluster's nodes
+    Node(NodeCommand),
+    /// Run a protocol router
+    Router(RoleCommand),
+    /// Run node and router in one process
+    Single(RoleCommand),
+    /// Health at a glance; exits with 1 if anything is degraded
+    Status(OutputArgs),
+    /// Domains whose mail is delivered here
+    #[command(arg_required_else_help = true)]
+    Domain {
+        #[command(subcommand)]
+        verb: DomainVerb,
+    },
+    /// Owners of mailboxes
+    #[command(arg_required_else_help = true)]
+    Account {
+        #[command(subcommand)]
+        verb: AccountVerb,
+    },
+    /// Names that stand for accounts
+    #[command(arg_required_else_help = true)]
+    Alias {
+        #[command(subcommand)]
+        verb: AliasVerb,
+    },
+    /// Slices of the account space
+    #[command(arg_required_else_help = true)]
+    Shard {
+        #[command(subcommand)]
+        verb: ShardVerb,
+    },
+    /// The cluster's own certificate authority, in a directory of files
+    #[command(arg_required_else_help = true)]
+    Ca {
+        #[command(subcommand)]
+        verb: CaVerb,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct RoleCommand {}
+
+#[derive(Args, Debug)]
+pub struct NodeCommand {
+    #[command(subcommand)]
+    pub verb: Option<NodeVerb>,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum NodeVerb {
+    /// The nodes that the directory knows, and whether they answer
+    List(OutputArgs),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ShardVerb {
+    /// Every shard with its leader, replicas and size
+    List(OutputArgs),
+    /// One shard, replica by replica
+    Show {
+        shard: u32,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum DomainVerb {
+    /// Accept mail for a domain
+    Add {
+        /// Unicode names are stored in their ASCII form
+        domain: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Every domain
+    List(OutputArgs),
+    /// One domain with its accounts and aliases counted
+    Show {
+        domain: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Refused while the domain has accounts or aliases
+    Remove {
+        domain: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum AccountVerb {
+    /// Add an account; asks for the password twice unless --password-stdin is given
+    Add {
+        /// local@domain
+        account: String,
+        /// Read the password from the first line of standard input
+        #[arg(long)]
+        password_stdin: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Every account
+    List {
+        /// Only those of this domain
+        #[arg(long)]
+        domain: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// One account and the aliases that lead to it
+    Show {
+        account: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Change the password, or whether the account may log in
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+    Set {
+        account: String,
+        /// Let it log in again
+        #[arg(long, group = "change", conflicts_with = "disable")]
+        enable: bool,
+        /// No log-in; mail for it is still accepted
+        #[arg(long, group = "change")]
+        disable: bool,
+        /// Ask for a new password, twice
+        #[arg(long, group = "change")]
+        password: bool,
+        /// Read a new password from the first line of standard input
+        #[arg(long, group = "change", conflicts_with = "password")]
+        password_stdin: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Remove an account and all of its mail
+    Remove {
+        account: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Add many accounts from a CSV file with a header line: account,password or account,password_hash
+    ///
+    /// `password_hash` is an Argon2id hash as a PHC string ($argon2id$...). A line that fails is reported by its number
+    /// and does not hinder the others; the exit code is then 1.
+    Import {
+        /// `-` reads standard input
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum AliasVerb {
+    /// Add a name that stands for accounts or other aliases; *@domain catches what the domain has no other name for
+    Add {
+        alias: String,
+        #[arg(required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Every alias
+    List {
+        /// Only those of this domain
+        #[arg(long)]
+        domain: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Refused while another alias leads to it
+    Remove {
+        alias: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum CaVerb {
+    /// Make a certificate authority: DIR/ca.pem and DIR/ca.key
+    Create {
+        #[arg(long)]
+        dir: PathBuf,
+        /// Days until it ends
+        #[arg(long, default_value_t = 3652, value_parser = clap::value_parser!(u32).range(1..=36525))]
+        days: u32,
+    },
+    /// Give a process its place in the cluster: NAME.pem and NAME.key
+    Issue {
+        /// Where the authority is
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long)]
+        role: Role,
+        #[arg(long)]
+        name: String,
+        /// Where to write; the authority's directory unless given
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Days until it ends
+        #[arg(long, default_value_t = 731, value_parser = clap::value_parser!(u32).range(1..=36525))]
+        days: u32,
+    },
+    /// Make a router's certificate for mail clients: server.pem and server.key
+    IssueServer {
+        /// Where the authority is
+        #[arg(long)]
+        dir: PathBuf,
+        /// Host names and addresses that clients connect to, parted by commas
+        #[arg(long, required = true, value_delimiter = ',')]
+        hostname: Vec<String>,
+        /// File name without its ending
+        #[arg(long, default_value = "server")]
+        name: String,
+        /// Where to write; the authority's directory unless given
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Days until it ends
+        #[arg(long, default_value_t = 731, value_parser = clap::value_parser!(u32).range(1..=36525))]
+        days: u32,
+    },
+}
+
+/// What a process may ask of others; the cluster's CA writes it into the certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Role {
+    Node,
+    Router,
+    Admin,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{CONTENTS, Cli, Command, NodeCommand};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_noun_and_verb_and_no_other() {
+        let line_of = |noun: &str| {
+            let own = |line: &&str| line.split_whitespace().next() == Some(noun) && line.starts_with("  ");
+            CONTENTS.lines().filter(own).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut verbs_listed = 0;
+        for noun in Cli::command().get_subcommands() {
+            let lines = line_of(noun.get_name());
+            assert!(!lines.is_empty(), "{} is not in the table of contents", noun.get_name());
+            let verbs: Vec<&str> = noun.get_subcommands().map(|verb| verb.get_name()).collect();
+            let listed = |verb: &&str| lines.iter().any(|line| line.contains(&verbs.join("|")) && line.contains(*verb));
+            assert!(verbs.iter().all(listed), "{}: {verbs:?} against {lines:?}", noun.get_name());
+            verbs_listed += usize::from(!verbs.is_empty());
+        }
+        assert_eq!(verbs_listed, 6);
+    }
+
+    #[test]
+    fn node_is_a_role_without_a_verb_and_a_noun_with_one() {
+        let role = Cli::try_parse_from(["mailring", "node", "--config", "n.toml"]).unwrap();
+        assert!(matches!(role.command, Command::Node(NodeCommand { verb: None })));
+        assert_eq!(role.config.unwrap().to_str(), Some("n.toml"));
+        let noun = Cli::try_parse_from(["mailring", "node", "list", "--json", "--config", "a.toml"]).unwrap();
+        assert!(matches!(noun.command, Command::Node(NodeCommand { verb: Some(_) })));
+    }
+
+    #[test]
+    fn account_set_wants_one_change_and_no_contradiction() {
+        let set = |flags: &[&str]| {
+            Cli::try_parse_from(["mailring", "account", "set", "a@b.test"].iter().chain(flags)).is_ok()
+        };
+        assert!(set(&["--enable"]) && set(&["--disable", "--password-stdin"]) && set(&["--password"]));
+        assert!(!set(&[]) && !set(&["--enable", "--disable"]) && !set(&["--password", "--password-stdin"]));
+    }
+
+    #[test]
+    fn a_password_cannot_stand_on_the_command_line() {
+        for bad in [&["--password", "secret"][..], &["--password=secret"], &["secret"]] {
+            assert!(
+                Cli::try_parse_from(["mailring", "account", "add", "a@b.test"].iter().chain(bad)).is_err(),
+                "{bad:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `/metrics`: the router's own figures, and a node's status as figures, in one OpenMetrics text.
+
+use anyhow::{Context, Result};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use proto::DirectoryStore;
+use proto::wire::NodeStatusReply;
+
+use crate::roles::Running;
+
+/// The directory's number among groups.
+const DIRECTORY: u32 = u32::MAX;
+/// Ends an OpenMetrics text; there is one end, however many parts there are.
+const END: &str = "# EOF\n";
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct GroupLabels {
+    /// `directory`, or a shard's number.
+    group: String,
+}
+
+pub async fn text(running: &Running) -> Result<String> {
+    let mut whole = String::new();
+    if let Some(router) = running.router_metrics() {
+        push(&mut whole, &router);
+    }
+    if let Some(node) = &running.node {
+        push(&mut whole, &node_text(&node.node_status().await.context("node status")?)?);
+    }
+    whole.push_str(&format!("# HELP mailring_ready 1 once the process serves.\n# TYPE mailring_ready gauge\nmailring_ready {}\n", u8::from(running.ready())));
+    whole.push_str(END);
+    Ok(whole)
+}
+
+fn push(whole: &mut String, part: &str) {
+    whole.push_str(part.strip_suffix(END).unwrap_or(part));
+}
+
+/// A node's figures. Built anew for each scrape: the groups come and go, and nothing needs to be kept.
+fn node_text(status: &NodeStatusReply) -> Result<String> {
+    let mut registry = Registry::with_prefix("mailring_node");
+    let single = |value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(clamp(value));
+        gauge
+    };
+    registry.register("uptime_seconds", "Since the process started", single(status.uptime_s));
+    registry.register("directory_revision", "Of this node's copy of the directory", single(status.directory_revision));
+    registry.register("synced_writes", "Synced writes to the disk since the start", single(status.synced_writes));
+    registry.register("appended_entries", "Log entries appended since the start", single(status.appended_entries));
+    let families: [(&str, &str, fn(&proto::wire::GroupStatus) -> u64); 8] = [
+        ("group_leads", "1 where this node leads the group", |group| u64::from(group.role == "leader")),
+        ("group_stopped", "1 where the group's replica has stopped", |group| u64::from(group.role == "stopped")),
+        ("group_term", "Raft term", |group| group.term),
+        ("group_last_index", "Last log entry", |group| group.last_index),
+        ("group_applied_index", "Last applied log entry", |group| group.applied_index),
+        ("shard_accounts", "Accounts with mail in the replica", |group| group.accounts),
+        ("shard_messages", "Messages in the replica", |group| group.messages),
+        ("shard_octets", "Octets of messages in the replica", |group| group.octets),
+    ];
+    for (name, help, value) in families {
+        let family = Family::<GroupLabels, Gauge>::default();
+        registry.register(name, help, family.clone());
+        let counted = status.groups.iter().filter(|group| !name.starts_with("shard") || group.group != DIRECTORY);
+        for group in counted {
+            let label = if group.group == DIRECTORY { "directory".to_owned() } else { group.group.to_string() };
+            family.get_or_create(&GroupLabels { group: label }).set(clamp(value(group)));
+        }
+    }
+    let mut out = String::new();
+    text::encode(&mut out, &registry).context("write metrics")?;
+    Ok(out)
+}
+
+fn clamp(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::wire::{GroupStatus, Identity, NodeStatusReply};
+
+    use super::{DIRECTORY, END, node_text, push};
+
+    #[test]
+    fn a_nodes_figures_tell_of_groups_and_of_nobody() {
+        let group = |group: u32, role: &str| GroupStatus { group, role: role.to_owned(), term: 3, messages: 7, ..Default::default() };
+        let status = NodeStatusReply {
+            identity: Some(Identity { name: "secret-name".to_owned(), ..Default::default() }),
+            groups: vec![group(DIRECTORY, "leader"), group(5, "follower")],
+            uptime_s: 9,
+            ..Default::default()
+        };
+        let text = node_text(&status).unwrap();
+        for line in [
+            "mailring_node_uptime_seconds 9",
+            "mailring_node_group_leads{group=\"directory\"} 1",
+            "mailring_node_group_leads{group=\"5\"} 0",
+            "mailring_node_shard_messages{group=\"5\"} 7",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("secret-name") && !text.contains("shard_messages{group=\"directory\"}"));
+        let mut whole = String::new();
+        push(&mut whole, &text);
+        assert!(text.ends_with(END) && !whole.contains(END));
+    }
+}

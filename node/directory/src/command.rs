@@ -1,0 +1,171 @@
+//! What can be asked of the directory group. Commands are log entries: everything that would differ between replicas
+//! (time, random ids, password salts) is decided by the proposer and travels in them.
+
+mod form;
+
+use std::collections::BTreeMap;
+
+use types::{AccountName, DomainName, NodeId, ShardId};
+
+use crate::error::DirectoryError;
+use crate::values::{ClusterId, NodeState, PasswordHash};
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Once in a cluster's life. Placements come after it, by [`Command::SetPlacements`].
+    CreateCluster {
+        id: ClusterId,
+        shards: u32,
+        replicas: u32,
+        nodes: Vec<NewNode>,
+    },
+    /// Repeated with the same content it changes nothing.
+    RegisterNode(NewNode),
+    UpdateNodeAddress {
+        id: NodeId,
+        address: String,
+    },
+    SetNodeState {
+        id: NodeId,
+        state: NodeState,
+    },
+    SetNodeVoter {
+        id: NodeId,
+        voter: bool,
+    },
+    CreateDomain {
+        name: DomainName,
+    },
+    /// Refused while the domain has accounts or aliases.
+    RemoveDomain {
+        name: DomainName,
+    },
+    CreateAccount {
+        account: NewAccount,
+        unix_s: u64,
+    },
+    /// Each is answered for itself: one that fails does not hinder the others.
+    CreateAccounts {
+        accounts: Vec<NewAccount>,
+        unix_s: u64,
+    },
+    /// Refused while an alias leads to the account or it is the cluster's postmaster.
+    RemoveAccount {
+        name: AccountName,
+    },
+    SetPassword {
+        name: AccountName,
+        password_hash: PasswordHash,
+    },
+    SetEnabled {
+        name: AccountName,
+        enabled: bool,
+    },
+    /// `*@domain` makes the domain's catch-all.
+    CreateAlias {
+        name: AccountName,
+        targets: Vec<AccountName>,
+    },
+    /// Refused while another alias leads to it.
+    RemoveAlias {
+        name: AccountName,
+    },
+    /// The account that takes `postmaster@` of the hosted domains that have none of their own; `None` for no such
+    /// account.
+    SetPostmaster {
+        account: Option<AccountName>,
+    },
+    /// All or nothing. A shard whose list is as it was keeps its revision.
+    SetPlacements {
+        wanted: BTreeMap<ShardId, Vec<NodeId>>,
+    },
+    MarkShardInitialised {
+        shard: ShardId,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewNode {
+    pub id: NodeId,
+    pub name: String,
+    pub address: String,
+    pub zone: String,
+    pub weight: u32,
+    pub voter: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewAccount {
+    pub name: AccountName,
+    pub password_hash: PasswordHash,
+}
+
+impl Command {
+    /// The wanted nodes of one shard, the preferred leader first.
+    pub fn set_placement(shard: ShardId, wanted: Vec<NodeId>) -> Command {
+        Command::SetPlacements { wanted: BTreeMap::from([(shard, wanted)]) }
+    }
+
+    /// The form for the log: a format version octet and a protobuf message.
+    ///
+    /// `Invalid` for a command that could not be read back, so that such a thing is never committed.
+    pub fn encode(&self) -> Result<Vec<u8>, DirectoryError> {
+        let bytes = form::encode(self);
+        match Command::decode(&bytes) {
+            Ok(read) if read == *self => Ok(bytes),
+            Ok(_) => Err(DirectoryError::Invalid("the command does not keep its meaning when written".to_owned())),
+            Err(DirectoryError::Corrupt { reason, .. }) => Err(DirectoryError::Invalid(reason)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `Corrupt` names no log index: that is the caller's to add.
+    pub fn decode(bytes: &[u8]) -> Result<Command, DirectoryError> {
+        form::decode(bytes)
+            .map_err(|reason| DirectoryError::Corrupt { key: "directory command in the log".to_owned(), reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{AccountName, DomainName, NodeId, ShardId};
+
+    use super::Command;
+    use crate::error::DirectoryError;
+
+    #[test]
+    fn damaged_commands_are_errors_and_never_panic() {
+        let bytes = Command::set_placement(ShardId(3), vec![NodeId(1), NodeId(u64::MAX)]).encode().unwrap();
+        for cut in 0..bytes.len() {
+            if let Ok(command) = Command::decode(&bytes[..cut]) {
+                assert_ne!(command.encode().unwrap(), bytes, "cut at {cut}");
+            }
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                let _ = Command::decode(&flipped);
+            }
+        }
+        for bad in [&[][..], &[0], &[1], &[2, 10, 0], &[1, 255, 255]] {
+            let error = Command::decode(bad).unwrap_err();
+            assert!(matches!(error, DirectoryError::Corrupt { .. }), "{bad:?}: {error}");
+        }
+    }
+
+    /// U+0130 takes more octets, and a combining mark, once it is lowered.
+    #[test]
+    fn a_name_that_could_not_be_read_back_is_never_proposed() {
+        if let Ok(name) = DomainName::parse("\u{130}.test")
+            && DomainName::parse(name.as_str()).is_err()
+        {
+            assert!(matches!(Command::CreateDomain { name }.encode(), Err(DirectoryError::Invalid(_))));
+        }
+        if let Ok(name) = AccountName::parse(&format!("{}@example.test", "\u{130}".repeat(32)))
+            && AccountName::parse(name.as_str()).is_err()
+        {
+            assert!(matches!(Command::RemoveAlias { name }.encode(), Err(DirectoryError::Invalid(_))));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The form of commands in the log. Tags are never reused; a new command gets a new tag, and a node that does not
+//! know it must stop rather than skip it, since its state would part from that of the others.
+
+use prost::{Message, Oneof};
+use types::{NodeId, ShardId};
+
+use super::{Command, NewAccount, NewNode};
+use crate::record::{account_name, domain_name, state_number, state_of};
+use crate::values::{ClusterId, PasswordHash};
+
+const VERSION: u8 = 1;
+
+#[derive(Clone, PartialEq, Message)]
+struct CommandForm {
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Kind {
+    #[prost(message, tag = "1")]
+    CreateCluster(CreateCluster),
+    #[prost(message, tag = "2")]
+    RegisterNode(NodeForm),
+    #[prost(message, tag = "3")]
+    UpdateNodeAddress(NodeAddress),
+    #[prost(message, tag = "4")]
+    SetNodeState(NodeStateForm),
+    #[prost(message, tag = "5")]
+    SetNodeVoter(NodeVoter),
+    #[prost(string, tag = "6")]
+    CreateDomain(String),
+    #[prost(string, tag = "7")]
+    RemoveDomain(String),
+    #[prost(message, tag = "8")]
+    CreateAccount(Accounts),
+    #[prost(message, tag = "9")]
+    CreateAccounts(Accounts),
+    #[prost(string, tag = "10")]
+    RemoveAccount(String),
+    #[prost(message, tag = "11")]
+    SetPassword(AccountForm),
+    #[prost(message, tag = "12")]
+    SetEnabled(Enabled),
+    #[prost(message, tag = "13")]
+    CreateAlias(AliasForm),
+    #[prost(string, tag = "14")]
+    RemoveAlias(String),
+    #[prost(message, tag = "15")]
+    SetPostmaster(Postmaster),
+    #[prost(message, tag = "16")]
+    SetPlacements(Placements),
+    #[prost(uint32, tag = "17")]
+    MarkShardInitialised(u32),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CreateCluster {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    shards: u32,
+    #[prost(uint32, tag = "3")]
+    replicas: u32,
+    #[prost(message, repeated, tag = "4")]
+    nodes: Vec<NodeForm>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeForm {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    address: String,
+    #[prost(string, tag = "4")]
+    zone: String,
+    #[prost(uint32, tag = "5")]
+    weight: u32,
+    #[prost(bool, tag = "6")]
+    voter: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeAddress {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    address: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeStateForm {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(uint32, tag = "2")]
+    state: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeVoter {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(bool, tag = "2")]
+    voter: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AccountForm {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    password_hash: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Accounts {
+    #[prost(message, repeated, tag = "1")]
+    accounts: Vec<AccountForm>,
+    #[prost(uint64, tag = "2")]
+    unix_s: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Enabled {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bool, tag = "2")]
+    enabled: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AliasForm {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, repeated, tag = "2")]
+    targets: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Postmaster {
+    #[prost(string, optional, tag = "1")]
+    account: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Placements {
+    #[prost(message, repeated, tag = "1")]
+    wanted: Vec<PlacementForm>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PlacementForm {
+    #[prost(uint32, tag = "1")]
+    shard: u32,
+    #[prost(fixed64, repeated, tag = "2")]
+    nodes: Vec<u64>,
+}
+
+pub(super) fn encode(command: &Command) -> Vec<u8> {
+    let form = CommandForm { kind: Some(kind(command)) };
+    let mut bytes = Vec::with_capacity(1 + form.encoded_len());
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&form.encode_to_vec());
+    bytes
+}
+
+fn kind(command: &Command) -> Kind {
+    match command {
+        Command::CreateCluster { id, shards, replicas, nodes } => Kind::CreateCluster(CreateCluster {
+            id: id.0.to_vec(),
+            shards: *shards,
+            replicas: *replicas,
+            nodes: nodes.iter().map(node_form).collect(),
+        }),
+        Command::RegisterNode(node) => Kind::RegisterNode(node_form(node)),
+        Command::UpdateNodeAddress { id, address } => {
+            Kind::UpdateNodeAddress(NodeAddress { id: id.0, address: address.clone() })
+        }
+        Command::SetNodeState { id, state } => {
+            Kind::SetNodeState(NodeStateForm { id: id.0, state: state_number(*state) })
+        }
+        Command::SetNodeVoter { id, voter } => Kind::SetNodeVoter(NodeVoter { id: id.0, voter: *voter }),
+        Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
+        Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
+        Command::CreateAccount { account, unix_s } => {
+            Kind::CreateAccount(Accounts { accounts: vec![account_form(account)], unix_s: *unix_s })
+        }
+        Command::CreateAccounts { accounts, unix_s } => {
+            Kind::CreateAccounts(Accounts { accounts: accounts.iter().map(account_form).collect(), unix_s: *unix_s })
+        }
+        Command::RemoveAccount { name } => Kind::RemoveAccount(name.to_string()),
+        Command::SetPassword { name, password_hash } => {
+            Kind::SetPassword(AccountForm { name: name.to_string(), password_hash: password_hash.as_str().to_owned() })
+        }
+        Command::SetEnabled { name, enabled } => {
+            Kind::SetEnabled(Enabled { name: name.to_string(), enabled: *enabled })
+        }
+        Command::CreateAlias { name, targets } => Kind::CreateAlias(AliasForm {
+            name: name.to_string(),
+            targets: targets.iter().map(ToString::to_string).collect(),
+        }),
+        Command::RemoveAlias { name } => Kind::RemoveAlias(name.to_string()),
+        Command::SetPostmaster { account } => {
+            Kind::SetPostmaster(Postmaster { account: account.as_ref().map(ToString::to_string) })
+        }
+        Command::SetPlacements { wanted } => {
+            let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
+                shard: shard.0,
+                nodes: nodes.iter().map(|node| node.0).collect(),
+            };
+            Kind::SetPlacements(Placements { wanted: wanted.iter().map(form).collect() })
+        }
+        Command::MarkShardInitialised { shard } => Kind::MarkShardInitialised(shard.0),
+    }
+}
+
+fn node_form(node: &NewNode) -> NodeForm {
+    NodeForm {
+        id: node.id.0,
+        name: node.name.clone(),
+        address: node.address.clone(),
+        zone: node.zone.clone(),
+        weight: node.weight,
+        voter: node.voter,
+    }
+}
+
+fn account_form(account: &NewAccount) -> AccountForm {
+    AccountForm { name: account.name.to_string(), password_hash: account.password_hash.as_str().to_owned() }
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
+    let form = match bytes.split_first() {
+        None => return Err("the command is empty".to_owned()),
+        Some((&VERSION, form)) => CommandForm::decode(form).map_err(|error| error.to_string())?,
+        Some((version, _)) => return Err(format!("format {version} is not known, only {VERSION}")),
+    };
+    let Some(kind) = form.kind else {
+        return Err("commands of this kind are not known".to_owned());
+    };
+    Ok(match kind {
+        Kind::CreateCluster(form) => Command::CreateCluster {
+            id: ClusterId(form.id.try_into().map_err(|_| "cluster id is not 16 octets long".to_owned())?),
+            shards: form.shards,
+            replicas: form.replicas,
+            nodes: form.nodes.into_iter().map(new_node).collect(),
+        },
+        Kind::RegisterNode(form) => Command::RegisterNode(new_node(form)),
+        Kind::UpdateNodeAddress(form) => Command::UpdateNodeAddress { id: NodeId(form.id), address: form.address },
+        Kind::SetNodeState(form) => Command::SetNodeState { id: NodeId(form.id), state: state_of(form.state)? },
+        Kind::SetNodeVoter(form) => Command::SetNodeVoter { id: NodeId(form.id), voter: form.voter },
+        Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
+        Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
+        Kind::CreateAccount(form) => {
+            let [account] = <[AccountForm; 1]>::try_from(form.accounts)
+                .map_err(|accounts| format!("{} accounts where one belongs", accounts.len()))?;
+            Command::CreateAccount { account: new_account(account)?, unix_s: form.unix_s }
+        }
+        Kind::CreateAccounts(form) => Command::CreateAccounts {
+            accounts: form.accounts.into_iter().map(new_account).collect::<Result<_, _>>()?,
+            unix_s: form.unix_s,
+        },
+        Kind::RemoveAccount(name) => Command::RemoveAccount { name: account_name(&name)? },
+        Kind::SetPassword(form) => {
+            let NewAccount { name, password_hash } = new_account(form)?;
+            Command::SetPassword { name, password_hash }
+        }
+        Kind::SetEnabled(form) => Command::SetEnabled { name: account_name(&form.name)?, enabled: form.enabled },
+        Kind::CreateAlias(form) => Command::CreateAlias {
+            name: account_name(&form.name)?,
+            targets: form.targets.iter().map(|target| account_name(target)).collect::<Result<_, _>>()?,
+        },
+        Kind::RemoveAlias(name) => Command::RemoveAlias { name: account_name(&name)? },
+        Kind::SetPostmaster(form) => {
+            Command::SetPostmaster { account: form.account.as_deref().map(account_name).transpose()? }
+        }
+        Kind::SetPlacements(form) => Command::SetPlacements {
+            wanted: form
+                .wanted
+                .into_iter()
+                .map(|placement| (ShardId(placement.shard), placement.nodes.into_iter().map(NodeId).collect()))
+                .collect(),
+        },
+        Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
+    })
+}
+
+fn new_node(form: NodeForm) -> NewNode {
+    NewNode {
+        id: NodeId(form.id),
+        name: form.name,
+        address: form.address,
+        zone: form.zone,
+        weight: form.weight,
+        voter: form.voter,
+    }
+}
+
+fn new_account(form: AccountForm) -> Result<NewAccount, String> {
+    let password_hash = PasswordHash::parse(&form.password_hash).map_err(|error| error.to_string())?;
+    Ok(NewAccount { name: account_name(&form.name)?, password_hash })
+}

@@ -1,0 +1,295 @@
+//! The disk form of the directory's records, and nowhere else: keys, format version, protobuf bodies.
+//!
+//! A key is one letter for the kind and the record's own name, which the value does not repeat:
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `c` | cluster settings and the account counter |
+//! | `d` domain | domain |
+//! | `a` local`@`domain | account |
+//! | `l` local`@`domain | alias |
+//! | `n` node id, 8 octets big-endian | node |
+//! | `p` shard, 4 octets big-endian | placement |
+//!
+//! A value is a format version octet followed by a protobuf message. Fields may be added under new tags; any other
+//! change needs a new version. The index from account id to name is rebuilt in memory when records are loaded.
+
+use prost::Message;
+use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
+
+use crate::change::ChangedRecord;
+use crate::error::DirectoryError;
+use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
+use crate::values::{Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement};
+
+/// The format that this program writes; the only one so far.
+const VERSION: u8 = 1;
+
+#[derive(Clone, PartialEq, Message)]
+struct ClusterRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    cluster_id: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    shards: u32,
+    #[prost(uint32, tag = "3")]
+    replicas: u32,
+    #[prost(uint64, tag = "4")]
+    next_account_id: u64,
+    #[prost(string, optional, tag = "5")]
+    postmaster: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DomainRecord {}
+
+/// Tags 6 and 7 are kept for byte and message quotas.
+#[derive(Clone, PartialEq, Message)]
+struct AccountRecord {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    password_hash: String,
+    #[prost(uint32, tag = "3")]
+    shard: u32,
+    #[prost(bool, tag = "4")]
+    enabled: bool,
+    #[prost(uint64, tag = "5")]
+    created_unix_s: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AliasRecord {
+    #[prost(string, repeated, tag = "1")]
+    targets: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeRecord {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    address: String,
+    #[prost(string, tag = "3")]
+    zone: String,
+    #[prost(uint32, tag = "4")]
+    weight: u32,
+    #[prost(uint32, tag = "5")]
+    state: u32,
+    #[prost(bool, tag = "6")]
+    directory_voter: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PlacementRecord {
+    #[prost(fixed64, repeated, tag = "1")]
+    wanted: Vec<u64>,
+    #[prost(bool, tag = "2")]
+    initialised: bool,
+    #[prost(uint64, tag = "3")]
+    revision: u64,
+}
+
+pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
+    match record {
+        ChangedRecord::Cluster(_) => b"c".to_vec(),
+        ChangedRecord::Domain(name, _) => keyed(b'd', name.as_str().as_bytes()),
+        ChangedRecord::Account(name, _) => keyed(b'a', name.as_str().as_bytes()),
+        ChangedRecord::Alias(name, _) => keyed(b'l', name.as_str().as_bytes()),
+        ChangedRecord::Node(id, _) => keyed(b'n', &id.0.to_be_bytes()),
+        ChangedRecord::Placement(shard, _) => keyed(b'p', &shard.0.to_be_bytes()),
+    }
+}
+
+fn keyed(kind: u8, name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + name.len());
+    key.push(kind);
+    key.extend_from_slice(name);
+    key
+}
+
+pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
+    match record {
+        ChangedRecord::Cluster(cluster) => cluster.as_ref().map(|cluster| {
+            versioned(&ClusterRecord {
+                cluster_id: cluster.cluster_id.0.to_vec(),
+                shards: cluster.shards,
+                replicas: cluster.replicas,
+                next_account_id: cluster.next_account_id.0,
+                postmaster: cluster.postmaster.as_ref().map(ToString::to_string),
+            })
+        }),
+        ChangedRecord::Domain(_, domain) => domain.as_ref().map(|_| versioned(&DomainRecord {})),
+        ChangedRecord::Account(_, account) => account.as_ref().map(|account| {
+            versioned(&AccountRecord {
+                id: account.id.0,
+                password_hash: account.password_hash.as_str().to_owned(),
+                shard: account.shard.0,
+                enabled: account.enabled,
+                created_unix_s: account.created_unix_s,
+            })
+        }),
+        ChangedRecord::Alias(_, alias) => alias
+            .as_ref()
+            .map(|alias| versioned(&AliasRecord { targets: alias.targets.iter().map(ToString::to_string).collect() })),
+        ChangedRecord::Node(_, node) => node.as_ref().map(|node| {
+            versioned(&NodeRecord {
+                name: node.name.clone(),
+                address: node.address.clone(),
+                zone: node.zone.clone(),
+                weight: node.weight,
+                state: state_number(node.state),
+                directory_voter: node.directory_voter,
+            })
+        }),
+        ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
+            versioned(&PlacementRecord {
+                wanted: placement.wanted.iter().map(|node| node.0).collect(),
+                initialised: placement.initialised,
+                revision: placement.revision,
+            })
+        }),
+    }
+}
+
+fn versioned(message: &impl Message) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + message.encoded_len());
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&message.encode_to_vec());
+    bytes
+}
+
+/// `value` is `None` for a record that was deleted.
+pub(crate) fn decode(key: &[u8], value: Option<&[u8]>) -> Result<ChangedRecord, DirectoryError> {
+    let damaged = |reason: String| DirectoryError::Corrupt { key: key.escape_ascii().to_string(), reason };
+    let (kind, name) = key.split_first().ok_or_else(|| damaged("the key is empty".to_owned()))?;
+    match kind {
+        b'c' if name.is_empty() => Ok(ChangedRecord::Cluster(value.map(cluster).transpose().map_err(damaged)?)),
+        b'd' => {
+            let name = domain_name(text(name).map_err(damaged)?).map_err(damaged)?;
+            let domain = value.map(|bytes| body::<DomainRecord>(bytes).map(|_| Domain { name: name.clone() }));
+            Ok(ChangedRecord::Domain(name, domain.transpose().map_err(damaged)?))
+        }
+        b'a' => {
+            let name = text(name).and_then(account_name).map_err(damaged)?;
+            let account = value.map(|bytes| account(&name, bytes)).transpose().map_err(damaged)?;
+            Ok(ChangedRecord::Account(name, account))
+        }
+        b'l' => {
+            let name = text(name).and_then(account_name).map_err(damaged)?;
+            let alias = value.map(|bytes| alias(&name, bytes)).transpose().map_err(damaged)?;
+            Ok(ChangedRecord::Alias(name, alias))
+        }
+        b'n' => {
+            let id = name.try_into().map(|bytes| NodeId(u64::from_be_bytes(bytes)));
+            let id = id.map_err(|_| damaged("the key is not 8 octets long".to_owned()))?;
+            Ok(ChangedRecord::Node(id, value.map(|bytes| node(id, bytes)).transpose().map_err(damaged)?))
+        }
+        b'p' => {
+            let shard = name.try_into().map(|bytes| ShardId(u32::from_be_bytes(bytes)));
+            let shard = shard.map_err(|_| damaged("the key is not 4 octets long".to_owned()))?;
+            Ok(ChangedRecord::Placement(
+                shard,
+                value.map(|bytes| placement(shard, bytes)).transpose().map_err(damaged)?,
+            ))
+        }
+        _ => Err(damaged("records of this kind are not known".to_owned())),
+    }
+}
+
+fn body<M: Message + Default>(bytes: &[u8]) -> Result<M, String> {
+    match bytes.split_first() {
+        None => Err("the value is empty".to_owned()),
+        Some((&VERSION, message)) => M::decode(message).map_err(|error| error.to_string()),
+        Some((version, _)) => Err(format!("format {version} is not known, only {VERSION}")),
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| error.to_string())
+}
+
+/// A name is written in its normal form; another form would be a second key for the same name.
+pub(crate) fn account_name(text: &str) -> Result<AccountName, String> {
+    match AccountName::parse(text) {
+        Ok(name) if name.as_str() == text => Ok(name),
+        Ok(_) => Err("name is not in its normal form".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(crate) fn domain_name(text: &str) -> Result<DomainName, String> {
+    match DomainName::parse(text) {
+        Ok(name) if name.as_str() == text => Ok(name),
+        Ok(_) => Err("domain is not in its normal form".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn cluster(bytes: &[u8]) -> Result<Cluster, String> {
+    let record: ClusterRecord = body(bytes)?;
+    let cluster_id = record.cluster_id.try_into().map_err(|_| "cluster id is not 16 octets long".to_owned())?;
+    if !(1..=SHARDS_MAX).contains(&record.shards) || !(1..=REPLICAS_MAX).contains(&record.replicas) {
+        return Err(format!("{} shards of {} replicas cannot be", record.shards, record.replicas));
+    }
+    Ok(Cluster {
+        cluster_id: ClusterId(cluster_id),
+        shards: record.shards,
+        replicas: record.replicas,
+        next_account_id: AccountId(record.next_account_id),
+        postmaster: record.postmaster.as_deref().map(account_name).transpose()?,
+    })
+}
+
+fn account(name: &AccountName, bytes: &[u8]) -> Result<Account, String> {
+    let record: AccountRecord = body(bytes)?;
+    Ok(Account {
+        id: AccountId(record.id),
+        name: name.clone(),
+        password_hash: PasswordHash::parse(&record.password_hash).map_err(|error| error.to_string())?,
+        shard: ShardId(record.shard),
+        enabled: record.enabled,
+        created_unix_s: record.created_unix_s,
+    })
+}
+
+fn alias(name: &AccountName, bytes: &[u8]) -> Result<Alias, String> {
+    let record: AliasRecord = body(bytes)?;
+    let targets = record.targets.iter().map(|target| account_name(target)).collect::<Result<_, _>>()?;
+    Ok(Alias { name: name.clone(), targets })
+}
+
+fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
+    let record: NodeRecord = body(bytes)?;
+    Ok(Node {
+        id,
+        name: record.name,
+        address: record.address,
+        zone: record.zone,
+        weight: record.weight,
+        state: state_of(record.state)?,
+        directory_voter: record.directory_voter,
+    })
+}
+
+fn placement(shard: ShardId, bytes: &[u8]) -> Result<Placement, String> {
+    let record: PlacementRecord = body(bytes)?;
+    let wanted = record.wanted.into_iter().map(NodeId).collect();
+    Ok(Placement { shard, wanted, initialised: record.initialised, revision: record.revision })
+}
+
+pub(crate) fn state_number(state: NodeState) -> u32 {
+    match state {
+        NodeState::Active => 1,
+        NodeState::Draining => 2,
+        NodeState::Removed => 3,
+    }
+}
+
+pub(crate) fn state_of(number: u32) -> Result<NodeState, String> {
+    match number {
+        1 => Ok(NodeState::Active),
+        2 => Ok(NodeState::Draining),
+        3 => Ok(NodeState::Removed),
+        other => Err(format!("node state {other} is not known")),
+    }
+}

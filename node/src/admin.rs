@@ -1,0 +1,169 @@
+//! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
+
+use async_trait::async_trait;
+use directory::{Command, DirectoryError, NewAccount, PasswordHash};
+use openraft::BasicNode;
+use proto::wire::admin_request::Request;
+use proto::wire::{
+    AccountResult, AdminReply, AdminRequest, DirectoryEvent, DirectoryWatchRequest, Identity, NewAccounts,
+    NodeStatusReply, RegisterNodeRequest,
+};
+use proto::{DirectoryStore, ItemStream};
+use types::{AccountName, DomainName, MailError, MailResult, NodeId};
+
+use crate::Node;
+use crate::bootstrap::{new_node, propose};
+use crate::raft::{Reply, fatal};
+use crate::shard::unix_ms;
+
+pub fn directory_error(error: &DirectoryError) -> MailError {
+    match error {
+        DirectoryError::Limit(text) => MailError::Limit(text.clone()),
+        DirectoryError::NotReady => MailError::Unavailable,
+        DirectoryError::AlreadyExists(_) | DirectoryError::NotFound(_) | DirectoryError::InUse(_) => {
+            MailError::CannotDo(error.to_string())
+        }
+        DirectoryError::Invalid(_) => MailError::Invalid(error.to_string()),
+        DirectoryError::Corrupt { key, .. } => MailError::Corrupt { key: key.clone() },
+    }
+}
+
+fn domain(name: &str) -> MailResult<DomainName> {
+    DomainName::parse(name).map_err(|e| MailError::Invalid(e.to_string()))
+}
+
+fn account(name: &str) -> MailResult<AccountName> {
+    AccountName::parse(name).map_err(|e| MailError::Invalid(e.to_string()))
+}
+
+fn password(hash: &str) -> MailResult<PasswordHash> {
+    PasswordHash::parse(hash).map_err(|e| directory_error(&e))
+}
+
+fn new_accounts(request: &NewAccounts) -> MailResult<Command> {
+    let accounts = request
+        .accounts
+        .iter()
+        .map(|new| Ok(NewAccount { name: account(&new.name)?, password_hash: password(&new.password_hash)? }))
+        .collect::<MailResult<_>>()?;
+    Ok(Command::CreateAccounts { accounts, unix_s: unix_ms().div_euclid(1000).unsigned_abs() })
+}
+
+fn command(request: Request) -> MailResult<Command> {
+    Ok(match request {
+        Request::DomainAdd(new) => Command::CreateDomain { name: domain(&new.name)? },
+        Request::DomainRemove(name) => Command::RemoveDomain { name: domain(&name)? },
+        Request::AccountsAdd(new) => new_accounts(&new)?,
+        Request::AccountRemove(name) => Command::RemoveAccount { name: account(&name)? },
+        Request::AccountPassword(change) => {
+            Command::SetPassword { name: account(&change.name)?, password_hash: password(&change.password_hash)? }
+        }
+        Request::AccountEnabled(change) => {
+            Command::SetEnabled { name: account(&change.name)?, enabled: change.enabled }
+        }
+        Request::AliasAdd(alias) => Command::CreateAlias {
+            name: account(&alias.name)?,
+            targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,
+        },
+        Request::AliasRemove(name) => Command::RemoveAlias { name: account(&name)? },
+        Request::PostmasterSet(name) => Command::SetPostmaster {
+            account: if name.is_empty() { None } else { Some(account(&name)?) },
+        },
+    })
+}
+
+#[async_trait]
+impl DirectoryStore for Node {
+    async fn watch_directory(&self, request: DirectoryWatchRequest) -> MailResult<ItemStream<DirectoryEvent>> {
+        if self.groups().directory_state.read().cluster().is_none() {
+            return Err(MailError::Unavailable);
+        }
+        Ok(self.groups().directory_state.watch(request))
+    }
+
+    async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply> {
+        let request = request.request.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
+        let head = command(request)?.encode().map_err(|e| directory_error(&e))?;
+        let reply = match self.groups().directory.propose(head, None).await?.0 {
+            Reply::Directory(reply) => reply.map_err(|e| directory_error(&e))?,
+            Reply::None | Reply::Shard(_) => return Err(MailError::Internal("another group's reply".to_owned())),
+        };
+        let accounts = match reply {
+            directory::Reply::Done => Vec::new(),
+            directory::Reply::Account(place) => vec![Ok(place)],
+            directory::Reply::Accounts(results) => results,
+        };
+        let accounts = accounts.into_iter().map(|result| match result {
+            Ok(place) => AccountResult { error: None, id: place.id.0, shard: place.shard.0 },
+            Err(error) => AccountResult { error: Some((&directory_error(&error)).into()), id: 0, shard: 0 },
+        });
+        let revision = self.groups().directory_state.read().revision();
+        Ok(AdminReply { accounts: accounts.collect(), revision })
+    }
+
+    async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()> {
+        let group = &self.groups().directory;
+        if request.cluster_id != self.settings().cluster.id {
+            return Err(MailError::CannotDo("node belongs to another cluster".to_owned()));
+        }
+        group.read_barrier().await?;
+        let (known, exists) = {
+            let directory = self.groups().directory_state.read();
+            (directory.node(NodeId(request.id)).map(|node| node.address.clone()), directory.cluster().is_some())
+        };
+        if !exists {
+            return Err(MailError::Unavailable);
+        }
+        let voter = group.metrics().membership_config.membership().voter_ids().any(|voter| voter == request.id);
+        match known {
+            Some(address) if address == request.address => {}
+            Some(_) => {
+                let (id, address) = (NodeId(request.id), request.address.clone());
+                propose(self, &Command::UpdateNodeAddress { id, address }).await?;
+            }
+            None => propose(self, &Command::RegisterNode(new_node(&request, voter))).await?,
+        }
+        // Every node follows the directory, whether it votes or not.
+        self.groups().peers.set_address(request.id, &request.address);
+        let member = group.metrics().membership_config.membership().get_node(&request.id).is_some();
+        if !member {
+            let learner = BasicNode::new(request.address);
+            group.raft.add_learner(request.id, learner, false).await.map_err(fatal)?;
+        }
+        Ok(())
+    }
+
+    async fn identify(&self) -> MailResult<Identity> {
+        let directory = self.groups().directory_state.read();
+        Ok(Identity {
+            node_id: self.id().0,
+            name: self.settings().name.clone(),
+            cluster_id: directory.cluster().map(|cluster| cluster.cluster_id.to_string()).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        let identity = Some(self.identify().await?);
+        let groups = self.groups().clone();
+        let statistics = groups.volume.statistics();
+        let directory_revision = groups.directory_state.read().revision();
+        let mut statuses = vec![groups.directory.status()];
+        for shard in groups.shards() {
+            let mut status = shard.group.status();
+            let accounts = shard.state().accounts().map_err(MailError::from)?;
+            status.accounts = accounts.len() as u64;
+            status.messages = accounts.iter().map(|(_, totals)| totals.messages).sum();
+            status.octets = accounts.iter().map(|(_, totals)| totals.bytes).sum();
+            statuses.push(status);
+        }
+        Ok(NodeStatusReply {
+            identity,
+            groups: statuses,
+            uptime_s: self.inner.started.elapsed().as_secs(),
+            directory_revision,
+            synced_writes: statistics.synced_writes,
+            appended_entries: statistics.appended_entries,
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! The directory's group on this node: its state in memory over records on disk, and the watch that streams each
+//! change by revision.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use directory::{ChangedRecord, Command, Directory};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use proto::ItemStream;
+use proto::wire::directory_change::Change as Wire;
+use proto::wire::{
+    AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord,
+    NodeRecord, PlacementRecord, node_record,
+};
+use storage::StorageError;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use types::MailError;
+
+use crate::raft::{Applier, Marker, Proposal, Reply};
+
+/// Revisions kept in memory for watchers that reconnect; older ones get the whole directory.
+const RECENT_MAX: usize = 10_000;
+/// Records in one event.
+const EVENT_RECORDS_MAX: usize = 1_000;
+/// Events waiting for a slow watcher.
+const EVENTS_QUEUED: usize = 8;
+
+pub struct DirectoryState {
+    storage: storage::Group,
+    directory: RwLock<Directory>,
+    recent: Mutex<VecDeque<(u64, Vec<DirectoryChange>)>>,
+    revision: watch::Sender<u64>,
+}
+
+impl DirectoryState {
+    pub fn open(storage: storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
+        let directory = load(&storage)?;
+        let (revision, _) = watch::channel(directory.revision());
+        Ok(Arc::new(DirectoryState {
+            storage,
+            directory: RwLock::new(directory),
+            recent: Mutex::default(),
+            revision,
+        }))
+    }
+
+    /// Not to be held over an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, Directory> {
+        self.directory.read()
+    }
+
+    /// Changes with each applied command.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// What `directory.proto` says of Watch.
+    pub fn watch(self: &Arc<Self>, request: DirectoryWatchRequest) -> ItemStream<DirectoryEvent> {
+        let (sender, receiver) = mpsc::channel(EVENTS_QUEUED);
+        let state = self.clone();
+        tokio::spawn(async move { state.feed(request, sender).await });
+        Box::pin(ReceiverStream::new(receiver))
+    }
+
+    async fn feed(
+        self: Arc<Self>,
+        request: DirectoryWatchRequest,
+        sender: mpsc::Sender<Result<DirectoryEvent, MailError>>,
+    ) {
+        let mut revisions = self.revisions();
+        let mut known = Some(request.since).filter(|since| *since > 0);
+        loop {
+            revisions.borrow_and_update();
+            for event in self.since(known) {
+                known = Some(event.revision);
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            if !request.follow {
+                return;
+            }
+            tokio::select! {
+                changed = revisions.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+        }
+    }
+
+    /// The events that bring a watcher from a revision to now.
+    fn since(&self, known: Option<u64>) -> Vec<DirectoryEvent> {
+        let directory = self.directory.read();
+        let revision = directory.revision();
+        let recent = self.recent.lock();
+        if let Some(known) = known {
+            if known == revision {
+                return vec![DirectoryEvent { revision, reset: false, changes: Vec::new(), complete: true }];
+            }
+            let reaches_back = recent.front().is_some_and(|(oldest, _)| *oldest <= known + 1);
+            if known < revision && reaches_back {
+                let changes = recent.iter().filter(|(at, _)| *at > known).flat_map(|(_, changes)| changes.clone());
+                return events(revision, false, changes.collect());
+            }
+        }
+        drop(recent);
+        events(revision, true, directory.records().filter_map(|change| to_wire(&change.record)).collect())
+    }
+}
+
+/// Splits changes over events of bounded size.
+fn events(revision: u64, reset: bool, changes: Vec<DirectoryChange>) -> Vec<DirectoryEvent> {
+    let mut events: Vec<DirectoryEvent> = changes
+        .chunks(EVENT_RECORDS_MAX)
+        .map(|changes| DirectoryEvent { revision, reset: false, changes: changes.to_vec(), complete: false })
+        .collect();
+    if events.is_empty() {
+        events.push(DirectoryEvent { revision, reset: false, changes: Vec::new(), complete: false });
+    }
+    if let Some(first) = events.first_mut() {
+        first.reset = reset;
+    }
+    if let Some(last) = events.last_mut() {
+        last.complete = true;
+    }
+    events
+}
+
+fn load(storage: &storage::Group) -> Result<Directory, StorageError> {
+    let corrupt = |reason: String| StorageError::Corrupt { key: "directory".to_owned(), reason };
+    let marker = storage.applied()?.map(|bytes| Marker::decode(&bytes)).transpose().map_err(|e| corrupt(e.to_string()))?;
+    let revision = marker.and_then(|marker| marker.applied).map_or(0, |id| id.index);
+    let records = storage.table().scan()?;
+    let directory = Directory::load(records.into_iter().map(|(key, value)| (key, value.to_vec()))).map_err(|e| corrupt(e.to_string()))?;
+    Ok(directory.at_revision(revision))
+}
+
+/// [`DirectoryState`] as openraft's machine drives it.
+pub struct DirectoryApplier(pub Arc<DirectoryState>);
+
+impl Applier for DirectoryApplier {
+    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
+        let state = &self.0;
+        let command = Command::decode(&proposal.head)
+            .map_err(|e| StorageError::Corrupt { key: format!("directory command {index}"), reason: e.to_string() })?;
+        let mut directory = state.directory.write();
+        let applied = directory.apply(index, &command);
+        let records = applied.changes.iter().map(|change| (change.key.clone(), change.value.clone().map(Bytes::from)));
+        state.storage.table().write(records, marker)?;
+        let changes: Vec<_> = applied.changes.iter().filter_map(|change| to_wire(&change.record)).collect();
+        let mut recent = state.recent.lock();
+        recent.push_back((index, changes));
+        while recent.len() > RECENT_MAX {
+            recent.pop_front();
+        }
+        drop(recent);
+        drop(directory);
+        state.revision.send_replace(index);
+        Ok(Reply::Directory(applied.reply))
+    }
+
+    fn installed(&self) -> Result<(), StorageError> {
+        let directory = load(&self.0.storage)?;
+        let revision = directory.revision();
+        let mut current = self.0.directory.write();
+        *current = directory;
+        self.0.recent.lock().clear();
+        drop(current);
+        self.0.revision.send_replace(revision);
+        Ok(())
+    }
+}
+
+fn to_wire(record: &ChangedRecord) -> Option<DirectoryChange> {
+    let change = match record {
+        ChangedRecord::Cluster(Some(cluster)) => Wire::Cluster(ClusterRecord {
+            cluster_id: cluster.cluster_id.to_string(),
+            shards: cluster.shards,
+            replicas: cluster.replicas,
+            postmaster: cluster.postmaster.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }),
+        ChangedRecord::Cluster(None) => return None,
+        ChangedRecord::Domain(_, Some(domain)) => Wire::Domain(DomainRecord { name: domain.name.to_string() }),
+        ChangedRecord::Domain(name, None) => Wire::DomainRemoved(name.to_string()),
+        ChangedRecord::Account(_, Some(account)) => Wire::Account(AccountRecord {
+            id: account.id.0,
+            name: account.name.to_string(),
+            password_hash: account.password_hash.as_str().to_owned(),
+            shard: account.shard.0,
+            enabled: account.enabled,
+            created_unix_s: i64::try_from(account.created_unix_s).unwrap_or(i64::MAX),
+        }),
+        ChangedRecord::Account(name, None) => Wire::AccountRemoved(name.to_string()),
+        ChangedRecord::Alias(_, Some(alias)) => Wire::Alias(AliasRecord {
+            name: alias.name.to_string(),
+            targets: alias.targets.iter().map(ToString::to_string).collect(),
+        }),
+        ChangedRecord::Alias(name, None) => Wire::AliasRemoved(name.to_string()),
+        ChangedRecord::Node(_, Some(node)) => Wire::Node(NodeRecord {
+            id: node.id.0,
+            name: node.name.clone(),
+            address: node.address.clone(),
+            zone: node.zone.clone(),
+            weight: node.weight,
+            state: match node.state {
+                directory::NodeState::Active => node_record::State::Active,
+                directory::NodeState::Draining => node_record::State::Draining,
+                directory::NodeState::Removed => node_record::State::Removed,
+            }
+            .into(),
+            directory_voter: node.directory_voter,
+        }),
+        ChangedRecord::Node(id, None) => Wire::NodeRemoved(id.0),
+        ChangedRecord::Placement(shard, Some(placement)) => Wire::Placement(PlacementRecord {
+            shard: shard.0,
+            wanted: placement.wanted.iter().map(|node| node.0).collect(),
+        }),
+        ChangedRecord::Placement(_, None) => return None,
+    };
+    Some(DirectoryChange { change: Some(change) })
+}

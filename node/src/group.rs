@@ -1,0 +1,124 @@
+//! One running Raft group of this node: propose, read, look.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{RaftMetrics, ReadPolicy, ServerState};
+use proto::wire::GroupStatus;
+use storage::GroupId;
+use types::{MailError, MailResult, NodeId};
+
+use crate::raft::{Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal};
+
+/// From proposal to applied. Longer than an election, so that a leader without a majority is found out first.
+const PROPOSE_MAX: Duration = Duration::from_secs(10);
+/// A read waits this long for the leader to be sure that it leads.
+const READ_MAX: Duration = Duration::from_secs(2);
+
+/// What all groups of a node have in common.
+#[derive(Clone)]
+pub struct GroupContext {
+    pub own: NodeId,
+    pub peers: Arc<Peers>,
+    pub log_entries_kept: u64,
+}
+
+#[derive(Clone)]
+pub struct Group {
+    pub id: GroupId,
+    pub raft: Raft,
+    pub storage: storage::Group,
+}
+
+impl Group {
+    pub async fn start(
+        storage: storage::Group,
+        applier: Arc<dyn Applier>,
+        context: &GroupContext,
+    ) -> io::Result<Group> {
+        let id = storage.id();
+        let machine = Machine::new(storage.clone(), applier)?;
+        let network = PeersFactory { peers: context.peers.clone(), group: id };
+        let log = GroupLog::new(storage.clone());
+        let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine).await.map_err(io::Error::other)?;
+        Ok(Group { id, raft, storage })
+    }
+
+    /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it. `NotLeader`: certainly not done.
+    /// `Deadline`: the outcome is unknown.
+    pub async fn propose(&self, head: Vec<u8>, body: Option<Bytes>) -> MailResult<(Reply, u64)> {
+        let proposal = Proposal { head: head.into(), body };
+        let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
+        match write.await {
+            Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
+            Ok(Err(RaftError::APIError(error))) => Err(match error {
+                ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
+                ClientWriteError::LogEntryDiscarded(_) => MailError::Deadline,
+                ClientWriteError::ChangeMembershipError(error) => fatal(error),
+                ClientWriteError::PreconditionFailed(error) => fatal(error),
+            }),
+            Ok(Err(RaftError::Fatal(error))) => Err(fatal(error)),
+            Err(_) => Err(MailError::Deadline),
+        }
+    }
+
+    /// After this, a read of the local state sees every write acknowledged before the call.
+    ///
+    /// The leader's lease is trusted first; a leader whose lease is over asks a majority.
+    pub async fn read_barrier(&self) -> MailResult<()> {
+        let barrier = async {
+            let linearizer = match self.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
+                Ok(linearizer) => linearizer,
+                Err(_) => self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|e| match e {
+                    RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => not_leader(&forward),
+                    RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => MailError::Unavailable,
+                    RaftError::Fatal(error) => fatal(error),
+                })?,
+            };
+            linearizer.await_ready(&self.raft).await.map_err(fatal).map(|_| ())
+        };
+        tokio::time::timeout(READ_MAX, barrier).await.unwrap_or(Err(MailError::Unavailable))
+    }
+
+    pub fn metrics(&self) -> RaftMetrics<Types> {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    pub fn leads(&self) -> bool {
+        self.metrics().state == ServerState::Leader
+    }
+
+    pub fn status(&self) -> GroupStatus {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        GroupStatus {
+            group: self.id.0,
+            role: match (&metrics.running_state, metrics.state) {
+                (Err(_), _) => "stopped",
+                (Ok(()), ServerState::Leader) => "leader",
+                (Ok(()), ServerState::Follower) => "follower",
+                (Ok(()), ServerState::Candidate) => "candidate",
+                (Ok(()), ServerState::Learner) => "learner",
+                (Ok(()), ServerState::Shutdown) => "stopped",
+            }
+            .to_owned(),
+            leader: metrics.current_leader.unwrap_or(0),
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            accounts: 0,
+            messages: 0,
+            octets: 0,
+        }
+    }
+}
+
+fn not_leader(forward: &ForwardToLeader<Types>) -> MailError {
+    MailError::NotLeader { hint: forward.leader_id.map(NodeId) }
+}

@@ -1,0 +1,94 @@
+//! The Raft groups of this node, by number.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use storage::{GroupId, Volume};
+use types::{MailError, MailResult, NodeId, ShardId};
+
+use crate::directory_group::{DirectoryApplier, DirectoryState};
+use crate::group::{Group, GroupContext};
+use crate::raft::{Peers, Raft, RaftGroups};
+use crate::shard::Shard;
+
+pub struct Groups {
+    pub own: NodeId,
+    pub peers: Arc<Peers>,
+    context: GroupContext,
+    pub volume: Volume,
+    pub directory_state: Arc<DirectoryState>,
+    pub directory: Group,
+    shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
+}
+
+impl Groups {
+    /// Starts the directory's replica and every shard replica that is on disk.
+    pub async fn start(volume: Volume, context: GroupContext) -> io::Result<Arc<Groups>> {
+        let storage = volume.group(GroupId::DIRECTORY).map_err(io::Error::other)?;
+        let directory_state = DirectoryState::open(storage.clone()).map_err(io::Error::other)?;
+        let applier = Arc::new(DirectoryApplier(directory_state.clone()));
+        let directory = Group::start(storage, applier, &context).await?;
+        let on_disk = volume.groups().map_err(io::Error::other)?;
+        let (own, peers) = (context.own, context.peers.clone());
+        let groups = Groups { own, peers, context, volume, directory_state, directory, shards: RwLock::default() };
+        let groups = Arc::new(groups);
+        for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
+            groups.start_shard(ShardId(group.0)).await?;
+        }
+        Ok(groups)
+    }
+
+    /// Starts this node's replica of a shard unless it runs. One caller at a time: the reconciler.
+    pub async fn start_shard(&self, id: ShardId) -> io::Result<Arc<Shard>> {
+        if let Some(shard) = self.shards.read().get(&id) {
+            return Ok(shard.clone());
+        }
+        let volume = self.volume.clone();
+        // A new group's space is synced to disk.
+        let storage = tokio::task::spawn_blocking(move || volume.group(GroupId(id.0))).await.map_err(io::Error::other)?;
+        let storage = storage.map_err(io::Error::other)?;
+        let shard = Shard::start(id, storage, &self.context).await?;
+        self.shards.write().insert(id, shard.clone());
+        Ok(shard)
+    }
+
+    /// This node's replica of a shard, whether it leads or not.
+    pub fn shard(&self, id: ShardId) -> MailResult<Arc<Shard>> {
+        self.shards.read().get(&id).cloned().ok_or(MailError::NotLeader { hint: None })
+    }
+
+    pub fn shards(&self) -> Vec<Arc<Shard>> {
+        let mut shards: Vec<_> = self.shards.read().values().cloned().collect();
+        shards.sort_by_key(|shard| shard.id);
+        shards
+    }
+
+    pub async fn stop(&self) {
+        for shard in self.shards() {
+            drop(shard.group.raft.shutdown().await);
+        }
+        drop(self.directory.raft.shutdown().await);
+    }
+}
+
+impl RaftGroups for Groups {
+    fn own_id(&self) -> u64 {
+        self.own.0
+    }
+
+    fn raft(&self, group: GroupId) -> Option<Raft> {
+        if group == GroupId::DIRECTORY {
+            return Some(self.directory.raft.clone());
+        }
+        self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.raft.clone())
+    }
+
+    fn storage(&self, group: GroupId) -> Option<storage::Group> {
+        if group == GroupId::DIRECTORY {
+            return Some(self.directory.storage.clone());
+        }
+        self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.storage.clone())
+    }
+}

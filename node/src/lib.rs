@@ -1,0 +1,188 @@
+//! The storage node: replicas of shards and of the directory as Raft groups over one volume, served to routers and
+//! administrators over gRPC.
+
+mod admin;
+mod bootstrap;
+mod directory_group;
+mod group;
+mod groups;
+mod mail;
+mod raft;
+mod reconcile;
+mod settings;
+mod shard;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use proto::wire::directory_server::DirectoryServer;
+use proto::wire::mail_server::MailServer;
+use proto::wire::raft_server::RaftServer;
+use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers};
+use storage::{Identity, Volume, VolumeOptions};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use types::NodeId;
+
+use crate::group::GroupContext;
+use crate::groups::Groups;
+use crate::mail::Bounds;
+use crate::raft::{Peers, RaftService};
+
+pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
+
+/// HTTP/2 streams that one connection may have open.
+const STREAMS_MAX: u32 = 4_096;
+/// Octets of metadata in one request.
+const HEADERS_OCTETS_MAX: u32 = 16 * 1024;
+/// Streams that a peer may reset before it is told to go away (rapid reset).
+const RESETS_MAX: usize = 256;
+const STREAM_WINDOW_OCTETS: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW_OCTETS: u32 = 8 * 1024 * 1024;
+/// A router that is gone without a word frees its locks within the sum of the two.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
+/// Calls under way when the node stops get this long to end.
+const DRAIN_MAX: Duration = Duration::from_secs(3);
+
+/// A running node. Cloning shares it.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: NodeSettings,
+    identity: Identity,
+    groups: Arc<Groups>,
+    bounds: Bounds,
+    started: Instant,
+    stop: watch::Sender<bool>,
+    tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Node {
+    /// Opens the disk, starts the replicas that are on it, serves gRPC, and joins or founds the cluster in the
+    /// background. Errors are those that an operator must mend.
+    pub async fn start(settings: NodeSettings) -> Result<Node> {
+        settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
+        let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
+        let disk = settings.volumes.first().and_then(|volume| volume.disks.first()).context("no disk")?.clone();
+        let (identity, volume) = open_disk(&disk, &settings.cluster.id)?;
+        let listener = TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
+        let peers = Peers::new(identity.node_id.0, tls.client.clone());
+        let context = GroupContext { own: identity.node_id, peers, log_entries_kept: settings.log_entries_kept };
+        let groups = Groups::start(volume, context).await.context("start the groups on disk")?;
+        let (stop, stopped) = watch::channel(false);
+        let inner = Arc::new(Inner {
+            bounds: Bounds::default(),
+            settings,
+            identity,
+            groups,
+            started: Instant::now(),
+            stop,
+            tasks: parking_lot::Mutex::default(),
+        });
+        let node = Node { inner };
+        let serving = tokio::spawn(serve(node.clone(), listener, tls, stopped.clone()));
+        let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
+        let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped));
+        node.inner.tasks.lock().extend([serving, founding, reconciling]);
+        Ok(node)
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.inner.identity.node_id
+    }
+
+    /// Knows the directory, and every shard that it should hold is running.
+    pub fn ready(&self) -> bool {
+        let groups = &self.inner.groups;
+        let directory = groups.directory_state.read();
+        let placed = directory.cluster().is_some_and(|cluster| directory.placements().count() as u32 == cluster.shards);
+        placed && directory.placements_on(self.id()).count() <= groups.shards().len()
+    }
+
+    /// Hands leaders over where it can, finishes what is under way, and stops.
+    pub async fn shutdown(&self) {
+        reconcile::hand_over(self).await;
+        self.inner.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for task in tasks {
+            drop(tokio::time::timeout(DRAIN_MAX, task).await);
+        }
+        self.inner.groups.stop().await;
+        self.inner.groups.volume.close();
+    }
+
+    fn groups(&self) -> &Arc<Groups> {
+        &self.inner.groups
+    }
+
+    fn settings(&self) -> &NodeSettings {
+        &self.inner.settings
+    }
+
+    fn bounds(&self) -> &Bounds {
+        &self.inner.bounds
+    }
+}
+
+fn open_disk(disk: &Path, cluster_id: &str) -> Result<(Identity, Volume)> {
+    std::fs::create_dir_all(disk).with_context(|| format!("create {}", disk.display()))?;
+    let fresh = random_id().context("a node id")?;
+    let mut identity =
+        Identity::load_or_create(disk, || fresh).with_context(|| format!("identity in {}", disk.display()))?;
+    // Bound once its volume is there: from then on an empty volume under this identity is a loss, and refused.
+    let is_new = identity.cluster_id.is_none();
+    if !is_new {
+        identity.bind_cluster(disk, cluster_id).with_context(|| format!("identity in {}", disk.display()))?;
+    }
+    let options = VolumeOptions { create: is_new, ..VolumeOptions::new(disk.join("db")) };
+    let volume = Volume::open(options).with_context(|| format!("open the volume in {}", disk.display()))?;
+    identity.bind_cluster(disk, cluster_id).with_context(|| format!("identity in {}", disk.display()))?;
+    Ok((identity, volume))
+}
+
+/// Never 0, which means "none" on the wire.
+fn random_id() -> Result<NodeId> {
+    let id = getrandom::u64().map_err(|e| anyhow!("{e}"))?;
+    if id == 0 {
+        bail!("the random source gave 0");
+    }
+    Ok(NodeId(id))
+}
+
+async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: watch::Receiver<bool>) {
+    let store = Arc::new(node.clone());
+    let mail = MailServer::new(MailService::new(store.clone()))
+        .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX);
+    let directory = DirectoryServer::new(DirectoryService::new(store))
+        .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX);
+    let raft = RaftServer::new(RaftService::new(node.groups().clone()))
+        .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+        .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX);
+    let served = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADERS_OCTETS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .initial_stream_window_size(STREAM_WINDOW_OCTETS)
+        .initial_connection_window_size(CONNECTION_WINDOW_OCTETS)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_MAX))
+        .add_service(mail)
+        .add_service(directory)
+        .add_service(raft)
+        .serve_with_incoming_shutdown(accept_peers(listener, &tls), async move {
+            drop(stopped.wait_for(|stop| *stop).await);
+        })
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "grpc service ended");
+    }
+}

@@ -1,0 +1,240 @@
+//! FETCH: messages from the index in ascending UID order, sections from their bodies. Read in batches, so that a slow
+//! client holds no thread and no snapshot.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use message::{Digest, Section as Place, SectionText};
+use proto::wire::fetch_item::Item;
+use proto::wire::{FetchItem, FetchRequest, FetchedMessage, FetchedSection, Section, SectionData, section};
+use proto::{BODY_PIECE_OCTETS, ItemStream, uid_set_from_wire};
+use storage::{BodyId, MessageMeta, ShardState};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, UidSet};
+
+use super::{blocking, storage_error};
+use crate::Node;
+
+/// Messages read in one visit to the blocking threads.
+const BATCH_MESSAGES: u32 = 256;
+/// Sections' bytes read in one visit; a batch ends early above it.
+const BATCH_OCTETS: u64 = 1024 * 1024;
+/// Items that wait for a slow client; each is at most a piece of a body.
+const ITEMS_QUEUED: usize = 8;
+/// Sections in one FETCH; a client that wants more asks twice.
+const SECTIONS_MAX: usize = 128;
+
+impl Node {
+    pub(super) async fn fetch_stream(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
+        if request.sections.len() > SECTIONS_MAX {
+            return Err(MailError::Limit("too many sections in one FETCH".to_owned()));
+        }
+        let state = self.read(request.shard).await?;
+        let uids = uid_set_from_wire(request.uids.as_ref())?;
+        let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
+        if state.mailbox_by_id(account, mailbox).map_err(storage_error)?.is_none() {
+            return Err(MailError::MailboxGone);
+        }
+        let fetch = Fetch { state, account, mailbox, request };
+        let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
+        tokio::spawn(async move {
+            if let Err(error) = feed(fetch, uids, &sender).await {
+                drop(sender.send(Err(error)).await);
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+}
+
+#[derive(Clone)]
+struct Fetch {
+    state: ShardState,
+    account: AccountId,
+    mailbox: MailboxId,
+    request: FetchRequest,
+}
+
+/// A message to send, and what of its sections did not fit into it.
+struct Fetched {
+    message: FetchedMessage,
+    rest: Vec<Rest>,
+}
+
+struct Rest {
+    section: u32,
+    body: BodyId,
+    range: Range<u64>,
+}
+
+async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<()> {
+    let mut from = uids.first();
+    while let Some(first) = from {
+        let (fetch_batch, uids_batch) = (fetch.clone(), uids.clone());
+        let (batch, next) = blocking(move || fetch_batch.batch(&uids_batch, first)).await?;
+        for Fetched { message, rest } in batch {
+            if sender.send(Ok(FetchItem { item: Some(Item::Message(message)) })).await.is_err() {
+                return Ok(());
+            }
+            for rest in rest {
+                if !send_rest(&fetch.state, rest, sender).await? {
+                    return Ok(());
+                }
+            }
+        }
+        from = next;
+    }
+    Ok(())
+}
+
+/// Streams what a message's first item left out. False: the caller has gone.
+async fn send_rest(
+    state: &ShardState,
+    rest: Rest,
+    sender: &mpsc::Sender<MailResult<FetchItem>>,
+) -> MailResult<bool> {
+    let mut at = rest.range.start;
+    while at < rest.range.end {
+        let octets = (rest.range.end - at).min(BODY_PIECE_OCTETS as u64);
+        let (state, body) = (state.clone(), rest.body);
+        let data = blocking(move || read_range(&state, body, at..at + octets)).await?;
+        let item = FetchItem { item: Some(Item::Data(SectionData { section: rest.section, data })) };
+        if sender.send(Ok(item)).await.is_err() {
+            return Ok(false);
+        }
+        at += octets;
+    }
+    Ok(true)
+}
+
+impl Fetch {
+    /// Some messages from `first` on, and the UID to go on with.
+    fn batch(&self, uids: &UidSet, first: u32) -> MailResult<(Vec<Fetched>, Option<u32>)> {
+        let window = uids.intersection(&UidSet::from_range(first, u32::MAX));
+        let mut metas: Vec<MessageMeta> = Vec::new();
+        let since = ModSeq(self.request.changed_since);
+        let mut more = None;
+        self.state
+            .messages(self.account, self.mailbox, &window, |meta| {
+                if metas.len() as u32 >= BATCH_MESSAGES {
+                    more = Some(meta.uid.0);
+                    return false;
+                }
+                if meta.mod_seq > since || since.0 == 0 {
+                    metas.push(meta);
+                }
+                true
+            })?;
+        let mut batch = Vec::with_capacity(metas.len());
+        let mut octets = 0;
+        for meta in metas {
+            if octets > BATCH_OCTETS {
+                return Ok((batch, Some(meta.uid.0)));
+            }
+            let fetched = match self.fetch_one(meta) {
+                // Expunged since the index was read: no reply for it (RFC 2180 §4.1.2).
+                Err(MailError::MailboxGone) => continue,
+                other => other?,
+            };
+            octets += fetched.message.sections.iter().map(|section| section.data.len() as u64).sum::<u64>();
+            batch.push(fetched);
+        }
+        Ok((batch, more))
+    }
+
+    fn fetch_one(&self, meta: MessageMeta) -> MailResult<Fetched> {
+        let request = &self.request;
+        let mut message = FetchedMessage {
+            uid: meta.uid.0,
+            flags: Some((&meta.flags).into()),
+            mod_seq: meta.mod_seq.0,
+            date: Some(meta.internal_date.into()),
+            octets: meta.size,
+            ..FetchedMessage::default()
+        };
+        let mut rest = Vec::new();
+        let whole_only = request.sections.iter().all(|section| section.part.is_empty() && section.text() == section::Text::Full);
+        let wants_digest = request.envelope || request.body || request.body_structure || !whole_only;
+        let digest = if wants_digest { Some(digest(&self.state, meta.body)?) } else { None };
+        if let Some(digest) = &digest {
+            if request.envelope {
+                message.envelope = digest.envelope.clone();
+            }
+            if request.body {
+                message.body = digest.body();
+            }
+            if request.body_structure {
+                message.body_structure = digest.body_structure.clone();
+            }
+        }
+        for (i, section) in request.sections.iter().enumerate() {
+            let (fetched, more) = self.section(&meta, digest.as_ref(), section)?;
+            message.sections.push(fetched);
+            rest.extend(more.map(|range| Rest { section: i as u32, body: meta.body, range }));
+        }
+        Ok(Fetched { message, rest })
+    }
+
+    fn section(
+        &self,
+        meta: &MessageMeta,
+        digest: Option<&Digest>,
+        section: &Section,
+    ) -> MailResult<(FetchedSection, Option<Range<u64>>)> {
+        let text = match section.text() {
+            section::Text::Full => SectionText::Full,
+            section::Text::Header => SectionText::Header,
+            section::Text::HeaderFields => SectionText::HeaderFields { names: section.fields.clone(), not: false },
+            section::Text::HeaderFieldsNot => SectionText::HeaderFields { names: section.fields.clone(), not: true },
+            section::Text::Text => SectionText::Text,
+            section::Text::Mime => SectionText::Mime,
+        };
+        let place = match digest {
+            Some(digest) => digest.section(&section.part, &text),
+            None => Some(Place::Octets(0..meta.size)),
+        };
+        match place {
+            None => Ok((FetchedSection { nil: true, octets: 0, data: Bytes::new() }, None)),
+            Some(Place::Octets(range)) => {
+                let range = match section.has_partial {
+                    true => message::partial(range, section.offset, section.octets_max),
+                    false => range,
+                };
+                let octets = range.end - range.start;
+                let now = range.start..range.start + octets.min(BODY_PIECE_OCTETS as u64);
+                let rest = (now.end < range.end).then_some(now.end..range.end);
+                let data = read_range(&self.state, meta.body, now)?;
+                Ok((FetchedSection { nil: false, octets, data }, rest))
+            }
+            Some(Place::Fields(header)) => {
+                let header = read_range(&self.state, meta.body, header)?;
+                let not = section.text() == section::Text::HeaderFieldsNot;
+                let mut fields = Bytes::from(message::header_fields(&header, &section.fields, not));
+                if section.has_partial {
+                    let range = message::partial(0..fields.len() as u64, section.offset, section.octets_max);
+                    fields = fields.slice(range.start as usize..range.end as usize);
+                }
+                Ok((FetchedSection { nil: false, octets: fields.len() as u64, data: fields }, None))
+            }
+        }
+    }
+}
+
+pub(super) fn digest(state: &ShardState, body: BodyId) -> MailResult<Digest> {
+    let bytes = state.digest(body).map_err(storage_error)?.ok_or(MailError::MailboxGone)?;
+    Digest::decode(&bytes).map_err(|error| {
+        tracing::error!(body = body.0, %error, "message digest cannot be read");
+        MailError::Corrupt { key: format!("digest of body {}", body.0) }
+    })
+}
+
+/// The octets of a body in a range, without a copy where they lie in one chunk. `MailboxGone`: no message refers to
+/// the body any more.
+pub(super) fn read_range(state: &ShardState, body: BodyId, range: Range<u64>) -> MailResult<Bytes> {
+    let pieces = state.body_range(body, range.start, range.end - range.start).map_err(storage_error)?;
+    let mut pieces = pieces.ok_or(MailError::MailboxGone)?;
+    if pieces.len() == 1 {
+        return Ok(pieces.remove(0));
+    }
+    Ok(pieces.concat().into())
+}

@@ -1,0 +1,148 @@
+//! A group's state for openraft: committed entries go to an [`Applier`] in order, off the async threads; snapshots
+//! are [`storage::Export`]s, which cost nothing until they are sent.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+use parking_lot::Mutex;
+
+use super::{LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Types};
+
+/// Entries applied in one visit to the blocking threads.
+const APPLY_BATCH_MAX: usize = 256;
+
+/// What a group's commands mean.
+pub trait Applier: Send + Sync + 'static {
+    /// Applies one command, and keeps `marker` with it atomically. An error is the disk's and stops the group.
+    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, storage::StorageError>;
+
+    /// A snapshot took the place of the state.
+    fn installed(&self) -> Result<(), storage::StorageError>;
+}
+
+/// A snapshot on its way: out of this replica, or received whole and not yet installed.
+pub enum SnapshotData {
+    Export(storage::Export),
+    Received(storage::Installer),
+}
+
+#[derive(Clone)]
+pub struct Machine {
+    group: storage::Group,
+    applier: Arc<dyn Applier>,
+    /// Shared by the clones that openraft makes to build snapshots.
+    marker: Arc<Mutex<Marker>>,
+}
+
+impl Machine {
+    pub fn new(group: storage::Group, applier: Arc<dyn Applier>) -> io::Result<Machine> {
+        let marker = group.applied().map_err(io::Error::other)?;
+        let marker = marker.map(|bytes| Marker::decode(&bytes)).transpose()?.unwrap_or_default();
+        Ok(Machine { group, applier, marker: Arc::new(Mutex::new(marker)) })
+    }
+
+    /// A snapshot of the state as it is now. None before anything was applied.
+    async fn snapshot(&self) -> io::Result<Option<openraft::type_config::alias::SnapshotOf<Types, SnapshotData>>> {
+        if self.marker.lock().applied.is_none() {
+            return Ok(None);
+        }
+        let group = self.group.clone();
+        let export = tokio::task::spawn_blocking(move || group.export()).await.map_err(io::Error::other)?;
+        let export = export.map_err(io::Error::other)?;
+        let marker = Marker::decode(&export.marker)?;
+        let meta = SnapshotMeta { last_log_id: marker.applied, last_membership: marker.membership };
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Export(export) }))
+    }
+
+    fn apply_one(&self, id: LogId, payload: EntryPayload<Proposal, u64, openraft::BasicNode>) -> io::Result<Reply> {
+        let mut next = self.marker.lock().clone();
+        next.applied = Some(id);
+        let reply = match payload {
+            EntryPayload::Normal(proposal) => {
+                self.applier.apply(id.index, proposal, next.encode()).map_err(io::Error::other)?
+            }
+            EntryPayload::Blank => {
+                self.group.set_applied(next.encode()).map_err(io::Error::other)?;
+                Reply::None
+            }
+            EntryPayload::Membership(membership) => {
+                next.membership = StoredMembership::new(Some(id), membership);
+                self.group.set_applied(next.encode()).map_err(io::Error::other)?;
+                Reply::None
+            }
+        };
+        *self.marker.lock() = next;
+        Ok(reply)
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Machine;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let marker = self.marker.lock().clone();
+        Ok((marker.applied, marker.membership))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + Send,
+    {
+        let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
+        while let Some(batch) = batches.next().await {
+            let machine = self.clone();
+            let applied = tokio::task::spawn_blocking(move || {
+                for item in batch {
+                    let (entry, responder) = item?;
+                    let reply = machine.apply_one(entry.log_id, entry.payload)?;
+                    if let Some(responder) = responder {
+                        responder.send(reply);
+                    }
+                }
+                io::Result::Ok(())
+            });
+            applied.await.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Machine {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        let SnapshotData::Received(installer) = snapshot else {
+            return Err(io::Error::other("a snapshot that was not received cannot be installed"));
+        };
+        let marker = Marker { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        let machine = self.clone();
+        let installed = tokio::task::spawn_blocking(move || {
+            installer.finish(marker.encode()).map_err(io::Error::other)?;
+            machine.applier.installed().map_err(io::Error::other)?;
+            *machine.marker.lock() = marker;
+            io::Result::Ok(())
+        });
+        installed.await.map_err(io::Error::other)?
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<openraft::type_config::alias::SnapshotOf<Types, SnapshotData>>, io::Error> {
+        self.snapshot().await
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for Machine {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> Result<openraft::type_config::alias::SnapshotOf<Types, SnapshotData>, io::Error> {
+        self.snapshot().await?.ok_or_else(|| io::Error::other("no state to take a snapshot of"))
+    }
+}

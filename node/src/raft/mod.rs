@@ -1,0 +1,118 @@
+//! Raft, by openraft: the only place that names it. What a group stores is in `storage`; what its commands mean is
+//! behind [`Applier`].
+
+mod codec;
+mod log;
+mod machine;
+mod network;
+mod service;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::impls::leader_id_std::LeaderId;
+use openraft::{BasicNode, Config, SnapshotPolicy};
+use openraft_rt_tokio::TokioRuntime;
+use types::{MailError, MailResult};
+
+pub use codec::Marker;
+pub use log::GroupLog;
+pub use machine::{Applier, Machine};
+pub use network::{Peers, PeersFactory};
+pub use service::{RaftGroups, RaftService};
+
+openraft::declare_raft_types!(
+    /// One configuration for every group: the directory's and the shards'.
+    pub Types:
+        D = Proposal,
+        R = Reply,
+        NodeId = u64,
+        Node = BasicNode,
+        Term = u64,
+        LeaderId = LeaderId<u64, u64>,
+        AsyncRuntime = TokioRuntime,
+);
+
+pub type Raft = openraft::Raft<Types, Machine>;
+pub type LogId = openraft::type_config::alias::LogIdOf<Types>;
+pub type Vote = openraft::type_config::alias::VoteOf<Types>;
+pub type Entry = openraft::type_config::alias::EntryOf<Types>;
+pub type Membership = openraft::Membership<u64, BasicNode>;
+pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<Types>;
+pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<Types>;
+
+/// Heartbeats are slow so that hundreds of groups a node are cheap.
+const HEARTBEAT_MS: u64 = 500;
+/// A follower waits between these for a heartbeat before it asks for votes. The leader's lease is the upper bound.
+const ELECTION_MIN_MS: u64 = 1500;
+const ELECTION_MAX_MS: u64 = 3000;
+/// A snapshot of a large shard over a busy network.
+const INSTALL_SNAPSHOT_MAX: Duration = Duration::from_secs(600);
+/// Entries in one append call; the log reader bounds its bytes.
+const APPEND_ENTRIES_MAX: u64 = 512;
+/// Waiting proposals of one group; openraft's default of 65,536 slots costs memory in each of hundreds of groups.
+const PROPOSALS_MAX: u64 = 4_096;
+
+/// A command on its way through the log: its encoded head, and the body that it carries, if any.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proposal {
+    pub head: Bytes,
+    pub body: Option<Bytes>,
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proposal({} + {} octets)", self.head.len(), self.body.as_ref().map_or(0, Bytes::len))
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What applying a command answered.
+pub enum Reply {
+    /// A blank or membership entry.
+    None,
+    Shard(MailResult<storage::Outcome>),
+    Directory(Result<directory::Reply, directory::DirectoryError>),
+}
+
+/// The settings of every group. `log_entries_kept`: entries below the last snapshot that stay for replicas that were
+/// away; a snapshot, which is free, is noted four times in that many. All else is constant, so validation cannot fail.
+pub fn config(log_entries_kept: u64) -> Arc<Config> {
+    let config = Config {
+        cluster_name: "mailring".to_owned(),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MIN_MS,
+        election_timeout_max: ELECTION_MAX_MS,
+        install_snapshot_timeout: INSTALL_SNAPSHOT_MAX.as_millis() as u64,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast((log_entries_kept / 4).max(1)),
+        max_in_snapshot_log_to_keep: log_entries_kept,
+        purge_batch_size: 256,
+        api_channel_size: Some(PROPOSALS_MAX),
+        notification_channel_size: Some(PROPOSALS_MAX),
+        broadcast_submitted_on_append: Some(true),
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    };
+    Arc::new(config.validate().expect("constant settings are valid: a unit test calls this"))
+}
+
+/// A broken group of our own is no fault of the caller's request.
+pub fn fatal(error: impl fmt::Display) -> MailError {
+    MailError::Internal(format!("raft group stopped: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_settings_are_valid() {
+        assert_eq!(super::config(0).heartbeat_interval, super::HEARTBEAT_MS);
+    }
+}

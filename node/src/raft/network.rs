@@ -1,0 +1,421 @@
+//! Raft calls to other nodes: two gRPC streams a peer carry the calls of all groups, one for what must not wait
+//! (votes, heartbeats), one for log entries. Snapshots go by themselves.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::BasicNode;
+use parking_lot::{Mutex, RwLock};
+use proto::wire::raft_answer::Reply as WireReply;
+use proto::wire::raft_call::Request as WireRequest;
+use proto::wire::raft_client::RaftClient;
+use proto::wire::snapshot_part::Part;
+use proto::wire::{self, AppendCall, RaftAnswer, RaftCall, SnapshotHeader, SnapshotPart, TransferCall, VoteCall};
+use storage::GroupId;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::codec::{
+    entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire,
+};
+use super::machine::SnapshotData;
+use super::{Types, Vote};
+
+/// Calls waiting for the stream to a peer: above it the peer counts as unreachable.
+const CALLS_QUEUED_MAX: usize = 4_096;
+/// After a failed connection, calls fail at once for this long.
+const RECONNECT_AFTER: Duration = Duration::from_millis(200);
+/// A snapshot's blocks under way; each is at most 1 MiB.
+const SNAPSHOT_BLOCKS_QUEUED: usize = 4;
+
+/// The streams to all peers, shared by all groups of a node.
+pub struct Peers {
+    own_id: u64,
+    tls: Arc<rustls::ClientConfig>,
+    /// Newer than what memberships say: nodes may change their addresses.
+    addresses: RwLock<HashMap<u64, String>>,
+    links: Mutex<HashMap<(u64, Lane), Link>>,
+    channels: Mutex<HashMap<u64, (String, Channel)>>,
+    next_call: AtomicU64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Lane {
+    Control,
+    Log,
+}
+
+#[derive(Clone)]
+struct Link {
+    address: String,
+    calls: mpsc::Sender<PendingCall>,
+}
+
+struct PendingCall {
+    call: RaftCall,
+    answer: oneshot::Sender<RaftAnswer>,
+}
+
+impl Peers {
+    pub fn new(own_id: u64, tls: Arc<rustls::ClientConfig>) -> Arc<Peers> {
+        Arc::new(Peers {
+            own_id,
+            tls,
+            addresses: RwLock::default(),
+            links: Mutex::default(),
+            channels: Mutex::default(),
+            next_call: AtomicU64::new(1),
+        })
+    }
+
+    /// Learns where a node listens now.
+    pub fn set_address(&self, node: u64, address: &str) {
+        self.addresses.write().insert(node, address.to_owned());
+    }
+
+    pub fn tls(&self) -> Arc<rustls::ClientConfig> {
+        self.tls.clone()
+    }
+
+    pub fn address(&self, node: u64) -> Option<String> {
+        self.addresses.read().get(&node).cloned()
+    }
+
+    /// A connection to a node, shared by everything that this process asks of it.
+    pub fn channel(&self, node: u64, address: &str) -> std::io::Result<Channel> {
+        let mut channels = self.channels.lock();
+        if let Some((known, channel)) = channels.get(&node)
+            && known == address
+        {
+            return Ok(channel.clone());
+        }
+        let channel = proto::connect(address, self.tls.clone())?;
+        channels.insert(node, (address.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    fn link(self: &Arc<Self>, node: u64, lane: Lane, fallback: &str) -> std::io::Result<Link> {
+        let address = self.address(node).unwrap_or_else(|| fallback.to_owned());
+        let mut links = self.links.lock();
+        if let Some(link) = links.get(&(node, lane))
+            && link.address == address
+            && !link.calls.is_closed()
+        {
+            return Ok(link.clone());
+        }
+        // Each lane has a connection of its own, so that a full send window of the one does not stop the other.
+        let channel = proto::connect(&address, self.tls.clone())?;
+        let (calls, receiver) = mpsc::channel(CALLS_QUEUED_MAX);
+        tokio::spawn(run_link(channel, receiver));
+        let link = Link { address, calls };
+        links.insert((node, lane), link.clone());
+        Ok(link)
+    }
+
+    async fn call(
+        self: &Arc<Self>,
+        target: &Target,
+        lane: Lane,
+        request: WireRequest,
+        limit: Duration,
+    ) -> Result<WireReply, CallError> {
+        let link = self.link(target.node, lane, &target.address).map_err(|e| CallError::Unreachable(e.to_string()))?;
+        let number = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let call = RaftCall { call: number, group: target.group.0, to: target.node, request: Some(request) };
+        let (answer, answered) = oneshot::channel();
+        link.calls
+            .try_send(PendingCall { call, answer })
+            .map_err(|_| CallError::Unreachable("too many calls are waiting for the peer".to_owned()))?;
+        let answer = match tokio::time::timeout(limit, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => return Err(CallError::Unreachable("no connection to the peer".to_owned())),
+            Err(_) => return Err(CallError::Timeout),
+        };
+        match answer.reply {
+            Some(reply) if answer.failure.is_empty() => Ok(reply),
+            _ => Err(CallError::Failed(answer.failure)),
+        }
+    }
+}
+
+enum CallError {
+    /// Nobody there: openraft backs off.
+    Unreachable(String),
+    /// There, but it could not do it.
+    Failed(String),
+    Timeout,
+}
+
+impl CallError {
+    fn into_rpc(self, action: RPCTypes, from: u64, target: u64, limit: Duration) -> RPCError<Types> {
+        match self {
+            CallError::Unreachable(text) => RPCError::Unreachable(Unreachable::from_string(text)),
+            CallError::Failed(text) => RPCError::Network(NetworkError::from_string(text)),
+            CallError::Timeout => RPCError::Timeout(Timeout { action, id: from, target, timeout: limit }),
+        }
+    }
+}
+
+/// Keeps a stream to a peer while there are calls; a broken stream fails the calls under way, and the next call makes
+/// a new one.
+async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>) {
+    let client = RaftClient::new(channel)
+        .max_decoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX)
+        .max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
+    while let Some(first) = calls.recv().await {
+        let (sender, outgoing) = mpsc::channel(64);
+        let stream = client.clone().calls(ReceiverStream::new(outgoing)).await;
+        let Ok(response) = stream else {
+            drop(first);
+            let pause = tokio::time::sleep(RECONNECT_AFTER);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    // Dropped, and thereby failed at once.
+                    call = calls.recv() => if call.is_none() { return },
+                }
+            }
+            continue;
+        };
+        let mut answers = response.into_inner();
+        let mut pending: HashMap<u64, oneshot::Sender<RaftAnswer>> = HashMap::new();
+        pending.insert(first.call.call, first.answer);
+        if sender.send(first.call).await.is_err() {
+            continue;
+        }
+        loop {
+            tokio::select! {
+                answer = answers.next() => match answer {
+                    Some(Ok(answer)) => {
+                        if let Some(waiting) = pending.remove(&answer.call) {
+                            drop(waiting.send(answer));
+                        }
+                    }
+                    Some(Err(_)) | None => break,
+                },
+                call = calls.recv() => {
+                    let Some(PendingCall { call, answer }) = call else { return };
+                    pending.retain(|_, waiting| !waiting.is_closed());
+                    pending.insert(call.call, answer);
+                    if sender.send(call).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes a group's network clients.
+pub struct PeersFactory {
+    pub peers: Arc<Peers>,
+    pub group: GroupId,
+}
+
+impl RaftNetworkFactory<Types> for PeersFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerNetwork {
+        self.network(target, node, Lane::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> PeerNetwork {
+        self.network(target, node, Lane::Control)
+    }
+}
+
+impl PeersFactory {
+    fn network(&self, target: u64, node: &BasicNode, append_lane: Lane) -> PeerNetwork {
+        let target = Target { node: target, address: node.addr.clone(), group: self.group };
+        PeerNetwork { peers: self.peers.clone(), target, append_lane }
+    }
+}
+
+struct Target {
+    node: u64,
+    address: String,
+    group: GroupId,
+}
+
+/// One group's calls to one peer.
+pub struct PeerNetwork {
+    peers: Arc<Peers>,
+    target: Target,
+    append_lane: Lane,
+}
+
+impl PeerNetwork {
+    async fn call(
+        &self,
+        lane: Lane,
+        action: RPCTypes,
+        request: WireRequest,
+        option: &RPCOption,
+    ) -> Result<WireReply, RPCError<Types>> {
+        let limit = option.hard_ttl();
+        let reply = self.peers.call(&self.target, lane, request, limit).await;
+        reply.map_err(|e| e.into_rpc(action, self.peers.own_id, self.target.node, limit))
+    }
+
+    async fn ask_vote(
+        &self,
+        rpc: VoteRequest<Types>,
+        option: &RPCOption,
+        request: fn(VoteCall) -> WireRequest,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let call = VoteCall {
+            vote: Some(vote_to_wire(&rpc.vote)),
+            last: rpc.last_log_id.map(log_id_to_wire),
+            leadership_transfer: rpc.leadership_transfer,
+        };
+        match self.call(Lane::Control, RPCTypes::Vote, request(call), option).await? {
+            WireReply::Vote(answer) | WireReply::PreVote(answer) => {
+                let vote = vote_from_wire(answer.vote).map_err(|e| NetworkError::new(&e))?;
+                Ok(VoteResponse::new(vote, answer.last.map(log_id_from_wire), answer.granted))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+fn unexpected() -> RPCError<Types> {
+    RPCError::Network(NetworkError::from_string("the peer answered something else"))
+}
+
+impl RaftNetworkV2<Types> for PeerNetwork {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        use wire::append_answer::Kind;
+        let lane = if rpc.entries.is_empty() { Lane::Control } else { self.append_lane };
+        let call = AppendCall {
+            vote: Some(vote_to_wire(&rpc.vote)),
+            previous: rpc.prev_log_id.map(log_id_to_wire),
+            entries: rpc.entries.into_iter().map(entry_to_wire).collect(),
+            committed: rpc.leader_commit.map(log_id_to_wire),
+        };
+        match self.call(lane, RPCTypes::AppendEntries, WireRequest::Append(call), &option).await? {
+            WireReply::Append(answer) => match answer.kind() {
+                Kind::Success => Ok(AppendEntriesResponse::Success),
+                Kind::Partial => Ok(AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_wire))),
+                Kind::Conflict => Ok(AppendEntriesResponse::Conflict),
+                Kind::HigherVote => {
+                    let vote = vote_from_wire(answer.vote).map_err(|e| NetworkError::new(&e))?;
+                    Ok(AppendEntriesResponse::HigherVote(vote))
+                }
+            },
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_vote(rpc, &option, WireRequest::Vote).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_vote(rpc, &option, WireRequest::PreVote).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::type_config::alias::SnapshotOf<Types, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let SnapshotData::Export(export) = snapshot.snapshot else {
+            return Err(StreamingError::Network(NetworkError::from_string("only an export can be sent")));
+        };
+        let header = SnapshotHeader {
+            group: self.target.group.0,
+            to: self.target.node,
+            vote: Some(vote_to_wire(&vote)),
+            last: snapshot.meta.last_log_id.map(log_id_to_wire),
+            membership_id: (*snapshot.meta.last_membership.log_id()).map(log_id_to_wire),
+            membership: Some(membership_to_wire(snapshot.meta.last_membership.membership())),
+        };
+        let unreachable = |text: String| StreamingError::Unreachable(Unreachable::from_string(text));
+        let address = self.peers.address(self.target.node).unwrap_or_else(|| self.target.address.clone());
+        let channel = self.peers.channel(self.target.node, &address).map_err(|e| unreachable(e.to_string()))?;
+        let mut client =
+            RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
+        let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
+        tokio::task::spawn_blocking(move || send_blocks(header, export, &sender));
+        let sending = tokio::time::timeout(option.hard_ttl(), client.install_snapshot(ReceiverStream::new(parts)));
+        let reply = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            reply = sending => reply,
+        };
+        match reply {
+            Ok(Ok(reply)) => {
+                let vote = vote_from_wire(reply.into_inner().vote)
+                    .map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
+                Ok(SnapshotResponse::new(vote))
+            }
+            Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
+            Err(_) => Err(unreachable("snapshot took too long".to_owned())),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let call = TransferCall {
+            from: Some(vote_to_wire(req.from_leader())),
+            to_node: *req.to_node_id(),
+            last: req.last_log_id().copied().map(log_id_to_wire),
+        };
+        match self.call(Lane::Control, RPCTypes::TransferLeader, WireRequest::Transfer(call), &option).await? {
+            WireReply::Transfer(answer) if answer.refused.is_empty() => Ok(Ok(())),
+            WireReply::Transfer(answer) => Err(RPCError::Network(NetworkError::from_string(answer.refused))),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// Reads the export and hands it over block by block. An unreadable record ends the stream early: the receiver
+/// misses the closing totals and installs nothing.
+fn send_blocks(header: SnapshotHeader, export: storage::Export, parts: &mpsc::Sender<SnapshotPart>) {
+    if parts.blocking_send(SnapshotPart { part: Some(Part::Header(header)) }).is_err() {
+        return;
+    }
+    for block in export.blocks {
+        match block {
+            Ok(block) => {
+                if parts.blocking_send(SnapshotPart { part: Some(Part::Block(block)) }).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "snapshot cannot be read");
+                return;
+            }
+        }
+    }
+}

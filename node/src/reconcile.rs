@@ -1,0 +1,213 @@
+//! Makes what is be what the directory wants, one bounded step at a time: every node starts the replicas that it
+//! should hold and hands leadership to the preferred replica; the directory's leader places new shards.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use directory::Command as DirectoryCommand;
+use openraft::{BasicNode, Instant};
+use openraft::error::{InitializeError, RaftError};
+use storage::Command;
+use tokio::sync::watch;
+use types::{AccountId, MailResult, NodeId, ShardId};
+
+use crate::Node;
+use crate::bootstrap::propose;
+use crate::shard::Shard;
+
+/// Between rounds when nothing changes in the directory.
+const ROUND: Duration = Duration::from_secs(1);
+/// Rounds that a leader and its better-placed peer must both have been steady before leadership moves.
+const STEADY_ROUNDS: u32 = 5;
+/// How far behind the preferred leader may be when leadership moves to it.
+const LAG_ENTRIES_MAX: u64 = 100;
+/// Rounds between looks for accounts that the directory no longer has.
+const SWEEP_ROUNDS: u64 = 30;
+/// Leaders handed over in one round.
+const TRANSFERS_MAX: usize = 8;
+/// sysexits.h EX_IOERR.
+const EXIT_VOLUME_FAILED: i32 = 74;
+
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let mut revisions = node.groups().directory_state.revisions();
+    let mut steady: HashMap<ShardId, u32> = HashMap::new();
+    let mut round: u64 = 0;
+    loop {
+        if let Err(error) = node.groups().volume.check() {
+            // What the disk holds is unknown: nothing more may be promised, and others take over.
+            tracing::error!(%error, "volume failed, process ends");
+            std::process::exit(EXIT_VOLUME_FAILED);
+        }
+        learn_addresses(&node);
+        if let Err(error) = start_replicas(&node).await {
+            tracing::error!(%error, "replica does not start");
+        }
+        if node.groups().directory.leads()
+            && let Err(error) = place_shards(&node).await
+        {
+            tracing::debug!(%error, "shards not placed yet");
+        }
+        lead_where_wanted(&node, &mut steady).await;
+        if round.is_multiple_of(SWEEP_ROUNDS)
+            && let Err(error) = sweep_accounts(&node).await
+        {
+            tracing::debug!(%error, "removed accounts not swept");
+        }
+        round += 1;
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = revisions.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn learn_addresses(node: &Node) {
+    let directory = node.groups().directory_state.read();
+    for known in directory.nodes() {
+        node.groups().peers.set_address(known.id.0, &known.address);
+    }
+}
+
+/// Starts the replicas that this node should hold; a shard that never had any is founded by its first.
+async fn start_replicas(node: &Node) -> std::io::Result<()> {
+    let wanted: Vec<(ShardId, Vec<NodeId>, bool)> = {
+        let directory = node.groups().directory_state.read();
+        directory.placements_on(node.id()).map(|p| (p.shard, p.wanted.clone(), p.initialised)).collect()
+    };
+    for (id, replicas, initialised) in wanted {
+        let shard = node.groups().start_shard(id).await?;
+        if initialised || replicas.first() != Some(&node.id()) {
+            continue;
+        }
+        let members: BTreeMap<u64, BasicNode> = replicas
+            .iter()
+            .map(|replica| (replica.0, BasicNode::new(node.groups().peers.address(replica.0).unwrap_or_default())))
+            .collect();
+        match shard.group.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(std::io::Error::other(error)),
+        }
+    }
+    Ok(())
+}
+
+/// On the directory's leader: places the shards of a new cluster once all founding nodes are known, and notes which
+/// groups have come to life, so that none is ever founded twice.
+async fn place_shards(node: &Node) -> MailResult<()> {
+    let founders = node.settings().cluster.nodes.len();
+    let (placed, proposal, unmarked) = {
+        let directory = node.groups().directory_state.read();
+        let Some(cluster) = directory.cluster() else { return Ok(()) };
+        let placed = directory.placements().count() as u32 == cluster.shards;
+        let ready = !placed && directory.nodes().count() >= founders;
+        let unmarked: BTreeSet<ShardId> =
+            directory.placements().filter(|placement| !placement.initialised).map(|placement| placement.shard).collect();
+        (placed, ready.then(|| directory.propose_placements()), unmarked)
+    };
+    if let Some(wanted) = proposal {
+        return propose(node, &DirectoryCommand::SetPlacements { wanted }).await;
+    }
+    if !placed || unmarked.is_empty() {
+        return Ok(());
+    }
+    for shard in living_shards(node, unmarked).await {
+        propose(node, &DirectoryCommand::MarkShardInitialised { shard }).await?;
+    }
+    Ok(())
+}
+
+/// Which of these shards' groups somebody knows to be initialised: this node, or a node that it asks.
+async fn living_shards(node: &Node, mut asked: BTreeSet<ShardId>) -> Vec<ShardId> {
+    use proto::DirectoryStore;
+    let peers: Vec<NodeId> = {
+        let directory = node.groups().directory_state.read();
+        directory.nodes().map(|known| known.id).filter(|id| *id != node.id()).collect()
+    };
+    let mut living = Vec::new();
+    let mut take = |status: &proto::wire::GroupStatus| {
+        if !status.voters.is_empty() && status.applied_index > 0 && asked.remove(&ShardId(status.group)) {
+            living.push(ShardId(status.group));
+        }
+    };
+    for shard in node.groups().shards() {
+        take(&shard.group.status());
+    }
+    for peer in peers {
+        let Some(address) = node.groups().peers.address(peer.0) else { continue };
+        let Ok(channel) = node.groups().peers.channel(peer.0, &address) else { continue };
+        if let Ok(status) = proto::GrpcNode::new(channel).node_status().await {
+            status.groups.iter().for_each(&mut take);
+        }
+    }
+    living
+}
+
+/// Hands a shard's leadership to the first replica of its placement, once that has caught up and all is steady.
+async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
+    let mut transfers = 0;
+    for shard in node.groups().shards() {
+        let preferred = {
+            let directory = node.groups().directory_state.read();
+            directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
+        };
+        let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
+        if !caught_up(&shard, preferred) {
+            steady.remove(&shard.id);
+            continue;
+        }
+        let rounds = steady.entry(shard.id).or_default();
+        *rounds += 1;
+        if *rounds >= STEADY_ROUNDS && transfers < TRANSFERS_MAX {
+            transfers += 1;
+            steady.remove(&shard.id);
+            tracing::info!(shard = shard.id.0, to = preferred.0, "leadership handed over");
+            drop(shard.group.raft.trigger().transfer_leader(preferred.0).await);
+        }
+    }
+}
+
+/// This node leads, and the other is a voter that has all but the last entries and answered lately.
+fn caught_up(shard: &Arc<Shard>, other: NodeId) -> bool {
+    let metrics = shard.group.metrics();
+    let last = metrics.last_log_index.unwrap_or(0);
+    let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == other.0);
+    let matched = metrics.replication.as_ref().and_then(|replication| replication.get(&other.0).copied().flatten());
+    let heard = metrics.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&other.0).copied().flatten());
+    let lately = heard.is_some_and(|at| at.elapsed() < Duration::from_secs(2));
+    is_voter && lately && matched.is_some_and(|matched| matched.index + LAG_ENTRIES_MAX >= last)
+}
+
+/// Before a stop: gives every led group with more than one voter to a replica that has caught up.
+pub async fn hand_over(node: &Node) {
+    let groups = node.groups();
+    for shard in groups.shards() {
+        let voters: Vec<u64> = shard.group.metrics().membership_config.membership().voter_ids().collect();
+        let heir = voters.into_iter().map(NodeId).find(|voter| *voter != node.id() && caught_up(&shard, *voter));
+        if let Some(heir) = heir {
+            drop(shard.group.raft.trigger().transfer_leader(heir.0).await);
+        }
+    }
+}
+
+/// Drops what is left of accounts that the directory has removed. Ids are given out in order and never again, so an
+/// id below the next one that the directory does not know was removed, however far behind this replica is.
+async fn sweep_accounts(node: &Node) -> MailResult<()> {
+    for shard in node.groups().shards() {
+        if !shard.group.leads() {
+            continue;
+        }
+        let accounts = shard.state().accounts().map_err(types::MailError::from)?;
+        let gone: Vec<AccountId> = {
+            let directory = node.groups().directory_state.read();
+            let Some(next) = directory.cluster().map(|cluster| cluster.next_account_id) else { return Ok(()) };
+            accounts.into_iter().map(|(id, _)| id).filter(|id| *id < next && directory.account_by_id(*id).is_none()).collect()
+        };
+        for account in gone {
+            tracing::info!(shard = shard.id.0, account = account.0, "removed account dropped");
+            shard.propose(&Command::DropAccount { account }, None).await?;
+        }
+    }
+    Ok(())
+}

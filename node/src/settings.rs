@@ -1,0 +1,125 @@
+//! A node's settings, as its TOML file has them.
+
+use std::path::PathBuf;
+
+use proto::ClusterTlsFiles;
+use serde::Deserialize;
+
+/// Replicas of a shard at most (design: replication factor 1 to 5).
+const REPLICAS_MAX: u32 = 5;
+use directory::limits::NODE_WEIGHT_MAX as WEIGHT_MAX;
+const SHARDS_MAX: u32 = 4_096;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSettings {
+    /// Unique in the cluster: `[a-z0-9-]{1,63}`.
+    pub name: String,
+    /// Where gRPC is served: `address:port`.
+    pub listen: String,
+    /// Where others reach this node, if not at `listen`.
+    pub advertise: Option<String>,
+    #[serde(default = "default_zone")]
+    pub zone: String,
+    /// Share of the cluster's load relative to other nodes' weights: 1 to 64.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    pub volumes: Vec<VolumeSettings>,
+    /// Log entries of a shard that are kept for replicas that were away; a replica away for longer gets a snapshot.
+    #[serde(default = "default_log_entries_kept")]
+    pub log_entries_kept: u64,
+    pub tls: ClusterTlsFiles,
+    pub cluster: ClusterSettings,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSettings {
+    /// One directory; two on separate disks once mirrors are supported.
+    pub disks: Vec<PathBuf>,
+}
+
+/// How the cluster is first made, and how a node finds it later.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSettings {
+    /// 32 hexadecimal digits, the same in every process of the cluster.
+    pub id: String,
+    /// gRPC addresses of the nodes that found the cluster, the same list in the same order on each; a node that
+    /// joins later lists them to find the cluster.
+    pub nodes: Vec<String>,
+    /// Fixed when the cluster is made.
+    #[serde(default = "default_shards")]
+    pub shards: u32,
+    #[serde(default = "default_replicas")]
+    pub replicas: u32,
+}
+
+fn default_zone() -> String {
+    "default".to_owned()
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+fn default_log_entries_kept() -> u64 {
+    20_000
+}
+
+fn default_shards() -> u32 {
+    64
+}
+
+fn default_replicas() -> u32 {
+    3
+}
+
+impl NodeSettings {
+    pub fn advertise(&self) -> &str {
+        self.advertise.as_deref().unwrap_or(&self.listen)
+    }
+
+    /// What is wrong with the settings, before a port or a file is opened.
+    pub fn validate(&self) -> Result<(), String> {
+        let name_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(name_ok) {
+            return Err(format!("name {:?}: 1 to 63 of a-z, 0-9 and - are allowed", self.name));
+        }
+        match self.volumes.as_slice() {
+            [volume] if volume.disks.len() == 1 => {}
+            [volume] if volume.disks.len() == 2 => {
+                return Err("volumes: a mirror of two disks is not supported by this version; name one disk".to_owned());
+            }
+            _ => return Err("volumes: exactly one volume of one disk is supported by this version".to_owned()),
+        }
+        self.cluster_id()?;
+        if self.cluster.nodes.is_empty() {
+            return Err("cluster.nodes: at least one address is needed".to_owned());
+        }
+        if !(1..=SHARDS_MAX).contains(&self.cluster.shards) {
+            return Err(format!("cluster.shards: 1 to {SHARDS_MAX}"));
+        }
+        if !(1..=REPLICAS_MAX).contains(&self.cluster.replicas) {
+            return Err(format!("cluster.replicas: 1 to {REPLICAS_MAX}"));
+        }
+        if !(1..=WEIGHT_MAX).contains(&self.weight) {
+            return Err(format!("weight: 1 to {WEIGHT_MAX}"));
+        }
+        Ok(())
+    }
+
+    pub fn cluster_id(&self) -> Result<directory::ClusterId, String> {
+        let digits = self.cluster.id.as_bytes();
+        let mut id = [0u8; 16];
+        let wrong = || "cluster.id: 32 hexadecimal digits".to_owned();
+        if digits.len() != 32 || !digits.is_ascii() {
+            return Err(wrong());
+        }
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            let text = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(text, 16).map_err(|_| wrong())?;
+        }
+        Ok(directory::ClusterId(id))
+    }
+}

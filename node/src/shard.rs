@@ -1,0 +1,142 @@
+//! A shard's group on this node: its commands applied to [`storage::ShardState`], and what only the leader keeps in
+//! memory: who watches, who holds a maildrop, which messages are still \Recent.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::wire::WatchEvent;
+use storage::{Command, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
+use tokio::sync::broadcast;
+use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, ShardId, UidSet};
+
+use crate::group::{Group, GroupContext};
+use crate::raft::{Applier, Proposal, Reply};
+
+/// Events that a slow watcher may lag behind before it is told to look for itself.
+const EVENTS_QUEUED: usize = 4_096;
+/// Mailboxes whose \Recent mark is remembered; the oldest knowledge is dropped, and RFC 3501 §2.3.2 allows to call a
+/// message recent when in doubt.
+const RECENT_MARKS_MAX: usize = 100_000;
+
+pub struct Shard {
+    pub id: ShardId,
+    pub group: Group,
+    events: broadcast::Sender<WatchEvent>,
+    maildrops: Arc<Mutex<HashSet<AccountId>>>,
+    recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
+}
+
+impl Shard {
+    pub async fn start(id: ShardId, storage: storage::Group, context: &GroupContext) -> io::Result<Arc<Shard>> {
+        let (events, _) = broadcast::channel(EVENTS_QUEUED);
+        let applier = Arc::new(ShardApplier { state: storage.shard(), events: events.clone() });
+        let group = Group::start(storage, applier, context).await?;
+        Ok(Arc::new(Shard { id, group, events, maildrops: Arc::default(), recent: Mutex::default() }))
+    }
+
+    pub fn state(&self) -> ShardState {
+        self.group.storage.shard()
+    }
+
+    /// The state, once a read of it is sure to see every acknowledged write.
+    pub async fn read(&self) -> MailResult<ShardState> {
+        self.group.read_barrier().await?;
+        Ok(self.state())
+    }
+
+    /// Returns the outcome once a majority has synced the command and this node has applied it.
+    pub async fn propose(&self, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
+        self.propose_at(command, body).await.map(|(outcome, _)| outcome)
+    }
+
+    /// The same, with the MODSEQ that the command's changes have.
+    pub async fn propose_at(&self, command: &Command, body: Option<Bytes>) -> MailResult<(Outcome, ModSeq)> {
+        match self.group.propose(command.encode(stamp()?, 0), body).await? {
+            (Reply::Shard(outcome), index) => outcome.map(|outcome| (outcome, ModSeq(index))),
+            (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
+        }
+    }
+
+    pub fn watch(&self) -> broadcast::Receiver<WatchEvent> {
+        self.events.subscribe()
+    }
+
+    /// The lock of RFC 1939 §3; held until the guard is dropped.
+    pub fn hold_maildrop(&self, account: AccountId) -> MailResult<MaildropGuard> {
+        if !self.maildrops.lock().insert(account) {
+            return Err(MailError::InUse);
+        }
+        Ok(MaildropGuard { account, maildrops: self.maildrops.clone() })
+    }
+
+    /// Which of a mailbox's messages no session has been told of as \Recent; `take` makes the caller that session
+    /// (RFC 3501 §2.3.2).
+    pub fn recent(&self, account: AccountId, mailbox: MailboxId, uids: &UidSet, uid_next: u32, take: bool) -> UidSet {
+        let mut marks = self.recent.lock();
+        let from = marks.get(&(account, mailbox)).copied().unwrap_or(1);
+        if take {
+            if marks.len() >= RECENT_MARKS_MAX {
+                marks.clear();
+            }
+            marks.insert((account, mailbox), uid_next);
+        }
+        if from >= uid_next {
+            return UidSet::new();
+        }
+        uids.intersection(&UidSet::from_range(from, uid_next - 1))
+    }
+}
+
+pub struct MaildropGuard {
+    account: AccountId,
+    maildrops: Arc<Mutex<HashSet<AccountId>>>,
+}
+
+impl Drop for MaildropGuard {
+    fn drop(&mut self) {
+        self.maildrops.lock().remove(&self.account);
+    }
+}
+
+/// Time and randomness of a command, chosen once by the proposer.
+fn stamp() -> MailResult<Stamp> {
+    let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
+    Ok(Stamp { unix_ms: unix_ms(), seed })
+}
+
+/// Milliseconds since 1970; 0 on a clock before that.
+pub fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+struct ShardApplier {
+    state: ShardState,
+    events: broadcast::Sender<WatchEvent>,
+}
+
+impl Applier for ShardApplier {
+    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
+        let (stamp, _request, command) = Command::decode(&proposal.head)?;
+        let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
+        let (outcome, events) = self.state.apply(index, stamp, command, body_octets, marker)?;
+        for ShardEvent { account, kind } in events {
+            let (mailbox, mod_seq) = match kind {
+                ShardEventKind::Mailbox { id, mod_seq } => (id.0, mod_seq.0),
+                ShardEventKind::MailboxList => (0, index),
+            };
+            // Without watchers there is nobody to tell.
+            drop(self.events.send(WatchEvent { account: account.0, mailbox, mod_seq }));
+        }
+        Ok(Reply::Shard(outcome))
+    }
+
+    fn installed(&self) -> Result<(), StorageError> {
+        // A replica that takes a snapshot does not lead, so nobody watches it.
+        Ok(())
+    }
+}

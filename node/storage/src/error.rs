@@ -1,0 +1,73 @@
+//! What storage can answer instead of success. Variants differ by what the caller can do.
+
+use std::fmt::Display;
+
+use types::MailError;
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StorageError {
+    /// A write or a sync failed once. It is never tried again: what the disk holds after a failed fsync is unknown.
+    /// The volume answers nothing but this to writes until it is opened anew.
+    #[error("volume has failed: {0}")]
+    Failed(String),
+    #[error("volume is closed")]
+    Closed,
+    /// The group was removed while the handle lived on.
+    #[error("group was dropped")]
+    Dropped,
+    /// A record cannot be read, or is missing where another record says that it must be.
+    #[error("record {key} is damaged: {reason}")]
+    Corrupt { key: String, reason: String },
+    /// The log below this index was purged: a snapshot is needed instead.
+    #[error("log is purged up to index {index}")]
+    Purged { index: u64 },
+    /// The database lacks writes that were acknowledged: its write-ahead log, or all of it, was lost or put back.
+    #[error("{directory} is behind its mark: it holds sequence {found}, {acknowledged} was acknowledged")]
+    Behind { directory: String, found: u64, acknowledged: u64 },
+    /// The directory belongs to something else, or is of a format that this program does not know.
+    #[error("{0}")]
+    Refused(String),
+    /// A snapshot block that is cut, damaged, out of order or of another group. The old state is kept.
+    #[error("snapshot refused: {0}")]
+    Block(String),
+    /// The caller broke a rule of the interface: a gap in the log, an export of nothing.
+    #[error("{0}")]
+    Misuse(String),
+    /// Reading failed; or a file beside the database could not be written.
+    #[error("{doing}: {reason}")]
+    Io { doing: String, reason: String },
+}
+
+impl StorageError {
+    pub(crate) fn corrupt(key: impl Into<String>, reason: impl Display) -> StorageError {
+        StorageError::Corrupt { key: key.into(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn io(doing: impl Into<String>, reason: impl Display) -> StorageError {
+        StorageError::Io { doing: doing.into(), reason: reason.to_string() }
+    }
+
+    /// A failed read: damage and a disk that does not answer are told apart.
+    pub(crate) fn read(key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
+        match error.kind() {
+            rocksdb::ErrorKind::Corruption => StorageError::corrupt(key(), error),
+            _ => StorageError::io(format!("reading {}", key()), error),
+        }
+    }
+}
+
+impl From<StorageError> for MailError {
+    fn from(error: StorageError) -> MailError {
+        match error {
+            StorageError::Failed(_) | StorageError::Closed | StorageError::Dropped | StorageError::Io { .. } => {
+                MailError::Unavailable
+            }
+            StorageError::Corrupt { key, .. } => MailError::Corrupt { key },
+            StorageError::Purged { .. }
+            | StorageError::Behind { .. }
+            | StorageError::Refused(_)
+            | StorageError::Block(_)
+            | StorageError::Misuse(_) => MailError::Internal(error.to_string()),
+        }
+    }
+}

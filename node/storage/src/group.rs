@@ -1,0 +1,295 @@
+//! A Raft group on a volume: its log, its state, its bodies. What is common to them: which space is current, removal,
+//! and purges, where bodies end.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use rocksdb::{DB, DBRawIterator, ReadOptions, Snapshot};
+
+use crate::error::StorageError;
+use crate::keys::{
+    GroupId, Key, Kind, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range, printable,
+    space_range, u64_at,
+};
+use crate::records::{decode, encode, encode_bytes, payload};
+use crate::state::{Hints, ShardState};
+use crate::store::{Changes, Family, Store, walk};
+use crate::table::Table;
+use crate::tail::{self, LogState};
+use crate::volume::Shared;
+
+/// Blobs that one purge deletes at most; the rest waits for the next.
+const PURGED_BLOBS_MAX: usize = 4096;
+
+/// Cheap to clone. Writes are safe from any thread; the Raft log has one writer in any case, and so has the state.
+#[derive(Clone)]
+pub struct Group {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// Locks are taken in this order: `order`, `apply`, `space`, `log`; `installing` is innermost.
+pub(crate) struct Inner {
+    pub id: GroupId,
+    pub shared: Arc<Shared>,
+    /// Held while a job's effect on `log` is made and the job is queued, so that both happen in one order. Not needed
+    /// by readers or by completion callbacks, which may run while a full queue blocks its holder.
+    pub order: Mutex<()>,
+    pub log: Mutex<LogState>,
+    /// Held by whoever writes state.
+    pub apply: Mutex<Hints>,
+    /// Read-locked until a reader has its snapshot; write-locked by the flip of an install.
+    pub space: RwLock<SpaceRecord>,
+    pub installing: Mutex<Option<Installing>>,
+    pub dropped: AtomicBool,
+}
+
+/// A group's space, or one that a snapshot is being written to.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct SpaceRecord {
+    #[prost(uint32, tag = "1")]
+    pub space: u32,
+    /// The last log index of the snapshot that made the space: bodies up to it belong to the state, not to the log.
+    #[prost(uint64, optional, tag = "2")]
+    pub installed: Option<u64>,
+}
+
+/// An install under way.
+pub(crate) struct Installing {
+    pub last_index: u64,
+    /// Bodies that a truncation would have deleted, had they not been in reach of the snapshot.
+    pub spared: BTreeSet<u64>,
+}
+
+impl Group {
+    pub(crate) fn open(shared: Arc<Shared>, id: GroupId) -> Result<Group, StorageError> {
+        let store = &shared.store;
+        let key = meta_key(META_SPACE, id);
+        let space = match store.get(Family::Meta, &key)? {
+            Some(value) => decode(Family::Meta, &key, &value)?,
+            None => {
+                let space = SpaceRecord { space: shared.fresh_space(), installed: None };
+                let mut changes = Changes::default();
+                changes.put(Family::Meta, key, encode(&space));
+                shared.writer.write_and_wait(changes)?;
+                space
+            }
+        };
+        let log = LogState::load(store, id)?;
+        let inner = Inner {
+            id,
+            order: Mutex::new(()),
+            log: Mutex::new(log),
+            apply: Mutex::default(),
+            space: RwLock::new(space),
+            installing: Mutex::new(None),
+            dropped: AtomicBool::new(false),
+            shared,
+        };
+        Ok(Group { inner: Arc::new(inner) })
+    }
+
+    pub fn id(&self) -> GroupId {
+        self.inner.id
+    }
+
+    /// The mailboxes of a shard.
+    pub fn shard(&self) -> ShardState {
+        ShardState::new(self.inner.clone())
+    }
+
+    /// Plain records, for the directory.
+    pub fn table(&self) -> Table {
+        Table::new(self.inner.clone())
+    }
+
+    /// The marker that the last apply wrote, `None` before the first.
+    pub fn applied(&self) -> Result<Option<Bytes>, StorageError> {
+        self.inner.check()?;
+        self.inner.view().marker()
+    }
+
+    /// Notes an entry that changes no state as applied. Not synced: the log is replayed.
+    pub fn set_applied(&self, marker: Bytes) -> Result<(), StorageError> {
+        self.inner.check()?;
+        let _apply = self.inner.apply.lock();
+        let mut changes = Changes::default();
+        put_marker(&mut changes, self.inner.space.read().space, &marker);
+        self.inner.shared.store.write_changes(&changes)
+    }
+
+    /// How many bodies and chunks of bodies the disk holds; for tests that nothing is left behind.
+    #[doc(hidden)]
+    pub fn blob_count(&self) -> Result<usize, StorageError> {
+        let mut count = 0;
+        let range = (log_key(self.inner.id, 0), log_key(self.inner.id, u64::MAX));
+        self.inner.shared.store.scan(Family::Blob, range, |_, _| {
+            count += 1;
+            Ok(true)
+        })?;
+        Ok(count)
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), StorageError> {
+        let inner = &self.inner;
+        let _order = inner.order.lock();
+        let _apply = inner.apply.lock();
+        inner.dropped.store(true, Ordering::Release);
+        let mut changes = Changes::default();
+        let space = inner.space.write();
+        let whole = (log_key(inner.id, 0), log_key(inner.id, u64::MAX));
+        changes.delete_range(Family::Log, whole.clone());
+        changes.delete_range(Family::Blob, whole);
+        changes.delete_range(Family::State, space_range(space.space));
+        for name in [META_VOTE, META_PURGED, META_SPACE] {
+            changes.delete(Family::Meta, meta_key(name, inner.id));
+        }
+        let key = meta_key(META_INSTALL, inner.id);
+        if let Some(value) = inner.shared.store.get(Family::Meta, &key)? {
+            let install: SpaceRecord = decode(Family::Meta, &key, &value)?;
+            changes.delete_range(Family::State, space_range(install.space));
+            changes.delete(Family::Meta, key);
+        }
+        inner.shared.writer.write_and_wait(changes)?;
+        inner.log.lock().clear(&inner.shared);
+        Ok(())
+    }
+}
+
+impl Inner {
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        if self.dropped.load(Ordering::Acquire) { Err(StorageError::Dropped) } else { Ok(()) }
+    }
+
+    /// As `check`, before a write that changes what is in memory first: a failed volume keeps that as it is on disk.
+    pub(crate) fn check_write(&self) -> Result<(), StorageError> {
+        self.check()?;
+        self.shared.store.check()
+    }
+
+    /// A consistent view of the current state.
+    pub(crate) fn view(&self) -> View<'_> {
+        // The snapshot is taken under the lock, so that no install comes between it and the space's number.
+        let space = self.space.read();
+        View { store: &self.shared.store, snapshot: Some(self.shared.store.db().snapshot()), space: space.space }
+    }
+
+    /// The newest state, for the one who writes it.
+    pub(crate) fn latest(&self) -> View<'_> {
+        View { store: &self.shared.store, snapshot: None, space: self.space.read().space }
+    }
+
+    /// Deletes blobs that nothing refers to and whose log entries are purged.
+    pub(crate) fn collect_garbage(&self, index: u64, changes: &mut Changes) -> Result<(), StorageError> {
+        if self.id == GroupId::DIRECTORY {
+            // Its state refers to no bodies.
+            changes.delete_range(Family::Blob, (log_key(self.id, 0), log_key(self.id, index.saturating_add(1))));
+            return Ok(());
+        }
+        let view = self.latest();
+        let prefix = view.key(Kind::Garbage);
+        let range = (prefix.clone().done(), prefix.u64(index.saturating_add(1)).done());
+        let mut blobs = 0;
+        view.scan_range(range, |key, _| {
+            let blob =
+                u64_at(key, 5).ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "short key"))?;
+            changes.delete(Family::State, key.to_vec());
+            changes.delete(Family::Blob, log_key(self.id, blob));
+            blobs += 1;
+            Ok(blobs < PURGED_BLOBS_MAX)
+        })
+    }
+
+    /// Bodies up to this index stay when the log is truncated: they belong to a snapshot.
+    pub(crate) fn body_floor(&self) -> Option<u64> {
+        let installing = self.installing.lock().as_ref().map(|install| install.last_index);
+        self.space.read().installed.max(installing)
+    }
+}
+
+pub(crate) fn put_marker(changes: &mut Changes, space: u32, marker: &[u8]) {
+    changes.put(Family::State, Key::state(space, Kind::Applied).done(), encode_bytes(marker));
+}
+
+/// Removes what an unfinished install wrote: its space, and bodies that no log entry and no state can own.
+pub(crate) fn discard_install(
+    store: &Store,
+    group: GroupId,
+    install: &SpaceRecord,
+    changes: &mut Changes,
+) -> Result<(), StorageError> {
+    changes.delete_range(Family::State, space_range(install.space));
+    changes.delete(Family::Meta, meta_key(META_INSTALL, group));
+    let key = meta_key(META_SPACE, group);
+    let Some(value) = store.get(Family::Meta, &key)? else { return Ok(()) };
+    let current: SpaceRecord = decode(Family::Meta, &key, &value)?;
+    let owned = tail::greatest_index(store, group)?.max(current.installed);
+    let from = owned.map_or(0, |index| index.saturating_add(1));
+    let to = install.installed.unwrap_or(0).saturating_add(1);
+    changes.delete_range(Family::Blob, (log_key(group, from), log_key(group, to)));
+    Ok(())
+}
+
+/// State records of one space, as of one moment if it has a snapshot.
+pub(crate) struct View<'a> {
+    pub store: &'a Store,
+    snapshot: Option<Snapshot<'a>>,
+    pub space: u32,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn key(&self, kind: Kind) -> Key {
+        Key::state(self.space, kind)
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.get_in(Family::State, key)
+    }
+
+    /// Of another column family, as of the same moment.
+    pub(crate) fn get_in(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let Some(snapshot) = &self.snapshot else { return self.store.get(family, key) };
+        let value = snapshot.get_cf(&self.store.family(family)?, key);
+        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+    }
+
+    pub(crate) fn record<R: Message + Default>(&self, key: &[u8]) -> Result<Option<R>, StorageError> {
+        self.get(key)?.map(|value| decode(Family::State, key, &value)).transpose()
+    }
+
+    pub(crate) fn marker(&self) -> Result<Option<Bytes>, StorageError> {
+        let key = self.key(Kind::Applied).done();
+        self.get(&key)?.map(|value| Ok(Bytes::copy_from_slice(payload(Family::State, &key, &value)?))).transpose()
+    }
+
+    /// An iterator over state records that ends before `to`. Not yet positioned.
+    pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<DBRawIterator<'_>, StorageError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to);
+        let family = self.store.family(Family::State)?;
+        let db: &DB = self.store.db();
+        Ok(match &self.snapshot {
+            Some(snapshot) => snapshot.raw_iterator_cf_opt(&family, options),
+            None => db.raw_iterator_cf_opt(&family, options),
+        })
+    }
+
+    pub(crate) fn scan_range(
+        &self,
+        (from, to): (Vec<u8>, Vec<u8>),
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        walk(self.iterator(to)?, Family::State, &from, visit)
+    }
+
+    pub(crate) fn scan(
+        &self,
+        prefix: Key,
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        self.scan_range(prefix_range(&prefix.done()), visit)
+    }
+}

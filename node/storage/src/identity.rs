@@ -1,0 +1,185 @@
+//! Who a data directory belongs to: the node, the cluster and the disk format. One small text file, written whole.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use types::NodeId;
+
+use crate::error::StorageError;
+use crate::files;
+use crate::mark;
+
+const NAME: &str = "IDENTITY";
+/// The newest format that this program writes and reads.
+pub const FORMAT: u32 = 1;
+/// The file has four short lines; more is not ours.
+const FILE_BYTES_MAX: u64 = 4096;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The node's Raft id: made with the directory and lost with it, for a voter without its votes must not come back.
+    pub node_id: NodeId,
+    /// Unknown until the node has made or joined a cluster.
+    pub cluster_id: Option<String>,
+    pub format: u32,
+}
+
+impl Identity {
+    /// Reads the identity, or makes a fresh one in a directory that has none and no volume either.
+    pub fn load_or_create(directory: &Path, fresh: impl FnOnce() -> NodeId) -> Result<Identity, StorageError> {
+        let path = directory.join(NAME);
+        match read(&path)? {
+            Some(text) => Identity::parse(&text, &path),
+            None => {
+                mark::create_directory(directory)?;
+                if let Some(volume) = volume_below(directory)? {
+                    return Err(StorageError::Refused(format!(
+                        "{} holds mail but {} has no {NAME} file: whose is it?",
+                        volume.display(),
+                        directory.display()
+                    )));
+                }
+                let identity = Identity { node_id: fresh(), cluster_id: None, format: FORMAT };
+                files::create_whole(&path, identity.text().as_bytes())?;
+                Ok(identity)
+            }
+        }
+    }
+
+    /// Records the cluster when it becomes known. Refuses another cluster than the recorded one, by name.
+    pub fn bind_cluster(&mut self, directory: &Path, cluster_id: &str) -> Result<(), StorageError> {
+        match &self.cluster_id {
+            Some(own) if own == cluster_id => Ok(()),
+            Some(own) => Err(StorageError::Refused(format!(
+                "{} belongs to cluster {own}, not to {}",
+                directory.display(),
+                cluster_id.escape_debug()
+            ))),
+            None => {
+                if cluster_id.is_empty() || cluster_id.len() > 200 || cluster_id.chars().any(char::is_control) {
+                    return Err(StorageError::Misuse("cluster id is empty, too long or has control characters".into()));
+                }
+                let bound = Identity { cluster_id: Some(cluster_id.to_owned()), ..self.clone() };
+                files::create_whole(&directory.join(NAME), bound.text().as_bytes())?;
+                *self = bound;
+                Ok(())
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("format {}\nnode {}\n", self.format, self.node_id);
+        if let Some(cluster) = &self.cluster_id {
+            text.push_str(&format!("cluster {cluster}\n"));
+        }
+        let crc = crc32c::crc32c(text.as_bytes());
+        text.push_str(&format!("crc {crc:08x}\n"));
+        text
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Identity, StorageError> {
+        let damaged = |reason: &str| StorageError::corrupt(path.display().to_string(), reason);
+        let value =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')));
+        // The format first: a newer one may have changed all the rest.
+        let format: u32 = value("format").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no format"))?;
+        if format > FORMAT {
+            return Err(StorageError::Refused(format!(
+                "{} has format {format}; this program knows formats up to {FORMAT}",
+                path.display()
+            )));
+        }
+        let node_id = value("node").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no node id"))?;
+        let identity = Identity { node_id: NodeId(node_id), cluster_id: value("cluster").map(str::to_owned), format };
+        if identity.text() != text {
+            return Err(damaged("wrong checksum"));
+        }
+        Ok(identity)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, StorageError> {
+    let doing = |error: io::Error| StorageError::io(format!("reading {}", path.display()), error);
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(doing(error)),
+        Ok(data) if data.len() > FILE_BYTES_MAX => {
+            return Err(StorageError::corrupt(path.display().to_string(), "too long"));
+        }
+        Ok(_) => {}
+    }
+    match std::fs::read(path).map(String::from_utf8) {
+        Ok(Ok(text)) => Ok(Some(text)),
+        Ok(Err(_)) => Err(StorageError::corrupt(path.display().to_string(), "not text")),
+        Err(error) => Err(doing(error)),
+    }
+}
+
+/// A volume in the directory or just below it.
+fn volume_below(directory: &Path) -> Result<Option<PathBuf>, StorageError> {
+    let doing = |error: io::Error| StorageError::io(format!("listing {}", directory.display()), error);
+    if mark::is_volume(directory) {
+        return Ok(Some(directory.to_owned()));
+    }
+    for entry in std::fs::read_dir(directory).map_err(doing)? {
+        let path = entry.map_err(doing)?.path();
+        if mark::is_volume(&path) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use types::NodeId;
+
+    use super::Identity;
+    use crate::error::StorageError;
+
+    #[test]
+    fn an_identity_is_made_once_and_bound_to_one_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut identity = Identity::load_or_create(directory.path(), || NodeId(42)).unwrap();
+        assert_eq!(identity.cluster_id, None);
+        identity.bind_cluster(directory.path(), "blue").unwrap();
+        identity.bind_cluster(directory.path(), "blue").unwrap();
+        let mut again = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap();
+        assert_eq!((again.node_id, again.cluster_id.as_deref()), (NodeId(42), Some("blue")));
+        let refused = again.bind_cluster(directory.path(), "green").unwrap_err().to_string();
+        assert!(refused.contains("blue") && refused.contains("green"), "{refused}");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("IDENTITY"), "format 9\nmore\n").unwrap();
+        let refused = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap_err();
+        assert!(matches!(&refused, StorageError::Refused(text) if text.contains("format 9")), "{refused}");
+    }
+
+    #[test]
+    fn damage_is_not_taken_for_a_fresh_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        Identity::load_or_create(directory.path(), || NodeId(42)).unwrap();
+        let path = directory.path().join("IDENTITY");
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 2;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(Identity::load_or_create(directory.path(), || NodeId(1)).is_err(), "byte {at}");
+        }
+        std::fs::write(&path, &good[..good.len() - 1]).unwrap();
+        assert!(Identity::load_or_create(directory.path(), || NodeId(1)).is_err());
+    }
+
+    #[test]
+    fn mail_without_an_identity_is_not_adopted() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("disk")).unwrap();
+        std::fs::write(directory.path().join("disk/MARK"), "").unwrap();
+        let refused = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap_err();
+        assert!(matches!(refused, StorageError::Refused(_)));
+    }
+}

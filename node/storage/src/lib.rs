@@ -1,0 +1,38 @@
+//! What a node keeps on disk: volumes, and in each of them groups with a Raft log, bodies, and the mailboxes of a shard
+//! or the records of the directory.
+//!
+//! Knows nothing of Raft's rules, of gRPC or of async: threads, callbacks, and bytes that others make sense of. Commands
+//! of a shard are the exception: [`ShardState::apply`] decides everything about mailboxes.
+
+mod error;
+mod files;
+mod group;
+mod identity;
+mod keys;
+mod log;
+mod mark;
+mod options;
+mod records;
+mod snapshot;
+mod state;
+mod store;
+mod table;
+mod tail;
+mod volume;
+mod writer;
+
+pub use error::StorageError;
+pub use group::Group;
+pub use identity::{FORMAT, Identity};
+pub use keys::GroupId;
+pub use log::LogEntry;
+pub use options::VolumeOptions;
+pub use snapshot::{Blocks, Export, Installer};
+pub use state::{
+    AccountTotals, BodyId, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta, Outcome,
+    Recipient, SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, Stamp, StoreAction,
+    UPLOAD_CHUNKS_MAX,
+};
+pub use table::Table;
+pub use volume::{Volume, VolumeStatistics};
+pub use writer::Done;

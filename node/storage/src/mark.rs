@@ -1,0 +1,202 @@
+//! The mark: a lower bound of what was acknowledged, kept beside the database.
+//!
+//! RocksDB opens an empty database without a word when its live write-ahead log was deleted. The mark notices: it
+//! holds a sequence number that was durable and a write-ahead log that was live. It is written in place after each
+//! sync without a sync of its own, for a mark that lags is still a lower bound, and made durable now and then. Two
+//! slots take turns, so that a torn write leaves the other.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::StorageError;
+use crate::files::{self, sync_directory};
+use crate::keys::{u32_at, u64_at};
+
+const NAME: &str = "MARK";
+const MAGIC: u64 = u64::from_be_bytes(*b"MRMARK01");
+const SLOT_BYTES: usize = 36;
+/// A slot to a disk block, so that one torn write cannot reach both.
+const SLOT_DISTANCE: u64 = 4096;
+/// How often the mark itself is synced, and the live write-ahead log looked up.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Slot {
+    turn: u64,
+    sequence: u64,
+    wal: u64,
+}
+
+impl Slot {
+    fn encode(self) -> [u8; SLOT_BYTES] {
+        let mut bytes = [0; SLOT_BYTES];
+        for (place, number) in bytes.chunks_exact_mut(8).zip([MAGIC, self.turn, self.sequence, self.wal]) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        let (body, crc) = bytes.split_at_mut(32);
+        crc.copy_from_slice(&crc32c::crc32c(body).to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Slot> {
+        let crc = u32_at(bytes, 32)?;
+        if u64_at(bytes, 0)? != MAGIC || crc32c::crc32c(bytes.get(..32)?) != crc {
+            return None;
+        }
+        Some(Slot { turn: u64_at(bytes, 8)?, sequence: u64_at(bytes, 16)?, wal: u64_at(bytes, 24)? })
+    }
+}
+
+pub(crate) struct Mark {
+    directory: PathBuf,
+    file: File,
+    slot: Slot,
+    synced_at: Option<Instant>,
+}
+
+impl Mark {
+    /// Opens the mark of a volume, or makes the first one where there is no database yet, and refuses files that
+    /// lack what was acknowledged. Touches nothing of the database.
+    pub(crate) fn open(directory: &Path, create: bool) -> Result<Mark, StorageError> {
+        let path = directory.join(NAME);
+        let database_exists = directory.join("db/CURRENT").exists();
+        if !path.exists() {
+            if database_exists {
+                let reason = format!("{} has a database but no mark; was {NAME} removed?", directory.display());
+                return Err(StorageError::Refused(reason));
+            }
+            if !create {
+                let reason = format!("{} is empty, but a volume was expected there", directory.display());
+                return Err(StorageError::Refused(reason));
+            }
+            let both = [Slot::default().encode(), Slot::default().encode()];
+            let mut bytes = vec![0; SLOT_DISTANCE as usize + SLOT_BYTES];
+            bytes[..SLOT_BYTES].copy_from_slice(&both[0]);
+            bytes[SLOT_DISTANCE as usize..].copy_from_slice(&both[1]);
+            files::create_whole(&path, &bytes)?;
+        }
+        let doing = |error: io::Error| StorageError::io(format!("reading {}", path.display()), error);
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(doing)?;
+        let slot = [0, SLOT_DISTANCE]
+            .into_iter()
+            .filter_map(|at| {
+                let mut bytes = [0; SLOT_BYTES];
+                file.read_exact_at(&mut bytes, at).ok()?;
+                Slot::decode(&bytes)
+            })
+            .max_by_key(|slot| slot.turn)
+            .ok_or_else(|| StorageError::corrupt(path.display().to_string(), "no valid slot"))?;
+        let mark = Mark { directory: directory.to_owned(), file, slot, synced_at: None };
+        if slot.sequence > 0 && (!database_exists || live_wal(directory)? < slot.wal) {
+            // The live log is never older than one that was live before.
+            return Err(mark.behind(0));
+        }
+        Ok(mark)
+    }
+
+    /// Refuses a database that holds less than what was acknowledged.
+    pub(crate) fn check(&self, found: u64) -> Result<(), StorageError> {
+        if found < self.slot.sequence { Err(self.behind(found)) } else { Ok(()) }
+    }
+
+    fn behind(&self, found: u64) -> StorageError {
+        StorageError::Behind {
+            directory: self.directory.display().to_string(),
+            found,
+            acknowledged: self.slot.sequence,
+        }
+    }
+
+    /// Notes that everything up to this sequence number is durable.
+    pub(crate) fn note(&mut self, sequence: u64) -> Result<(), StorageError> {
+        let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_INTERVAL);
+        let wal = if due { live_wal(&self.directory)? } else { self.slot.wal };
+        self.slot = Slot { turn: self.slot.turn + 1, sequence: sequence.max(self.slot.sequence), wal };
+        let doing = |error: io::Error| StorageError::io("writing the mark", error);
+        self.file.write_all_at(&self.slot.encode(), self.slot.turn % 2 * SLOT_DISTANCE).map_err(doing)?;
+        if due {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sync(&mut self) -> Result<(), StorageError> {
+        self.file.sync_data().map_err(|error| StorageError::io("syncing the mark", error))?;
+        self.synced_at = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// The number of the newest write-ahead log, 0 if there is none.
+fn live_wal(directory: &Path) -> Result<u64, StorageError> {
+    let path = directory.join("db");
+    let doing = |error: io::Error| StorageError::io(format!("listing {}", path.display()), error);
+    let mut newest = 0;
+    for entry in std::fs::read_dir(&path).map_err(doing)? {
+        let name = entry.map_err(doing)?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
+        newest = newest.max(number.unwrap_or(0));
+    }
+    Ok(newest)
+}
+
+/// Makes the directory of a volume and its entry durable.
+pub(crate) fn create_directory(directory: &Path) -> Result<(), StorageError> {
+    let doing = |error: io::Error| StorageError::io(format!("creating {}", directory.display()), error);
+    std::fs::create_dir_all(directory).map_err(doing)?;
+    if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync_directory(parent)?;
+    }
+    Ok(())
+}
+
+/// Whether a volume lives in this directory.
+pub(crate) fn is_volume(directory: &Path) -> bool {
+    directory.join(NAME).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mark, SLOT_BYTES, Slot};
+    use crate::error::StorageError;
+
+    #[test]
+    fn a_torn_slot_leaves_the_other_one() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("db")).unwrap();
+        let mut mark = Mark::open(directory.path(), true).unwrap();
+        std::fs::write(directory.path().join("db/CURRENT"), "").unwrap();
+        mark.note(5).unwrap();
+        mark.note(9).unwrap();
+        drop(mark);
+        let path = directory.path().join("MARK");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] ^= 1; // in the slot of turn 2
+        std::fs::write(&path, &bytes).unwrap();
+        let mark = Mark::open(directory.path(), true).unwrap();
+        assert_eq!(mark.slot.sequence, 5);
+        assert!(mark.check(5).is_ok());
+        assert!(matches!(mark.check(4), Err(StorageError::Behind { found: 4, acknowledged: 5, .. })));
+    }
+
+    #[test]
+    fn slots_are_read_back_and_damage_is_seen() {
+        let slot = Slot { turn: 7, sequence: 1 << 40, wal: 12 };
+        let mut bytes = slot.encode();
+        assert_eq!(Slot::decode(&bytes), Some(slot));
+        for at in 0..SLOT_BYTES {
+            bytes[at] ^= 4;
+            assert_eq!(Slot::decode(&bytes), None);
+            bytes[at] ^= 4;
+        }
+    }
+
+    #[test]
+    fn a_lost_volume_is_not_made_anew_where_one_is_expected() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(Mark::open(directory.path(), false), Err(StorageError::Refused(_))));
+    }
+}

@@ -1,0 +1,162 @@
+//! The commands of a shard, and how they are written into log entries: a version byte, then protobuf. Time and
+//! randomness travel in the command, so that applying it gives the same everywhere.
+
+use bytes::Bytes;
+use prost::Message;
+use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, SpecialUse, UidSet};
+
+use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
+use crate::error::StorageError;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stamp {
+    /// When the command was proposed.
+    pub unix_ms: i64,
+    pub seed: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BodySource {
+    /// The body of this very entry.
+    Inline,
+    /// The chunks sent before under this id, in order, and this entry's own body as the last chunk if it has one.
+    Upload(u128),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recipient {
+    pub account: AccountId,
+    /// Of reverse-path, recipient and bytes: by it a retry is known.
+    pub fingerprint: [u8; 32],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreAction {
+    Add,
+    Remove,
+    Replace,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// The entry's body is the next piece of an upload.
+    Chunk {
+        upload: u128,
+    },
+    DropUpload {
+        upload: u128,
+    },
+    CreateAccount {
+        account: AccountId,
+    },
+    DropAccount {
+        account: AccountId,
+    },
+    /// Into the INBOX of each recipient.
+    Deliver {
+        recipients: Vec<Recipient>,
+        body: BodySource,
+        digest: Bytes,
+        date: InternalDate,
+    },
+    /// The sender knows that these arrived: the same mail sent again is new mail.
+    Settle {
+        fingerprints: Vec<[u8; 32]>,
+    },
+    Append {
+        account: AccountId,
+        mailbox: MailboxName,
+        flags: Flags,
+        date: InternalDate,
+        body: BodySource,
+        digest: Bytes,
+    },
+    CreateMailbox {
+        account: AccountId,
+        name: MailboxName,
+        special_use: Option<SpecialUse>,
+    },
+    DeleteMailbox {
+        account: AccountId,
+        name: MailboxName,
+    },
+    RenameMailbox {
+        account: AccountId,
+        from: MailboxName,
+        to: MailboxName,
+    },
+    Subscribe {
+        account: AccountId,
+        name: MailboxName,
+        on: bool,
+    },
+    Store {
+        account: AccountId,
+        mailbox: MailboxId,
+        uids: UidSet,
+        action: StoreAction,
+        flags: Flags,
+        unchanged_since: Option<ModSeq>,
+    },
+    Expunge {
+        account: AccountId,
+        mailbox: MailboxId,
+        uids: Option<UidSet>,
+        only_deleted: bool,
+    },
+    Copy {
+        account: AccountId,
+        from: MailboxId,
+        uids: UidSet,
+        to: MailboxName,
+        /// MOVE (RFC 6851).
+        remove_source: bool,
+    },
+}
+
+const VERSION: u8 = 1;
+
+impl Command {
+    /// The account that the command is about, if it is about one.
+    pub fn account(&self) -> Option<AccountId> {
+        match self {
+            Command::Chunk { .. } | Command::DropUpload { .. } | Command::Deliver { .. } | Command::Settle { .. } => {
+                None
+            }
+            Command::CreateAccount { account }
+            | Command::DropAccount { account }
+            | Command::Append { account, .. }
+            | Command::CreateMailbox { account, .. }
+            | Command::DeleteMailbox { account, .. }
+            | Command::RenameMailbox { account, .. }
+            | Command::Subscribe { account, .. }
+            | Command::Store { account, .. }
+            | Command::Expunge { account, .. }
+            | Command::Copy { account, .. } => Some(*account),
+        }
+    }
+
+    /// `request` tells a repeated request from a new one; it is carried, not judged here.
+    pub fn encode(&self, stamp: Stamp, request: u128) -> Vec<u8> {
+        let record = CommandRecord {
+            unix_ms: stamp.unix_ms,
+            seed: stamp.seed,
+            request: request.to_be_bytes().to_vec(),
+            body: Some(to_wire(self)),
+        };
+        let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
+        bytes.push(VERSION);
+        record.encode_raw(&mut bytes);
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<(Stamp, u128, Command), StorageError> {
+        let damaged = |reason: &str| StorageError::corrupt("command", reason);
+        let Some((&VERSION, rest)) = bytes.split_first() else { return Err(damaged("unknown version")) };
+        let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
+        let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
+        let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;
+        let command = record.body.and_then(from_wire).ok_or_else(|| damaged("a field is missing or invalid"))?;
+        Ok((stamp, request, command))
+    }
+}

@@ -1,0 +1,453 @@
+//! One command's changes to the state, gathered before any of them is written: accounts, mailboxes and bodies decoded
+//! once, other records as bytes. A command that fails drops its edit, so nothing of it remains.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use prost::Message;
+use types::{AccountId, MailError, MailboxId, MailboxName, ModSeq, SpecialUse};
+
+use super::command::{BodySource, Stamp};
+use super::mailbox::MailboxEdit;
+use super::outcome::{ShardEvent, ShardEventKind};
+use super::wire::{flat, special_use_number};
+use super::{MAILBOXES_MAX, SUBSCRIPTIONS_MAX, UPLOAD_CHUNKS_MAX};
+use crate::error::StorageError;
+use crate::group::{View, put_marker};
+use crate::keys::{Key, Kind, prefix_range, printable, u64_at};
+use crate::records::{
+    AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, UploadRecord, decode, encode, encode_bytes,
+    payload,
+};
+use crate::store::{Changes, Family};
+
+/// Changes kept for each mailbox; a client that was away for longer resynchronises in full.
+pub(crate) const CHANGES_KEPT: u32 = 8192;
+/// They are trimmed this many at a time, so that not every command looks for the oldest one.
+pub(crate) const CHANGES_TRIMMED: u32 = 256;
+
+/// Why a command stops: refused by rule, or the storage itself is at fault.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    Mail(MailError),
+    Storage(StorageError),
+}
+
+impl From<MailError> for Fault {
+    fn from(error: MailError) -> Fault {
+        Fault::Mail(error)
+    }
+}
+
+impl From<StorageError> for Fault {
+    fn from(error: StorageError) -> Fault {
+        Fault::Storage(error)
+    }
+}
+
+pub(crate) type Step<T> = Result<T, Fault>;
+
+pub(crate) struct Edit<'a> {
+    pub view: View<'a>,
+    /// Of the entry: the modseq of all that changes, and the id of a body that it completes.
+    pub index: u64,
+    pub stamp: Stamp,
+    /// Ranges that are deleted before anything is put.
+    gone: Changes,
+    /// Records that are written once and not read again by this command.
+    pub puts: Changes,
+    /// Records that the command may read again.
+    records: BTreeMap<Vec<u8>, Option<Bytes>>,
+    accounts: BTreeMap<AccountId, AccountRecord>,
+    pub mailboxes: BTreeMap<(AccountId, MailboxId), MailboxEdit>,
+    bodies: BTreeMap<u64, BodyRecord>,
+    lists: BTreeSet<AccountId>,
+    events: Vec<ShardEvent>,
+}
+
+impl<'a> Edit<'a> {
+    pub(crate) fn new(view: View<'a>, index: u64, stamp: Stamp) -> Edit<'a> {
+        Edit {
+            view,
+            index,
+            stamp,
+            gone: Changes::default(),
+            puts: Changes::default(),
+            records: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            mailboxes: BTreeMap::new(),
+            bodies: BTreeMap::new(),
+            lists: BTreeSet::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Milliseconds since 1970, never negative, as keys want them.
+    pub(crate) fn unix_ms(&self) -> u64 {
+        u64::try_from(self.stamp.unix_ms).unwrap_or(0)
+    }
+
+    pub(crate) fn key(&self, kind: Kind) -> Key {
+        self.view.key(kind)
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        match self.records.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.view.get(key),
+        }
+    }
+
+    pub(crate) fn record<R: Message + Default>(&self, key: &[u8]) -> Result<Option<R>, StorageError> {
+        self.get(key)?.map(|value| decode(Family::State, key, &value)).transpose()
+    }
+
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: Bytes) {
+        self.records.insert(key, Some(value));
+    }
+
+    pub(crate) fn delete(&mut self, key: Vec<u8>) {
+        self.records.insert(key, None);
+    }
+
+    /// Deletes every record with a prefix. None of them may have been put by this command.
+    pub(crate) fn delete_all(&mut self, prefix: Key) {
+        self.gone.delete_range(Family::State, prefix_range(&prefix.done()));
+    }
+
+    // Accounts.
+
+    pub(crate) fn account_exists(&self, account: AccountId) -> Result<bool, StorageError> {
+        Ok(self.accounts.contains_key(&account)
+            || self.get(&self.key(Kind::Account).account(account).done())?.is_some())
+    }
+
+    /// The account's record. An account's first command creates it, with the mailboxes that clients expect.
+    pub(crate) fn account(&mut self, account: AccountId) -> Step<&mut AccountRecord> {
+        if !self.accounts.contains_key(&account) {
+            let key = self.key(Kind::Account).account(account).done();
+            match self.record(&key)? {
+                Some(record) => {
+                    self.accounts.insert(account, record);
+                }
+                None => self.create_account(account)?,
+            }
+        }
+        self.accounts.get_mut(&account).ok_or(Fault::Mail(MailError::NoSuchAccount))
+    }
+
+    fn create_account(&mut self, account: AccountId) -> Step<()> {
+        self.accounts.insert(account, AccountRecord { mailbox_next: 1, ..Default::default() });
+        let mailboxes = [
+            ("INBOX", None),
+            ("Drafts", Some(SpecialUse::Drafts)),
+            ("Sent", Some(SpecialUse::Sent)),
+            ("Junk", Some(SpecialUse::Junk)),
+            ("Trash", Some(SpecialUse::Trash)),
+            ("Archive", Some(SpecialUse::Archive)),
+        ];
+        for (name, special_use) in mailboxes {
+            let name = MailboxName::parse(name).map_err(|error| MailError::Internal(error.to_string()))?;
+            self.create_mailbox(account, &name, special_use)?;
+            self.subscribe(account, &name, true)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the account's record, once all that it counts is gone.
+    pub(crate) fn forget_account(&mut self, account: AccountId) {
+        self.accounts.remove(&account);
+        self.mailboxes.retain(|(owner, _), _| *owner != account);
+        let key = self.key(Kind::Account).account(account).done();
+        self.delete(key);
+        self.list_changed(account);
+    }
+
+    pub(crate) fn list_changed(&mut self, account: AccountId) {
+        self.lists.insert(account);
+    }
+
+    // Names.
+
+    pub(crate) fn mailbox_named(&self, account: AccountId, name: &MailboxName) -> Step<Option<MailboxId>> {
+        let key = self.key(Kind::Name).account(account).bytes(name.as_str().as_bytes()).done();
+        let Some(value) = self.get(&key)? else { return Ok(None) };
+        Ok(Some(mailbox_id(&key, &value)?))
+    }
+
+    /// Adds a mailbox whose name is free.
+    pub(crate) fn create_mailbox(
+        &mut self,
+        account: AccountId,
+        name: &MailboxName,
+        special_use: Option<SpecialUse>,
+    ) -> Step<MailboxId> {
+        // Invariant: greater than any earlier UIDVALIDITY of the account, so that a name never comes back with a
+        // UIDVALIDITY that it had before (RFC 9051 §2.3.1.1).
+        let now = u32::try_from(self.stamp.unix_ms.max(0) / 1000).unwrap_or(u32::MAX).max(1);
+        let record = self.account(account)?;
+        if record.mailboxes >= MAILBOXES_MAX {
+            return Err(MailError::Limit(format!("too many mailboxes, at most {MAILBOXES_MAX} are allowed")).into());
+        }
+        let Some(after_last) = record.uid_validity_last.checked_add(1) else {
+            return Err(MailError::Limit("no UIDVALIDITY is left".to_owned()).into());
+        };
+        record.uid_validity_last = now.max(after_last);
+        let id = MailboxId(record.mailbox_next);
+        record.mailbox_next += 1;
+        record.mailboxes += 1;
+        let mailbox = MailboxRecord {
+            name: name.as_str().to_owned(),
+            uid_validity: record.uid_validity_last,
+            uid_next: 1,
+            mod_seq: self.index,
+            special_use: special_use_number(special_use),
+            ..Default::default()
+        };
+        self.mailboxes.insert((account, id), MailboxEdit::new(mailbox));
+        self.put_name(account, name, id);
+        Ok(id)
+    }
+
+    pub(crate) fn put_name(&mut self, account: AccountId, name: &MailboxName, id: MailboxId) {
+        let key = self.key(Kind::Name).account(account).bytes(name.as_str().as_bytes()).done();
+        self.put(key, encode_bytes(&id.0.to_be_bytes()));
+        self.list_changed(account);
+    }
+
+    pub(crate) fn delete_name(&mut self, account: AccountId, name: &MailboxName) {
+        let key = self.key(Kind::Name).account(account).bytes(name.as_str().as_bytes()).done();
+        self.delete(key);
+        self.list_changed(account);
+    }
+
+    pub(crate) fn subscribe(&mut self, account: AccountId, name: &MailboxName, on: bool) -> Step<()> {
+        let key = self.key(Kind::Subscription).account(account).bytes(name.as_str().as_bytes()).done();
+        if self.get(&key)?.is_some() == on {
+            return Ok(());
+        }
+        let record = self.account(account)?;
+        if on && record.subscriptions >= SUBSCRIPTIONS_MAX {
+            let text = format!("too many subscriptions, at most {SUBSCRIPTIONS_MAX} are allowed");
+            return Err(MailError::Limit(text).into());
+        }
+        if on {
+            record.subscriptions += 1;
+            self.put(key, encode_bytes(b""));
+        } else {
+            record.subscriptions = record.subscriptions.saturating_sub(1);
+            self.delete(key);
+        }
+        self.list_changed(account);
+        Ok(())
+    }
+
+    /// Says that a mailbox is no more, to those who have it selected.
+    pub(crate) fn mailbox_gone(&mut self, account: AccountId, mailbox: MailboxId) {
+        self.mailboxes.remove(&(account, mailbox));
+        let kind = ShardEventKind::Mailbox { id: mailbox, mod_seq: ModSeq(self.index) };
+        self.events.push(ShardEvent { account, kind });
+    }
+
+    // Bodies and uploads.
+
+    /// The chunks of the body that this command brings, which are then nobody's until a message refers to them.
+    pub(crate) fn take_body(&mut self, source: &BodySource, body_len: Option<u64>) -> Step<Vec<ChunkRecord>> {
+        let own = body_len.map(|len| ChunkRecord { index: self.index, len });
+        match source {
+            BodySource::Inline => match own {
+                Some(chunk) => Ok(vec![chunk]),
+                None => Err(MailError::Invalid("the entry has no body".to_owned()).into()),
+            },
+            BodySource::Upload(upload) => {
+                let Some(mut record) = self.take_upload(*upload)? else {
+                    // Dropped, or swept as abandoned: the client must send it again.
+                    return Err(MailError::Busy.into());
+                };
+                record.chunks.extend(own);
+                Ok(record.chunks)
+            }
+        }
+    }
+
+    fn take_upload(&mut self, upload: u128) -> Step<Option<UploadRecord>> {
+        let key = self.key(Kind::Upload).u128(upload).done();
+        let Some(record) = self.record::<UploadRecord>(&key)? else { return Ok(None) };
+        self.delete(key);
+        let key = self.key(Kind::UploadTime).u64(record.unix_ms).u128(upload).done();
+        self.delete(key);
+        Ok(Some(record))
+    }
+
+    pub(crate) fn add_chunk(&mut self, upload: u128, body_len: Option<u64>) -> Step<()> {
+        let Some(len) = body_len else { return Err(MailError::Invalid("the entry has no body".to_owned()).into()) };
+        let key = self.key(Kind::Upload).u128(upload).done();
+        let mut record = match self.record::<UploadRecord>(&key)? {
+            Some(record) => record,
+            None => {
+                let unix_ms = self.unix_ms();
+                let time_key = self.key(Kind::UploadTime).u64(unix_ms).u128(upload).done();
+                self.put(time_key, encode_bytes(b""));
+                UploadRecord { unix_ms, chunks: Vec::new() }
+            }
+        };
+        if record.chunks.len() >= UPLOAD_CHUNKS_MAX {
+            return Err(MailError::Limit(format!("message has more than {UPLOAD_CHUNKS_MAX} chunks")).into());
+        }
+        record.chunks.push(ChunkRecord { index: self.index, len });
+        self.put(key, encode(&record));
+        Ok(())
+    }
+
+    pub(crate) fn drop_upload(&mut self, upload: u128) -> Step<()> {
+        if let Some(record) = self.take_upload(upload)? {
+            self.discard(&record.chunks);
+        }
+        Ok(())
+    }
+
+    /// Gives blobs to the next purge that reaches them.
+    pub(crate) fn discard(&mut self, chunks: &[ChunkRecord]) {
+        for chunk in chunks {
+            let key = self.key(Kind::Garbage).u64(chunk.index).done();
+            self.puts.put(Family::State, key, encode_bytes(b""));
+        }
+    }
+
+    /// A new body with no references yet.
+    pub(crate) fn create_body(&mut self, chunks: Vec<ChunkRecord>, digest: &Bytes) -> u64 {
+        let size = chunks.iter().map(|chunk| chunk.len).sum();
+        self.bodies.insert(self.index, BodyRecord { references: 0, size, chunks });
+        let key = self.key(Kind::Digest).u64(self.index).done();
+        self.put(key, encode_bytes(digest));
+        self.index
+    }
+
+    pub(crate) fn body(&mut self, body: u64) -> Step<&mut BodyRecord> {
+        if !self.bodies.contains_key(&body) {
+            let key = self.key(Kind::Body).u64(body).done();
+            let Some(record) = self.record::<BodyRecord>(&key)? else {
+                return Err(StorageError::corrupt(printable(Family::State, &key), "missing").into());
+            };
+            self.bodies.insert(body, record);
+        }
+        self.bodies.get_mut(&body).ok_or_else(|| Fault::Mail(MailError::Internal("body".to_owned())))
+    }
+
+    pub(crate) fn refer(&mut self, body: u64) -> Step<()> {
+        self.body(body)?.references += 1;
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, body: u64) -> Step<()> {
+        let key = self.key(Kind::Body).u64(body);
+        let record = self.body(body)?;
+        record.references = record.references.checked_sub(1).ok_or_else(|| {
+            StorageError::corrupt(printable(Family::State, &key.done()), "fewer references than messages")
+        })?;
+        Ok(())
+    }
+
+    // The end.
+
+    /// Everything as one batch, with the marker.
+    pub(crate) fn finish(mut self, marker: &[u8]) -> Result<(Changes, Vec<ShardEvent>), StorageError> {
+        let mut events = std::mem::take(&mut self.events);
+        let bodies = std::mem::take(&mut self.bodies);
+        for (body, record) in bodies {
+            let key = self.key(Kind::Body).u64(body).done();
+            if record.references > 0 {
+                self.put(key, encode(&record));
+            } else {
+                self.delete(key);
+                let digest = self.key(Kind::Digest).u64(body).done();
+                self.delete(digest);
+                self.discard(&record.chunks);
+            }
+        }
+        for (account, record) in std::mem::take(&mut self.accounts) {
+            let key = self.key(Kind::Account).account(account).done();
+            self.put(key, encode(&record));
+        }
+        for ((account, id), mailbox) in std::mem::take(&mut self.mailboxes) {
+            if let Some(kind) = self.finish_mailbox(account, id, mailbox)? {
+                events.push(ShardEvent { account, kind });
+            }
+        }
+        let lists =
+            self.lists.iter().map(|account| ShardEvent { account: *account, kind: ShardEventKind::MailboxList });
+        events.extend(lists);
+        let mut changes = self.gone;
+        changes.append(self.puts);
+        for (key, value) in self.records {
+            match value {
+                Some(value) => changes.put(Family::State, key, value),
+                None => changes.delete(Family::State, key),
+            }
+        }
+        put_marker(&mut changes, self.view.space, marker);
+        Ok((changes, events))
+    }
+
+    fn finish_mailbox(
+        &mut self,
+        account: AccountId,
+        id: MailboxId,
+        mut mailbox: MailboxEdit,
+    ) -> Result<Option<ShardEventKind>, StorageError> {
+        for (page, bitmaps) in &mailbox.pages {
+            let key = self.key(Kind::Page).mailbox(account, id).u32(*page).done();
+            if bitmaps.is_empty() {
+                self.delete(key);
+            } else {
+                self.put(key, bitmaps.encode().into());
+            }
+        }
+        let changed = !mailbox.changed.is_empty() || !mailbox.vanished.is_empty();
+        if changed {
+            let change = ChangeRecord { changed: flat(&mailbox.changed), vanished: flat(&mailbox.vanished) };
+            let key = self.key(Kind::Change).mailbox(account, id).u64(self.index).done();
+            self.put(key, encode(&change));
+            mailbox.record.mod_seq = self.index;
+            mailbox.record.changes += 1;
+            if mailbox.record.changes >= CHANGES_KEPT + CHANGES_TRIMMED {
+                self.trim_changes(account, id, &mut mailbox.record)?;
+            }
+        }
+        if changed || mailbox.dirty {
+            let key = self.key(Kind::Mailbox).mailbox(account, id).done();
+            self.put(key, encode(&mailbox.record));
+        }
+        Ok(changed.then_some(ShardEventKind::Mailbox { id, mod_seq: ModSeq(self.index) }))
+    }
+
+    fn trim_changes(
+        &mut self,
+        account: AccountId,
+        id: MailboxId,
+        record: &mut MailboxRecord,
+    ) -> Result<(), StorageError> {
+        let prefix = self.key(Kind::Change).mailbox(account, id);
+        // From behind those that were trimmed before: their tombstones would have to be stepped over.
+        let from = prefix.clone().u64(record.changes_after.saturating_add(1)).done();
+        let (_, to) = prefix_range(&prefix.done());
+        let mut oldest = Vec::new();
+        self.view.scan_range((from, to), |key, _| {
+            oldest.push(key.to_vec());
+            Ok(oldest.len() < CHANGES_TRIMMED as usize)
+        })?;
+        for key in oldest {
+            record.changes_after =
+                u64_at(&key, 21).ok_or_else(|| StorageError::corrupt(printable(Family::State, &key), "short key"))?;
+            record.changes = record.changes.saturating_sub(1);
+            self.delete(key);
+        }
+        Ok(())
+    }
+}
+
+/// The value of a name record.
+pub(crate) fn mailbox_id(key: &[u8], value: &[u8]) -> Result<MailboxId, StorageError> {
+    let id = u64_at(payload(Family::State, key, value)?, 0);
+    id.map(MailboxId).ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "not a mailbox id"))
+}

@@ -1,0 +1,108 @@
+//! A shard's mailboxes: commands applied one after the other, each as one batch with its marker, and reads. Batches are
+//! not synced, for the log is: after a crash the commands behind the marker are applied again.
+
+mod apply;
+mod command;
+mod edit;
+mod mailbox;
+mod outcome;
+mod page;
+mod read;
+mod sweep;
+mod totals;
+mod wire;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use types::MailError;
+
+pub use command::{BodySource, Command, Recipient, Stamp, StoreAction};
+pub use outcome::{
+    AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent, ShardEventKind,
+};
+
+use crate::error::StorageError;
+use crate::group::{Inner, View};
+use edit::{Edit, Fault};
+
+/// Mailboxes of one account.
+pub const MAILBOXES_MAX: u32 = 10_000;
+/// Subscriptions of one account.
+pub const SUBSCRIPTIONS_MAX: u32 = 10_000;
+/// Pieces of one upload: 2 GiB at 512 KiB each, beyond any message size that a router admits.
+pub const UPLOAD_CHUNKS_MAX: usize = 4096;
+
+/// Where to look for what is old: lower bounds, in memory only.
+#[derive(Default)]
+pub(crate) struct Hints {
+    pub fingerprints_from: u64,
+    pub uploads_from: u64,
+}
+
+/// Cheap to clone. One caller applies, any number read.
+#[derive(Clone)]
+pub struct ShardState {
+    group: Arc<Inner>,
+}
+
+impl ShardState {
+    pub(crate) fn new(group: Arc<Inner>) -> ShardState {
+        ShardState { group }
+    }
+
+    fn view(&self) -> Result<View<'_>, StorageError> {
+        self.group.check()?;
+        Ok(self.group.view())
+    }
+
+    /// Applies the command of log entry `index`. `body_len` is the length of the body that came with the entry.
+    ///
+    /// All or nothing with the marker, which is written also when the command is refused. An outer error means that
+    /// nothing was applied and that the replica cannot go on. Not synced.
+    #[allow(clippy::type_complexity)]
+    pub fn apply(
+        &self,
+        index: u64,
+        stamp: Stamp,
+        command: Command,
+        body_len: Option<u64>,
+        marker: Bytes,
+    ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
+        self.group.check()?;
+        let mut hints = self.group.apply.lock();
+        let applied = self.apply_locked(&mut hints, index, stamp, &command, body_len, &marker);
+        if applied.is_err() {
+            *hints = Hints::default();
+        }
+        applied
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn apply_locked(
+        &self,
+        hints: &mut Hints,
+        index: u64,
+        stamp: Stamp,
+        command: &Command,
+        body_len: Option<u64>,
+        marker: &[u8],
+    ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
+        let mut edit = Edit::new(self.group.latest(), index, stamp);
+        let result = match apply::run(&mut edit, hints, command, body_len) {
+            Ok(outcome) => Ok(outcome),
+            Err(Fault::Storage(error)) => return Err(error),
+            Err(Fault::Mail(refused)) => {
+                edit = Edit::new(self.group.latest(), index, stamp);
+                match apply::discard_body(&mut edit, command, body_len) {
+                    Ok(()) => Err(refused),
+                    Err(Fault::Storage(error)) => return Err(error),
+                    Err(Fault::Mail(error)) => Err(error),
+                }
+            }
+        };
+        let (changes, events) = edit.finish(marker)?;
+        self.group.shared.store.write_changes(&changes)?;
+        Ok((result, events))
+    }
+}

@@ -1,0 +1,57 @@
+//! Forgetting what nobody came back for, a little with each delivery: unsettled fingerprints and abandoned uploads.
+//! Deterministic: what is old is judged by the command's stamp.
+
+use super::Hints;
+use super::edit::{Edit, Step};
+use crate::keys::{Kind, u64_at, u128_at};
+
+/// A sender retries for five days at most (RFC 5321 §4.5.4.1); then a fingerprint serves nobody.
+pub(crate) const FINGERPRINT_AGE_MS: u64 = 7 * 24 * 3600 * 1000;
+/// A router that has not closed an upload by then is gone.
+pub(crate) const UPLOAD_AGE_MS: u64 = 3600 * 1000;
+/// More than the one fingerprint that a delivery adds for each recipient, so that they cannot pile up.
+const FINGERPRINTS_PER_COMMAND: usize = 32;
+const UPLOADS_PER_COMMAND: usize = 4;
+
+/// Keys of a time-ordered kind that are older than `cutoff`, oldest first.
+fn older(edit: &Edit<'_>, kind: Kind, from: &mut u64, cutoff: u64, limit: usize) -> Step<Vec<Vec<u8>>> {
+    let mut found = Vec::new();
+    if *from >= cutoff {
+        return Ok(found);
+    }
+    let range = (edit.key(kind).u64(*from).done(), edit.key(kind).u64(cutoff).done());
+    edit.view.scan_range(range, |key, _| {
+        found.push(key.to_vec());
+        Ok(found.len() < limit)
+    })?;
+    // Nothing is older than the last one found, or than the cutoff when all were found: the next scan does not step
+    // over the tombstones of this one. Only a hint: it changes what is read, never what is found.
+    *from = match found.last().and_then(|key| u64_at(key, 5)) {
+        Some(time) if found.len() >= limit => time,
+        _ => cutoff,
+    };
+    Ok(found)
+}
+
+pub(crate) fn fingerprints(edit: &mut Edit<'_>, hints: &mut Hints) -> Step<()> {
+    let cutoff = edit.unix_ms().saturating_sub(FINGERPRINT_AGE_MS);
+    let from = &mut hints.fingerprints_from;
+    for key in older(edit, Kind::FingerprintTime, from, cutoff, FINGERPRINTS_PER_COMMAND)? {
+        let rest = key.get(13..).unwrap_or_default();
+        let fingerprint = edit.key(Kind::Fingerprint).bytes(rest).done();
+        edit.delete(fingerprint);
+        edit.delete(key);
+    }
+    Ok(())
+}
+
+pub(crate) fn uploads(edit: &mut Edit<'_>, hints: &mut Hints) -> Step<()> {
+    let cutoff = edit.unix_ms().saturating_sub(UPLOAD_AGE_MS);
+    for key in older(edit, Kind::UploadTime, &mut hints.uploads_from, cutoff, UPLOADS_PER_COMMAND)? {
+        if let Some(upload) = u128_at(&key, 13) {
+            edit.drop_upload(upload)?;
+        }
+        edit.delete(key);
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! A volume: one database, the groups in it, and its writer thread.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+
+use crate::error::StorageError;
+use crate::group::{self, Group, SpaceRecord};
+use crate::keys::{GroupId, META_INSTALL, META_SPACE, meta_key, u32_at};
+use crate::mark::{self, Mark};
+use crate::options::VolumeOptions;
+use crate::records;
+use crate::snapshot;
+use crate::store::{Changes, Family, Store};
+use crate::writer::Writer;
+
+/// Cheap to clone. The groups of a volume are of use only while a handle of it lives: dropping the last one closes it.
+/// The database is let go when the last [`Group`] and export are gone too.
+#[derive(Clone)]
+pub struct Volume {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VolumeStatistics {
+    /// Rounds of the writer: one fsync each.
+    pub synced_writes: u64,
+    /// Write batches, synced and unsynced.
+    pub batches: u64,
+    /// Log entries that are durable.
+    pub appended_entries: u64,
+    /// Bytes of all batches.
+    pub bytes: u64,
+}
+
+/// What the groups of a volume share.
+pub(crate) struct Shared {
+    pub store: Arc<Store>,
+    pub writer: Writer,
+    pub spool: PathBuf,
+    pub tail_bytes_per_group: usize,
+    pub tail_bytes_max: usize,
+    /// Bytes of recent entries over all groups.
+    pub tail_bytes: AtomicUsize,
+    space_next: AtomicU32,
+}
+
+impl Shared {
+    /// A space id that was never used since the volume was opened, nor is in use.
+    pub(crate) fn fresh_space(&self) -> u32 {
+        self.space_next.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    groups: Mutex<BTreeMap<GroupId, Group>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
+    pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
+        mark::create_directory(&options.directory)?;
+        let mark = Mark::open(&options.directory, options.create)?;
+        let store = Arc::new(Store::open(&options)?);
+        mark.check(store.sequence())?;
+        let spool = options.directory.join("spool");
+        snapshot::clear_spool(&spool)?;
+        let shared = Arc::new(Shared {
+            writer: Writer::new(store.clone(), options.queue_bytes_max, options.round_bytes_max),
+            spool,
+            tail_bytes_per_group: options.tail_bytes_per_group,
+            tail_bytes_max: options.tail_bytes_max,
+            tail_bytes: AtomicUsize::new(0),
+            space_next: AtomicU32::new(space_next(&store)?),
+            store,
+        });
+        remove_unfinished(&shared)?;
+        let thread = thread::Builder::new().name("volume-writer".to_owned()).spawn({
+            let shared = shared.clone();
+            move || shared.writer.run(mark)
+        });
+        let thread = thread.map_err(|error| StorageError::io("starting the writer", error))?;
+        let inner = Inner { shared, groups: Mutex::default(), thread: Mutex::new(Some(thread)) };
+        Ok(Volume { inner: Arc::new(inner) })
+    }
+
+    /// Opens a group, or makes an empty one. The same group for the same id.
+    pub fn group(&self, id: GroupId) -> Result<Group, StorageError> {
+        let mut groups = self.inner.groups.lock();
+        if let Some(group) = groups.get(&id) {
+            return Ok(group.clone());
+        }
+        let group = Group::open(self.inner.shared.clone(), id)?;
+        groups.insert(id, group.clone());
+        Ok(group)
+    }
+
+    /// The groups that are on the disk.
+    pub fn groups(&self) -> Result<Vec<GroupId>, StorageError> {
+        let mut found = Vec::new();
+        each_meta(&self.inner.shared.store, META_SPACE, |group, _| {
+            found.push(group);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Removes a group: log, votes, state and bodies. Durable on return. Handles of it answer `Dropped` from now on.
+    pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
+        let group = self.group(id)?;
+        group.remove()?;
+        self.inner.groups.lock().remove(&id);
+        Ok(())
+    }
+
+    pub fn statistics(&self) -> VolumeStatistics {
+        let shared = &self.inner.shared;
+        let (batches, bytes) = shared.store.written();
+        VolumeStatistics {
+            synced_writes: shared.writer.syncs.load(Ordering::Relaxed),
+            batches,
+            appended_entries: shared.writer.entries.load(Ordering::Relaxed),
+            bytes,
+        }
+    }
+
+    /// Whether a write or sync has failed: then the volume only reads.
+    pub fn check(&self) -> Result<(), StorageError> {
+        self.inner.shared.store.check()
+    }
+
+    /// Writes and syncs what waits, then refuses further writes.
+    pub fn close(&self) {
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.shared.writer.close();
+        let Some(thread) = self.thread.lock().take() else { return };
+        // The last handle may be dropped in a completion callback: the thread cannot wait for itself.
+        if thread.thread().id() != thread::current().id() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn each_meta(
+    store: &Store,
+    name: u8,
+    mut visit: impl FnMut(GroupId, &[u8]) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    store.scan(Family::Meta, (vec![name], vec![name + 1]), |key, value| {
+        let group = u32_at(key, 1).ok_or_else(|| StorageError::corrupt(format!("meta/{key:?}"), "short key"))?;
+        visit(GroupId(group), value)?;
+        Ok(true)
+    })
+}
+
+fn space_next(store: &Store) -> Result<u32, StorageError> {
+    let mut greatest = 0;
+    for name in [META_SPACE, META_INSTALL] {
+        each_meta(store, name, |group, value| {
+            let record: SpaceRecord = records::decode(Family::Meta, &meta_key(name, group), value)?;
+            greatest = greatest.max(record.space);
+            Ok(())
+        })?;
+    }
+    Ok(greatest + 1)
+}
+
+/// Removes what snapshots left that were on their way in when the process ended.
+fn remove_unfinished(shared: &Shared) -> Result<(), StorageError> {
+    let mut unfinished = Vec::new();
+    each_meta(&shared.store, META_INSTALL, |group, value| {
+        unfinished.push((group, records::decode(Family::Meta, &meta_key(META_INSTALL, group), value)?));
+        Ok(())
+    })?;
+    let mut changes = Changes::default();
+    for (group, install) in unfinished {
+        group::discard_install(&shared.store, group, &install, &mut changes)?;
+    }
+    if changes.is_empty() { Ok(()) } else { shared.store.write_changes(&changes).and_then(|()| shared.store.sync()) }
+}

@@ -1,0 +1,164 @@
+//! One thread per volume that turns waiting log writes into one batch and one sync.
+//!
+//! ```text
+//! push ──► queue (bounded in bytes) ──► round: one WriteBatch, write, sync, mark ──► done callbacks
+//! ```
+//!
+//! Jobs are written in the order in which they came, and their callbacks run in that order on the writer's thread.
+//! A callback must not block, nor write to the volume: a full queue would wait for itself.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use parking_lot::{Condvar, Mutex};
+use tracing::error;
+
+use crate::error::StorageError;
+use crate::mark::Mark;
+use crate::store::{Changes, Store};
+
+/// Called once, from the writer's thread, when a write is durable or has failed. Must not block.
+pub type Done = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
+
+pub(crate) struct Job {
+    pub changes: Changes,
+    /// Log entries among the changes, for the statistics.
+    pub entries: u64,
+    pub done: Done,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    /// Of the waiting jobs and of those in the round under way.
+    bytes: usize,
+    closing: bool,
+}
+
+pub(crate) struct Writer {
+    store: Arc<Store>,
+    waiting: Mutex<Waiting>,
+    work: Condvar,
+    room: Condvar,
+    queue_bytes_max: usize,
+    round_bytes_max: usize,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) entries: AtomicU64,
+}
+
+impl Writer {
+    pub(crate) fn new(store: Arc<Store>, queue_bytes_max: usize, round_bytes_max: usize) -> Writer {
+        Writer {
+            store,
+            waiting: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            queue_bytes_max,
+            round_bytes_max,
+            syncs: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+        }
+    }
+
+    /// Queues a job. Blocks while the queue is full. If the job is refused its callback is not called: it comes back.
+    pub(crate) fn push(&self, job: Job) -> Result<(), (StorageError, Done)> {
+        let bytes = job.changes.bytes();
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Err(error) = self.store.check() {
+                return Err((error, job.done));
+            }
+            if waiting.closing {
+                return Err((StorageError::Closed, job.done));
+            }
+            // A job larger than the whole queue goes when it is alone.
+            if waiting.bytes == 0 || waiting.bytes + bytes <= self.queue_bytes_max {
+                break;
+            }
+            self.room.wait(&mut waiting);
+        }
+        waiting.bytes += bytes;
+        waiting.jobs.push_back(job);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Queues changes and waits until they are durable.
+    pub(crate) fn write_and_wait(&self, changes: Changes) -> Result<(), StorageError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let done: Done = Box::new(move |result| {
+            let _ = sender.send(result);
+        });
+        self.push(Job { changes, entries: 0, done }).map_err(|(error, _)| error)?;
+        receiver.recv().unwrap_or(Err(StorageError::Closed))
+    }
+
+    /// No more jobs; those that wait are still written.
+    pub(crate) fn close(&self) {
+        self.waiting.lock().closing = true;
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// The thread: returns when closed and everything is written.
+    pub(crate) fn run(&self, mut mark: Mark) {
+        while let Some((jobs, bytes)) = self.take() {
+            let result = self.round(&jobs, &mut mark);
+            if let Err(reason) = &result {
+                error!(%reason, "volume failed");
+            }
+            for job in jobs {
+                let result = result.clone();
+                if catch_unwind(AssertUnwindSafe(|| (job.done)(result))).is_err() {
+                    self.store.fail("a completion callback panicked".to_owned());
+                }
+            }
+            self.waiting.lock().bytes -= bytes;
+            self.room.notify_all();
+        }
+        if self.store.check().is_ok() {
+            // The state machine's writes since the last round are made durable too.
+            let closed = self.store.sync().and_then(|()| mark.note(self.store.sequence())).and_then(|()| mark.sync());
+            if let Err(reason) = closed {
+                error!(%reason, "volume failed while it was closed");
+            }
+        }
+    }
+
+    /// What the next round writes; `None` when there is nothing left to do.
+    fn take(&self) -> Option<(Vec<Job>, usize)> {
+        let mut waiting = self.waiting.lock();
+        while waiting.jobs.is_empty() {
+            if waiting.closing {
+                return None;
+            }
+            self.work.wait(&mut waiting);
+        }
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        while let Some(job) = waiting.jobs.front() {
+            if !jobs.is_empty() && bytes + job.changes.bytes() > self.round_bytes_max {
+                break;
+            }
+            bytes += job.changes.bytes();
+            jobs.extend(waiting.jobs.pop_front());
+        }
+        Some((jobs, bytes))
+    }
+
+    fn round(&self, jobs: &[Job], mark: &mut Mark) -> Result<(), StorageError> {
+        let changes: Vec<&Changes> = jobs.iter().map(|job| &job.changes).filter(|one| !one.is_empty()).collect();
+        if changes.is_empty() {
+            return self.store.check();
+        }
+        self.store.write(self.store.batch(&changes)?)?;
+        // Read before the sync: whatever has this number or a lower one is in the log that is synced.
+        let sequence = self.store.sequence();
+        self.store.sync()?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.entries.fetch_add(jobs.iter().map(|job| job.entries).sum(), Ordering::Relaxed);
+        mark.note(sequence).map_err(|error| self.store.fail(error.to_string()))
+    }
+}

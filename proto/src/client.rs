@@ -1,0 +1,239 @@
+//! The gRPC client: a node over the network, behind the same traits as a node in this process.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{Stream, StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status, Streaming};
+use types::{MailError, MailResult};
+
+use crate::body::Body;
+use crate::error::mail_error;
+use crate::role::ROLE_NODE;
+use crate::server::GRPC_MESSAGE_OCTETS_MAX;
+use crate::store::{DirectoryStore, ItemStream, MailStore};
+use crate::wire::append_part::Part as AppendPiece;
+use crate::wire::deliver_part::Part as DeliverPiece;
+use crate::wire::directory_client::DirectoryClient;
+use crate::wire::mail_client::MailClient;
+use crate::wire::{
+    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, ChangesReply, ChangesRequest,
+    CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest,
+    DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
+    IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest,
+    RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
+    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+};
+
+/// A node on the same network answers a connect in well under this.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// One operation, from send to reply: longer than an election, shorter than a mail client's patience.
+const CALL_MAX: Duration = Duration::from_secs(15);
+/// One operation that carries a body: 64 MiB over a slow link.
+const BODY_CALL_MAX: Duration = Duration::from_secs(120);
+/// A peer that is gone without a word is noticed within the sum of the two.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
+/// HTTP/2 flow control: a body's worth under way on a stream, several on a connection.
+const STREAM_WINDOW_OCTETS: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW_OCTETS: u32 = 8 * 1024 * 1024;
+
+/// A connection to a node at `address` (host:port), made when first used and again when lost.
+pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
+    let uri: Uri = format!("http://{address}").parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(CONNECT_MAX)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_MAX)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_OCTETS)
+        .initial_connection_window_size(CONNECTION_WINDOW_OCTETS);
+    let connector = TlsConnector::from(tls);
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+        let connector = connector.clone();
+        async move {
+            let authority = uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
+            let connecting = async {
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                let name = ServerName::try_from(ROLE_NODE).map_err(io::Error::other)?;
+                connector.connect(name, stream).await
+            };
+            let stream = tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(io::Error::from)??;
+            io::Result::Ok(TokioIo::new(stream))
+        }
+    })))
+}
+
+/// A node over gRPC. Cloning shares the connection.
+#[derive(Clone, Debug)]
+pub struct GrpcNode {
+    mail: MailClient<Channel>,
+    directory: DirectoryClient<Channel>,
+}
+
+impl GrpcNode {
+    pub fn new(channel: Channel) -> GrpcNode {
+        GrpcNode {
+            mail: MailClient::new(channel.clone())
+                .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+                .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX),
+            directory: DirectoryClient::new(channel)
+                .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+                .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX),
+        }
+    }
+}
+
+fn timed<T>(message: T, max: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(max);
+    request
+}
+
+/// Awaits a reply no longer than `max`: the server is told the same, but may be the one that hangs.
+async fn reply<T>(max: Duration, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> MailResult<T> {
+    match tokio::time::timeout(max, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(mail_error(&status)),
+        Err(_) => Err(MailError::Deadline),
+    }
+}
+
+fn items<T: Send + 'static>(stream: Streaming<T>) -> ItemStream<T> {
+    Box::pin(stream.map(|item| item.map_err(|status| mail_error(&status))))
+}
+
+/// A request and its body as one client stream. A body that cannot be read ends the stream early, which the server
+/// notices by the octets that the request announced.
+fn parts<P: Send + 'static>(
+    first: P,
+    body: &Body,
+    part: impl Fn(bytes::Bytes) -> P + Send + Sync + 'static,
+) -> impl Stream<Item = P> + Send + 'static {
+    let body = body.stream().take_while(|piece| std::future::ready(piece.is_ok()));
+    stream::once(std::future::ready(first))
+        .chain(body.filter_map(move |piece| std::future::ready(piece.ok().map(&part))))
+}
+
+/// A unary call forwarded as it is.
+macro_rules! call {
+    ($client:expr, $method:ident, $request:expr) => {
+        reply(CALL_MAX, $client.clone().$method(timed($request, CALL_MAX))).await
+    };
+}
+
+#[async_trait]
+impl MailStore for GrpcNode {
+    async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
+        let first = DeliverPart { part: Some(DeliverPiece::Request(request)) };
+        let stream = parts(first, &body, |bytes| DeliverPart { part: Some(DeliverPiece::Body(bytes)) });
+        reply(BODY_CALL_MAX, self.mail.clone().deliver(timed(stream, BODY_CALL_MAX))).await
+    }
+
+    async fn settle(&self, request: SettleRequest) -> MailResult<()> {
+        call!(self.mail, settle, request).map(|Done {}| ())
+    }
+
+    async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
+        let first = AppendPart { part: Some(AppendPiece::Request(request)) };
+        let stream = parts(first, &body, |bytes| AppendPart { part: Some(AppendPiece::Body(bytes)) });
+        reply(BODY_CALL_MAX, self.mail.clone().append(timed(stream, BODY_CALL_MAX))).await
+    }
+
+    async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
+        call!(self.mail, open_account, request).map(|Done {}| ())
+    }
+
+    async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {
+        call!(self.mail, mailboxes, request)
+    }
+
+    async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply> {
+        call!(self.mail, create_mailbox, request)
+    }
+
+    async fn delete_mailbox(&self, request: MailboxNameRequest) -> MailResult<()> {
+        call!(self.mail, delete_mailbox, request).map(|Done {}| ())
+    }
+
+    async fn rename_mailbox(&self, request: RenameMailboxRequest) -> MailResult<()> {
+        call!(self.mail, rename_mailbox, request).map(|Done {}| ())
+    }
+
+    async fn subscribe(&self, request: SubscribeRequest) -> MailResult<()> {
+        call!(self.mail, subscribe, request).map(|Done {}| ())
+    }
+
+    async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox> {
+        call!(self.mail, status, request)
+    }
+
+    async fn select(&self, request: SelectRequest) -> MailResult<SelectReply> {
+        call!(self.mail, select, request)
+    }
+
+    async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
+        // No deadline on the stream as a whole: a client may read 500 MB over a slow line.
+        reply(CALL_MAX, self.mail.clone().fetch(Request::new(request))).await.map(items)
+    }
+
+    async fn search(&self, request: SearchRequest) -> MailResult<SearchReply> {
+        reply(BODY_CALL_MAX, self.mail.clone().search(timed(request, BODY_CALL_MAX))).await
+    }
+
+    async fn store(&self, request: StoreRequest) -> MailResult<StoreReply> {
+        call!(self.mail, store, request)
+    }
+
+    async fn copy(&self, request: CopyRequest) -> MailResult<CopyReply> {
+        call!(self.mail, copy, request)
+    }
+
+    async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
+        call!(self.mail, expunge, request)
+    }
+
+    async fn changes(&self, request: ChangesRequest) -> MailResult<ChangesReply> {
+        call!(self.mail, changes, request)
+    }
+
+    async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
+        reply(CALL_MAX, self.mail.clone().watch(Request::new(request))).await.map(items)
+    }
+
+    async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
+        reply(CALL_MAX, self.mail.clone().hold_maildrop(Request::new(request))).await.map(items)
+    }
+}
+
+#[async_trait]
+impl DirectoryStore for GrpcNode {
+    async fn watch_directory(&self, request: DirectoryWatchRequest) -> MailResult<ItemStream<DirectoryEvent>> {
+        reply(CALL_MAX, self.directory.clone().watch(Request::new(request))).await.map(items)
+    }
+
+    async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply> {
+        call!(self.directory, administer, request)
+    }
+
+    async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()> {
+        call!(self.directory, register_node, request).map(|Done {}| ())
+    }
+
+    async fn identify(&self) -> MailResult<Identity> {
+        call!(self.directory, identify, IdentifyRequest {})
+    }
+
+    async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        call!(self.directory, node_status, NodeStatusRequest {})
+    }
+}

@@ -1,0 +1,28 @@
+//! The contract between processes: the generated gRPC code, its conversion to the domain's nouns, and the two
+//! traits behind which a router finds a node, whether over the network or in its own process.
+
+mod body;
+mod client;
+mod convert;
+mod error;
+mod listen;
+mod role;
+mod server;
+mod store;
+mod tls;
+
+/// The generated messages and gRPC stubs of package `mailring.v1`.
+#[allow(clippy::all, missing_docs)]
+pub mod wire {
+    tonic::include_proto!("mailring.v1");
+}
+
+pub use body::{BODY_PIECE_OCTETS, Body};
+pub use client::{GrpcNode, connect};
+pub use convert::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
+pub use error::{mail_error, status};
+pub use listen::{Peer, PeerStream, accept_peers};
+pub use role::{PeerRole, ROLE_ADMIN, ROLE_NODE, ROLE_ROUTER};
+pub use server::{DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService};
+pub use store::{DirectoryStore, ItemStream, MailStore, NodeApi};
+pub use tls::{ClusterTls, ClusterTlsFiles};

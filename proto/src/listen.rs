@@ -1,0 +1,125 @@
+//! The cluster's gRPC listener: accepts TCP, does the TLS handshake off the accept loop, and hands connections with
+//! their peer's role to tonic.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+use crate::role::PeerRole;
+use crate::tls::ClusterTls;
+
+/// Handshakes under way at once: a flood of half-open connections costs no more than this.
+const HANDSHAKES_MAX: usize = 256;
+/// A peer of this cluster needs milliseconds.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
+/// Connections whose peers showed a certificate of the cluster's CA with a role in it.
+pub fn accept_peers(listener: TcpListener, tls: &ClusterTls) -> impl Stream<Item = io::Result<PeerStream>> + use<> {
+    let acceptor = TlsAcceptor::from(tls.server.clone());
+    let (sender, receiver) = mpsc::channel(HANDSHAKES_MAX);
+    tokio::spawn(accept_loop(listener, acceptor, sender));
+    ReceiverStream::new(receiver)
+}
+
+async fn accept_loop(listener: TcpListener, acceptor: TlsAcceptor, sender: mpsc::Sender<io::Result<PeerStream>>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = sender.closed() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: give others the time to close theirs.
+                warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let (acceptor, sender) = (acceptor.clone(), sender.clone());
+        tokio::spawn(async move {
+            match handshake(acceptor, stream).await {
+                Ok(stream) => drop(sender.send(Ok(stream)).await),
+                Err(error) => debug!(%address, %error, "peer refused"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<PeerStream> {
+    stream.set_nodelay(true)?;
+    let address = stream.peer_addr()?;
+    let stream = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let role = certificates.first().and_then(PeerRole::of_certificate);
+    let role = role.ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, "no role in the certificate"))?;
+    Ok(PeerStream { stream: Box::new(stream), peer: Peer { role, address } })
+}
+
+/// What a request's extensions tell of its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub role: PeerRole,
+    pub address: SocketAddr,
+}
+
+pub struct PeerStream {
+    stream: Box<TlsStream<TcpStream>>,
+    peer: Peer,
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,60 @@
+//! What a node does for a router and for the administrator, as traits: implemented by the node itself, by the gRPC
+//! client, and by doubles in tests.
+
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use types::MailResult;
+
+use crate::body::Body;
+use crate::wire::{
+    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, ChangesReply, ChangesRequest, CopyReply,
+    CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DirectoryEvent,
+    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
+    MailboxNameRequest, MailboxesReply, NodeStatusReply, RegisterNodeRequest, RenameMailboxRequest, SearchReply,
+    SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
+    WatchRequest,
+};
+
+pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
+
+/// Mail operations on the shards that a node leads (`mail.proto` says what each does). A change that returns `Ok` is
+/// synced by a majority of the shard's replicas and applied. [`types::MailError::Deadline`] means that the outcome is unknown.
+#[async_trait]
+pub trait MailStore: Send + Sync + 'static {
+    async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply>;
+    async fn settle(&self, request: SettleRequest) -> MailResult<()>;
+    async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply>;
+    async fn open_account(&self, request: AccountRequest) -> MailResult<()>;
+    async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply>;
+    async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply>;
+    async fn delete_mailbox(&self, request: MailboxNameRequest) -> MailResult<()>;
+    async fn rename_mailbox(&self, request: RenameMailboxRequest) -> MailResult<()>;
+    async fn subscribe(&self, request: SubscribeRequest) -> MailResult<()>;
+    async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox>;
+    async fn select(&self, request: SelectRequest) -> MailResult<SelectReply>;
+    async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>>;
+    async fn search(&self, request: SearchRequest) -> MailResult<SearchReply>;
+    async fn store(&self, request: StoreRequest) -> MailResult<StoreReply>;
+    async fn copy(&self, request: CopyRequest) -> MailResult<CopyReply>;
+    async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply>;
+    async fn changes(&self, request: ChangesRequest) -> MailResult<ChangesReply>;
+    async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>>;
+    async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>>;
+}
+
+/// The directory as a node's replica has it (`directory.proto`).
+#[async_trait]
+pub trait DirectoryStore: Send + Sync + 'static {
+    async fn watch_directory(&self, request: DirectoryWatchRequest) -> MailResult<ItemStream<DirectoryEvent>>;
+    async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply>;
+    async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()>;
+    async fn identify(&self) -> MailResult<Identity>;
+    async fn node_status(&self) -> MailResult<NodeStatusReply>;
+}
+
+/// A node as a router sees it.
+pub trait NodeApi: MailStore + DirectoryStore {}
+
+impl<T: MailStore + DirectoryStore> NodeApi for T {}

@@ -1,0 +1,219 @@
+//! A FETCH that outlives its node: when the stream breaks, it goes on at another replica after the last message that
+//! came whole, or within the section that was under way, as bodies never change.
+
+use std::collections::VecDeque;
+
+use futures_util::StreamExt;
+use proto::wire::fetch_item::Item;
+use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData};
+use proto::{ItemStream, uid_set_from_wire, uid_set_to_wire};
+use types::{MailError, MailResult, ShardId, UidSet};
+
+use super::shards::{Retry, ShardClient};
+
+/// Breaks in one fetch without an item between them.
+const BREAKS_MAX: u32 = 5;
+
+pub struct FetchStream {
+    client: ShardClient,
+    request: FetchRequest,
+    /// Still to come, the message under way left out.
+    left: UidSet,
+    stream: Option<ItemStream<FetchItem>>,
+    under_way: Option<UnderWay>,
+    /// Items made of a resumed message, which come before the stream's next.
+    ready: VecDeque<FetchItem>,
+    breaks: u32,
+    done: bool,
+}
+
+/// A message whose large sections are coming.
+struct UnderWay {
+    uid: u32,
+    /// By index in the request: octets still to come.
+    missing: Vec<u64>,
+    /// Octets that came.
+    came: Vec<u64>,
+    /// Set in a resumed stream: its nth section is this one of the request.
+    resumed: Option<Vec<usize>>,
+}
+
+impl FetchStream {
+    pub(super) fn new(client: ShardClient, request: FetchRequest) -> FetchStream {
+        let left = uid_set_from_wire(request.uids.as_ref()).unwrap_or_default();
+        FetchStream {
+            client,
+            request,
+            left,
+            stream: None,
+            under_way: None,
+            ready: VecDeque::new(),
+            breaks: 0,
+            done: false,
+        }
+    }
+
+    /// The next item; `None` after the last. After an error nothing more comes.
+    pub async fn next(&mut self) -> Option<MailResult<FetchItem>> {
+        loop {
+            if let Some(item) = self.ready.pop_front() {
+                return Some(Ok(item));
+            }
+            if self.done {
+                return None;
+            }
+            match self.advance().await {
+                Ok(Some(item)) => self.ready.push_back(item),
+                Ok(None) => {}
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// One step; not each gives an item.
+    async fn advance(&mut self) -> MailResult<Option<FetchItem>> {
+        let Some(stream) = &mut self.stream else {
+            if self.under_way.is_none() && self.left.is_empty() {
+                self.done = true;
+                return Ok(None);
+            }
+            let request = self.next_request();
+            let shard = ShardId(request.shard);
+            let request = &request;
+            let open = self.client.call(shard, Retry::Safe, |node| async move { node.fetch(request.clone()).await });
+            self.stream = Some(open.await?);
+            return Ok(None);
+        };
+        match stream.next().await {
+            Some(Ok(item)) => {
+                self.breaks = 0;
+                self.take(item)
+            }
+            // A node ends a stream early only with an error; what it left out it does not have.
+            None => {
+                self.stream = None;
+                match self.under_way.take() {
+                    None => self.left = UidSet::new(),
+                    // Expunged between break and resumption.
+                    Some(_) => return Err(MailError::Unavailable),
+                }
+                Ok(None)
+            }
+            Some(Err(MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline))
+                if self.breaks < BREAKS_MAX =>
+            {
+                self.breaks += 1;
+                self.stream = None;
+                if let Some(under_way) = &mut self.under_way {
+                    under_way.resumed = None;
+                }
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// The rest of the message under way, else the messages still to come.
+    fn next_request(&mut self) -> FetchRequest {
+        let Some(under_way) = &mut self.under_way else {
+            return FetchRequest { uids: Some(uid_set_to_wire(&self.left)), ..self.request.clone() };
+        };
+        let indices: Vec<usize> =
+            under_way.missing.iter().enumerate().filter(|(_, octets)| **octets > 0).map(|(index, _)| index).collect();
+        let sections = indices.iter().filter_map(|&index| {
+            let section = self.request.sections.get(index)?;
+            let (came, missing) = (under_way.came.get(index)?, under_way.missing.get(index)?);
+            let offset = if section.has_partial { section.offset } else { 0 };
+            Some(Section { has_partial: true, offset: offset + came, octets_max: *missing, ..section.clone() })
+        });
+        let request = FetchRequest {
+            shard: self.request.shard,
+            account: self.request.account,
+            mailbox: self.request.mailbox,
+            uids: Some(uid_set_to_wire(&UidSet::from_range(under_way.uid, under_way.uid))),
+            sections: sections.collect(),
+            ..FetchRequest::default()
+        };
+        under_way.resumed = Some(indices);
+        request
+    }
+
+    fn take(&mut self, item: FetchItem) -> MailResult<Option<FetchItem>> {
+        match item.item {
+            None => Ok(None),
+            Some(Item::Message(message)) => match self.under_way.as_ref().and_then(|under| under.resumed.clone()) {
+                Some(indices) => self.take_resumed(message, &indices).map(|()| None),
+                None => self.take_message(message).map(Some),
+            },
+            Some(Item::Data(mut data)) => {
+                let under_way = self.under_way.as_mut().ok_or_else(broken)?;
+                if let Some(indices) = &under_way.resumed {
+                    let index =
+                        usize::try_from(data.section).ok().and_then(|index| indices.get(index)).ok_or_else(broken)?;
+                    data.section = *index as u32;
+                }
+                self.count(data.section as usize, data.data.len() as u64)?;
+                Ok(Some(FetchItem { item: Some(Item::Data(data)) }))
+            }
+        }
+    }
+
+    fn take_message(&mut self, message: FetchedMessage) -> MailResult<FetchItem> {
+        if self.under_way.is_some() {
+            return Err(broken());
+        }
+        // Not to be asked for again, whatever happens.
+        let passed = UidSet::from_range(1, message.uid);
+        self.left = self.left.difference(&passed);
+        let came: Vec<u64> = message.sections.iter().map(|section| section.data.len() as u64).collect();
+        let missing: Vec<u64> = message
+            .sections
+            .iter()
+            .map(|section| if section.nil { 0 } else { section.octets.saturating_sub(section.data.len() as u64) })
+            .collect();
+        if missing.iter().any(|octets| *octets > 0) {
+            self.under_way = Some(UnderWay { uid: message.uid, missing, came, resumed: None });
+        }
+        Ok(FetchItem { item: Some(Item::Message(message)) })
+    }
+
+    /// The head of a resumed message: only what its sections already hold is new.
+    fn take_resumed(&mut self, message: FetchedMessage, indices: &[usize]) -> MailResult<()> {
+        for (section, &index) in message.sections.into_iter().zip(indices) {
+            let missing = self.under_way.as_ref().and_then(|under| under.missing.get(index)).copied();
+            if section.nil || missing != Some(section.octets) {
+                return Err(broken());
+            }
+            if !section.data.is_empty() {
+                self.count(index, section.data.len() as u64)?;
+                let data = SectionData { section: index as u32, data: section.data };
+                self.ready.push_back(FetchItem { item: Some(Item::Data(data)) });
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, section: usize, octets: u64) -> MailResult<()> {
+        let Some(under_way) = &mut self.under_way else { return Err(broken()) };
+        let missing = under_way.missing.get_mut(section).ok_or_else(broken)?;
+        *missing = missing.checked_sub(octets).ok_or_else(broken)?;
+        if let Some(came) = under_way.came.get_mut(section) {
+            *came += octets;
+        }
+        if under_way.missing.iter().all(|octets| *octets == 0) {
+            // A resumed stream carries this one message alone.
+            if self.under_way.take().is_some_and(|under_way| under_way.resumed.is_some()) {
+                self.stream = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The node said what it cannot mean.
+fn broken() -> MailError {
+    MailError::Internal("items of a fetch do not fit together".to_owned())
+}

@@ -1,0 +1,108 @@
+//! Follows the directory: from any node that answers, from the next one when that one stops. What is known stays
+//! known while no node answers.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use proto::NodeApi;
+use proto::wire::{DirectoryEvent, DirectoryWatchRequest};
+use tracing::{debug, info, warn};
+use types::{MailError, MailResult};
+
+use super::Shared;
+use super::shards::{Backoff, pause};
+use super::view::View;
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// A directory that comes back is heard within about this.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Until the cluster is dropped.
+pub(super) async fn follow(shared: Weak<Shared>) {
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+    let mut turn = 0usize;
+    let mut lost = false;
+    loop {
+        let candidate = {
+            let Some(shared) = shared.upgrade() else { return };
+            let candidates = candidates(&shared);
+            candidates.get(turn.checked_rem(candidates.len()).unwrap_or(0)).cloned().and_then(|at| shared.pool.at(&at))
+        };
+        if let Some(node) = candidate {
+            let mut heard = false;
+            match follow_one(&shared, node, &mut heard).await {
+                Ok(()) => debug!("directory watch ended"),
+                Err(error) => debug!(%error, "directory watch failed"),
+            }
+            if heard {
+                backoff.reset();
+                lost = false;
+            }
+        }
+        turn = turn.wrapping_add(1);
+        if backoff.is_long() && !lost {
+            lost = true;
+            warn!("directory is not reachable, going on with what is known");
+        }
+        pause(backoff.next()).await;
+    }
+}
+
+/// Addresses of the seeds and of every node that the directory names.
+fn candidates(shared: &Shared) -> Vec<String> {
+    let mut all = shared.pool.seeds().to_vec();
+    let view = shared.view.read();
+    for address in view.nodes().filter_map(|id| view.node_address(id)) {
+        if !all.iter().any(|known| **known == *address) {
+            all.push(address.into());
+        }
+    }
+    all
+}
+
+/// Applies what one node tells, until it stops. `heard` is set once the view is whole.
+async fn follow_one(shared: &Weak<Shared>, node: Arc<dyn NodeApi>, heard: &mut bool) -> MailResult<()> {
+    let since = match shared.upgrade() {
+        Some(shared) => shared.revision.borrow().unwrap_or(0),
+        None => return Ok(()),
+    };
+    let mut events = node.watch_directory(DirectoryWatchRequest { since, follow: true }).await?;
+    let mut next: Option<View> = None;
+    while let Some(event) = events.next().await {
+        let Some(shared) = shared.upgrade() else { return Ok(()) };
+        let event = event?;
+        // A replica that lags would take back what is known: ask another.
+        if event.complete && event.revision < since {
+            return Err(MailError::Unavailable);
+        }
+        *heard |= event.complete;
+        apply(&shared, &mut next, event);
+    }
+    Ok(())
+}
+
+/// After `reset` the view is built aside until it is whole: half a directory would refuse mail for good.
+fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
+    let first = shared.revision.borrow().is_none();
+    if event.reset || (first && next.is_none()) {
+        *next = Some(View::default());
+    }
+    match next {
+        Some(view) => event.changes.into_iter().for_each(|change| view.apply(change)),
+        None => {
+            let mut view = shared.view.write();
+            event.changes.into_iter().for_each(|change| view.apply(change));
+        }
+    }
+    if !event.complete {
+        return;
+    }
+    if let Some(view) = next.take() {
+        info!(revision = event.revision, accounts = view.accounts_len(), "directory loaded");
+        // The old view is dropped after the lock.
+        let old = std::mem::replace(&mut *shared.view.write(), view);
+        drop(old);
+    }
+    shared.revision.send_replace(Some(event.revision));
+}

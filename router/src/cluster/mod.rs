@@ -1,0 +1,163 @@
+//! The cluster as a router sees it: its nodes, its directory, its shards. Knows no mail protocol.
+
+mod fetch;
+mod follow;
+mod hub;
+mod pool;
+mod recipients;
+mod shards;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use proto::{ClusterTls, GrpcNode, NodeApi};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use types::{AccountId, AccountName, NodeId, ShardId};
+
+pub use fetch::FetchStream;
+pub use hub::{Hub, Notice, Subscription};
+pub use pool::{Connector, NodePool};
+pub use recipients::{ALIASES_EXPANDED_MAX, EXPANSION_RECIPIENTS_MAX, Refused, Resolution};
+pub use shards::{Retry, ShardClient};
+pub use view::{Account, View};
+
+/// Cloning shares.
+#[derive(Clone)]
+pub struct Cluster {
+    shared: Arc<Shared>,
+    shards: ShardClient,
+    hub: Hub,
+}
+
+struct Shared {
+    pool: NodePool,
+    view: RwLock<View>,
+    /// The revision that the view has reached; `None` until it is whole for the first time.
+    revision: watch::Sender<Option<u64>>,
+    follower: parking_lot::Mutex<Option<AbortHandle>>,
+}
+
+/// How long an operation looks for its shard's leader, unless the settings say otherwise.
+const OPERATION_DEFAULT: Duration = Duration::from_secs(10);
+
+impl Cluster {
+    /// A cluster over the network. Nothing is sent until [`Cluster::follow`].
+    pub fn connect(seeds: &[String], tls: &ClusterTls) -> Cluster {
+        let client = tls.client.clone();
+        Cluster::with_connector(
+            seeds,
+            Box::new(move |address| {
+                let channel = proto::connect(address, client.clone())?;
+                Ok(Arc::new(GrpcNode::new(channel)) as Arc<dyn NodeApi>)
+            }),
+        )
+    }
+
+    /// The one node of this process.
+    pub fn in_process(node: Arc<dyn NodeApi>) -> Cluster {
+        Cluster::with_connector(&["in-process:0".to_owned()], Box::new(move |_| Ok(node.clone())))
+    }
+
+    /// A cluster whose nodes are found by `connector`.
+    pub fn with_connector(seeds: &[String], connector: Connector) -> Cluster {
+        let shared = Arc::new(Shared {
+            pool: NodePool::new(seeds, connector),
+            view: RwLock::default(),
+            revision: watch::Sender::new(None),
+            follower: parking_lot::Mutex::default(),
+        });
+        let shards = ShardClient::new(shared.clone(), OPERATION_DEFAULT);
+        Cluster { hub: Hub::new(shards.clone()), shards, shared }
+    }
+
+    /// How long an operation looks for its shard's leader.
+    pub fn with_operation_max(mut self, operation_max: Duration) -> Cluster {
+        self.shards = ShardClient::new(self.shared.clone(), operation_max);
+        self.hub = Hub::new(self.shards.clone());
+        self
+    }
+
+    /// Begins to follow the directory, until the cluster's last clone is dropped or [`Cluster::stop`].
+    pub fn follow(&self) {
+        let mut follower = self.shared.follower.lock();
+        if follower.is_none() {
+            *follower = Some(tokio::spawn(follow::follow(Arc::downgrade(&self.shared))).abort_handle());
+        }
+    }
+
+    pub fn stop(&self) {
+        if let Some(follower) = self.shared.follower.lock().take() {
+            follower.abort();
+        }
+    }
+
+    pub fn shards(&self) -> &ShardClient {
+        &self.shards
+    }
+
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// The directory has been seen whole at least once.
+    pub fn is_ready(&self) -> bool {
+        self.shared.revision.borrow().is_some()
+    }
+
+    /// The directory's revision as known here, and each later one.
+    pub fn revisions(&self) -> watch::Receiver<Option<u64>> {
+        self.shared.revision.subscribe()
+    }
+
+    pub async fn wait_ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.revisions().wait_for(Option::is_some).await;
+    }
+
+    pub fn account(&self, name: &AccountName) -> Option<Account> {
+        self.shared.view.read().account(name).cloned()
+    }
+
+    /// Looks at the directory. The lock is held meanwhile: no long work within.
+    pub fn with_view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        look(&self.shared.view.read())
+    }
+
+    /// Who receives mail for `local`@`domain`.
+    pub fn resolve(&self, name: &AccountName) -> Resolution {
+        if !self.is_ready() {
+            return Err(Refused::Unknowable);
+        }
+        recipients::resolve(&self.shared.view.read(), name)
+    }
+
+    /// Who receives mail for `<postmaster>` without a domain (RFC 5321 §4.5.1).
+    pub fn resolve_postmaster(&self) -> Resolution {
+        if !self.is_ready() {
+            return Err(Refused::Unknowable);
+        }
+        recipients::resolve_postmaster(&self.shared.view.read())
+    }
+
+    pub fn is_hosted(&self, domain: &str) -> bool {
+        self.shared.view.read().is_hosted(domain)
+    }
+}
+
+impl Shared {
+    /// A node to speak to, if the directory knows its address.
+    fn node(&self, id: NodeId) -> Option<Arc<dyn NodeApi>> {
+        let address = self.view.read().node_address(id)?;
+        self.pool.node(id, &address)
+    }
+}
+
+/// An account as delivery sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LocalRecipient {
+    pub shard: ShardId,
+    pub account: AccountId,
+}

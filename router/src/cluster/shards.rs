@@ -1,0 +1,276 @@
+//! Operations on a shard, wherever its leader is at the moment: asks the leader last known, follows hints, tries the
+//! other replicas, and gives up when the operation's time is over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use proto::wire::{
+    AccountRequest, AppendReply, AppendRequest, ChangesReply, ChangesRequest, CopyReply, CopyRequest,
+    CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, Done, ExpungeReply, ExpungeRequest,
+    FetchRequest, Mailbox, MailboxNameRequest, MailboxesReply, RenameMailboxRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+};
+use proto::{Body, ItemStream, NodeApi};
+use tokio::time::Instant;
+use tracing::debug;
+use types::{MailError, MailResult, NodeId, ShardId};
+
+use super::Shared;
+use super::fetch::FetchStream;
+
+/// The pause after all replicas were asked in vain.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// What to do about [`MailError::Deadline`], which leaves open whether the operation was done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retry {
+    /// Twice does no harm: reads, and deliveries, whose fingerprints keep them single.
+    Safe,
+    /// Twice would do harm (APPEND, COPY), or would answer differently (STORE, EXPUNGE): the caller is told
+    /// [`MailError::Deadline`]. It is tried again only where it was certainly not done.
+    Unsafe,
+}
+
+/// Cloning shares.
+#[derive(Clone)]
+pub struct ShardClient {
+    shared: Arc<Shared>,
+    leaders: Arc<Mutex<HashMap<ShardId, NodeId>>>,
+    operation_max: Duration,
+}
+
+/// Operations that are a request and a reply, by the shard in the request.
+macro_rules! operations {
+    ($($retry:ident $name:ident($request:ty) -> $reply:ty;)*) => {
+        $(pub async fn $name(&self, request: $request) -> MailResult<$reply> {
+            let request = &request;
+            self.call(ShardId(request.shard), Retry::$retry, |node| async move { node.$name(request.clone()).await }).await
+        })*
+    };
+}
+
+impl ShardClient {
+    pub(super) fn new(shared: Arc<Shared>, operation_max: Duration) -> ShardClient {
+        ShardClient { shared, leaders: Arc::default(), operation_max }
+    }
+
+    pub fn operation_max(&self) -> Duration {
+        self.operation_max
+    }
+
+    operations! {
+        Safe settle(SettleRequest) -> ();
+        Safe open_account(AccountRequest) -> ();
+        Safe mailboxes(AccountRequest) -> MailboxesReply;
+        Unsafe create_mailbox(CreateMailboxRequest) -> CreateMailboxReply;
+        Unsafe delete_mailbox(MailboxNameRequest) -> ();
+        Unsafe rename_mailbox(RenameMailboxRequest) -> ();
+        Safe subscribe(SubscribeRequest) -> ();
+        Safe status(MailboxNameRequest) -> Mailbox;
+        Safe select(SelectRequest) -> SelectReply;
+        Safe search(SearchRequest) -> SearchReply;
+        Unsafe store(StoreRequest) -> StoreReply;
+        Unsafe copy(CopyRequest) -> CopyReply;
+        Unsafe expunge(ExpungeRequest) -> ExpungeReply;
+        Safe changes(ChangesRequest) -> ChangesReply;
+        Safe watch(WatchRequest) -> ItemStream<WatchEvent>;
+        // A lock that was granted unheard is freed with its stream.
+        Safe hold_maildrop(AccountRequest) -> ItemStream<Done>;
+    }
+
+    pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
+        let (request, body) = (&request, &body);
+        let deliver = |node: Arc<dyn NodeApi>| async move { node.deliver(request.clone(), body.clone()).await };
+        self.call(ShardId(request.shard), Retry::Safe, deliver).await
+    }
+
+    pub async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
+        let (request, body) = (&request, &body);
+        let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
+        self.call(ShardId(request.shard), Retry::Unsafe, append).await
+    }
+
+    /// Messages in ascending UID order. Goes on after a change of leader, even within a section.
+    pub fn fetch(&self, request: FetchRequest) -> FetchStream {
+        FetchStream::new(self.clone(), request)
+    }
+
+    /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
+    /// the node bounds it. [`MailError::Unavailable`]: certainly not done, or a `Safe` operation of unknown outcome.
+    pub async fn call<T, F, A>(&self, shard: ShardId, retry: Retry, attempt: A) -> MailResult<T>
+    where
+        A: Fn(Arc<dyn NodeApi>) -> F,
+        F: Future<Output = MailResult<T>>,
+    {
+        let deadline = Instant::now() + self.operation_max;
+        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+        let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
+        loop {
+            let Some(id) = tour.next(|| self.replicas(shard)) else {
+                let wait = backoff.next();
+                if Instant::now() + wait >= deadline {
+                    return Err(MailError::Unavailable);
+                }
+                pause(wait).await;
+                tour.again();
+                continue;
+            };
+            let Some(node) = self.shared.node(id) else { continue };
+            match attempt(node).await {
+                Ok(done) => {
+                    self.leaders.lock().insert(shard, id);
+                    return Ok(done);
+                }
+                Err(MailError::NotLeader { hint }) => {
+                    self.forget(shard, id);
+                    tour.hint(hint);
+                }
+                Err(MailError::Unavailable) => self.forget(shard, id),
+                Err(MailError::Deadline) if retry == Retry::Safe => self.forget(shard, id),
+                Err(error) => return Err(error),
+            }
+            debug!(%shard, node = %id, "replica did not answer as leader");
+            if Instant::now() >= deadline {
+                return Err(MailError::Unavailable);
+            }
+        }
+    }
+
+    fn forget(&self, shard: ShardId, id: NodeId) {
+        let mut leaders = self.leaders.lock();
+        if leaders.get(&shard) == Some(&id) {
+            leaders.remove(&shard);
+        }
+    }
+
+    /// The wanted replicas, then all other nodes: amid a move the actual ones may be others.
+    fn replicas(&self, shard: ShardId) -> Vec<NodeId> {
+        let view = self.shared.view.read();
+        let mut all = view.placement(shard).to_vec();
+        let others: Vec<NodeId> = view.nodes().filter(|id| !all.contains(id)).collect();
+        all.extend(others);
+        all
+    }
+}
+
+/// In which order replicas are asked. Each once a round, hints first; but a hint may send us back to one that was
+/// asked before it became the leader.
+struct Tour {
+    first: Option<NodeId>,
+    left: Option<Vec<NodeId>>,
+    /// Hints that may still be followed in this round: replicas that point at each other must not keep us.
+    hints: u32,
+}
+
+const HINTS_A_ROUND: u32 = 3;
+
+impl Tour {
+    fn new(first: Option<NodeId>) -> Tour {
+        Tour { first, left: None, hints: HINTS_A_ROUND }
+    }
+
+    fn next(&mut self, replicas: impl FnOnce() -> Vec<NodeId>) -> Option<NodeId> {
+        let id = match self.first.take() {
+            Some(id) => id,
+            None => {
+                let left = self.left.get_or_insert_with(|| {
+                    let mut all = replicas();
+                    all.reverse();
+                    all
+                });
+                return left.pop();
+            }
+        };
+        if let Some(left) = &mut self.left {
+            left.retain(|other| *other != id);
+        }
+        Some(id)
+    }
+
+    fn hint(&mut self, hint: Option<NodeId>) {
+        if self.hints > 0 && hint.is_some() {
+            self.hints -= 1;
+            self.first = hint;
+        }
+    }
+
+    fn again(&mut self) {
+        *self = Tour::new(None);
+    }
+}
+
+/// Waits that double, each shortened by up to a half at random so that sessions do not come back in step.
+pub(super) struct Backoff {
+    first: Duration,
+    max: Duration,
+    now: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(first: Duration, max: Duration) -> Backoff {
+        Backoff { first, max, now: first }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.now;
+        self.now = (self.now * 2).min(self.max);
+        wait.mul_f64(1.0 - jitter() / 2.0)
+    }
+
+    pub(super) fn is_long(&self) -> bool {
+        self.now >= self.max
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.now = self.first;
+    }
+}
+
+/// 0 to 1. Need not be good, only different from one session to the next.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    f64::from(RandomState::new().hash_one(0u8) as u32) / f64::from(u32::MAX)
+}
+
+pub(super) async fn pause(wait: Duration) {
+    tokio::time::sleep(wait).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use types::NodeId;
+
+    use super::{Backoff, Tour};
+
+    #[test]
+    fn a_tour_asks_the_known_leader_then_hints_then_each_replica_once() {
+        let replicas = || vec![NodeId(1), NodeId(2), NodeId(3)];
+        let mut tour = Tour::new(Some(NodeId(2)));
+        assert_eq!(tour.next(replicas), Some(NodeId(2)));
+        assert_eq!(tour.next(replicas), Some(NodeId(1)));
+        tour.hint(Some(NodeId(3)));
+        assert_eq!(tour.next(replicas), Some(NodeId(3)));
+        assert_eq!(tour.next(replicas), Some(NodeId(2)));
+        assert_eq!(tour.next(replicas), None);
+        for _ in 0..100 {
+            tour.hint(Some(NodeId(1)));
+        }
+        assert_eq!(tour.next(replicas), Some(NodeId(1)));
+        tour.hint(Some(NodeId(1)));
+        assert_eq!(tour.next(replicas), None);
+    }
+
+    #[test]
+    fn waits_double_up_to_their_limit_and_differ() {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        for full in [50, 100, 200, 400, 500, 500] {
+            let wait = backoff.next().as_millis();
+            assert!((full / 2..=full).contains(&wait), "{wait} of {full}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! FETCH (RFC 3501 §6.4.5, RFC 7162 §3.1.4). Responses are written as the shard's items arrive, large sections piece
+//! by piece, so that a session holds little of a message at a time. When the shard changes its leader amid a section,
+//! the stream behind this goes on where it broke.
+//!
+//! A message that another session has expunged meanwhile has no response, and the command is answered OK (RFC 2180
+//! §4.1.2): EXPUNGE will tell why.
+
+use bytes::{Bytes, BytesMut};
+use imap::command::{BodySection, Fetch, FetchItem, SectionText};
+use imap::encode::FetchWriter;
+use proto::wire::fetch_item::Item;
+use proto::wire::search_key::{Key, Keys, SystemFlag};
+use proto::wire::section::Text;
+use proto::wire::store_request::Action;
+use proto::wire::{FetchRequest, FetchedMessage, SearchKey, SearchRequest, Section, StoreRequest};
+use proto::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
+use types::{Flags, MailResult, ModSeq, SystemFlags, Uid, UidSet};
+
+use super::reply::Reply;
+use super::{Conversation, Ended, Owner, Step};
+use crate::cluster::FetchStream;
+
+/// Gathered at most before it is written.
+const PIECE_OCTETS: usize = 64 * 1024;
+
+/// What the client asked for, in the order in which it is answered: sections last, as they may be large.
+#[derive(Default)]
+struct Plan {
+    uid: bool,
+    flags: bool,
+    internal_date: bool,
+    size: bool,
+    mod_seq: bool,
+    envelope: bool,
+    body: bool,
+    body_structure: bool,
+    sections: Vec<BodySection>,
+    changed_since: Option<ModSeq>,
+}
+
+impl Plan {
+    fn of(fetch: &Fetch) -> Plan {
+        // CHANGEDSINCE asks for MODSEQ, too (RFC 7162 §3.1.4.1).
+        let changed_since = fetch.changed_since;
+        let mut plan = Plan { uid: fetch.uid, mod_seq: changed_since.is_some(), changed_since, ..Plan::default() };
+        for item in &fetch.items {
+            match item {
+                FetchItem::Flags => plan.flags = true,
+                FetchItem::InternalDate => plan.internal_date = true,
+                FetchItem::Rfc822Size => plan.size = true,
+                FetchItem::Uid => plan.uid = true,
+                FetchItem::ModSeq => plan.mod_seq = true,
+                FetchItem::Envelope => plan.envelope = true,
+                FetchItem::Body => plan.body = true,
+                FetchItem::BodyStructure => plan.body_structure = true,
+                FetchItem::Section(section) => plan.add_section(section),
+            }
+        }
+        plan
+    }
+
+    /// With and without PEEK, a section is answered once: the answer is the same.
+    fn add_section(&mut self, section: &BodySection) {
+        let same = |known: &BodySection| BodySection { peek: section.peek, ..known.clone() } == *section;
+        match self.sections.iter_mut().find(|known| same(known)) {
+            Some(known) => known.peek &= section.peek,
+            None => self.sections.push(section.clone()),
+        }
+    }
+
+    fn sets_seen(&self) -> bool {
+        self.sections.iter().any(|section| !section.peek)
+    }
+
+    /// Whether the view alone can answer.
+    fn is_only_uid(&self) -> bool {
+        self.uid
+            && self.sections.is_empty()
+            && !(self.flags
+                || self.internal_date
+                || self.size
+                || self.mod_seq
+                || self.envelope
+                || self.body
+                || self.body_structure)
+    }
+
+    fn request(&self, owner: Owner, mailbox: u64, uids: &UidSet) -> FetchRequest {
+        FetchRequest {
+            shard: owner.shard,
+            account: owner.account,
+            mailbox,
+            uids: Some(uid_set_to_wire(uids)),
+            envelope: self.envelope,
+            body: self.body,
+            body_structure: self.body_structure,
+            sections: self.sections.iter().map(wire_section).collect(),
+            changed_since: self.changed_since.map_or(0, |mod_seq| mod_seq.0),
+        }
+    }
+}
+
+fn wire_section(section: &BodySection) -> Section {
+    let (text, fields) = match &section.text {
+        SectionText::All => (Text::Full, Vec::new()),
+        SectionText::Header => (Text::Header, Vec::new()),
+        SectionText::HeaderFields(fields) => (Text::HeaderFields, fields.clone()),
+        SectionText::HeaderFieldsNot(fields) => (Text::HeaderFieldsNot, fields.clone()),
+        SectionText::Text => (Text::Text, Vec::new()),
+        SectionText::Mime => (Text::Mime, Vec::new()),
+    };
+    Section {
+        part: section.part.clone(),
+        text: text.into(),
+        fields,
+        has_partial: section.partial.is_some(),
+        offset: section.partial.map_or(0, |partial| partial.offset),
+        octets_max: section.partial.map_or(0, |partial| partial.octets_max),
+    }
+}
+
+impl Conversation {
+    pub(super) async fn fetch(&mut self, owner: Owner, fetch: Fetch) -> Step<Reply> {
+        let plan = Plan::of(&fetch);
+        self.condstore |= plan.mod_seq;
+        let uids = match self.named(&fetch.set, fetch.uid) {
+            Ok(uids) => uids,
+            Err(reply) => return Ok(reply),
+        };
+        if plan.is_only_uid() {
+            return self.fetch_uids(&uids).await;
+        }
+        let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
+            return Ok(Reply::ok("FETCH done"));
+        };
+        let (mailbox, read_only) = (selected.mailbox, selected.read_only);
+        let mut seen = UidSet::new();
+        if plan.sets_seen() && !read_only {
+            seen = match self.set_seen(owner, mailbox, &uids, plan.changed_since).await {
+                Ok(seen) => seen,
+                Err(error) => return Ok(self.failed(&error)),
+            };
+        }
+        let mut items = self.shards().fetch(plan.request(owner, mailbox, &uids));
+        while let Some(item) = items.next().await {
+            match item.map(|item| item.item) {
+                Ok(Some(Item::Message(message))) => self.write_message(&plan, &seen, message, &mut items).await?,
+                // Of a message that is not in view.
+                Ok(Some(Item::Data(_)) | None) => {}
+                Err(error) => return Ok(self.failed(&error)),
+            }
+            self.connection.flush_if_full().await?;
+        }
+        Ok(Reply::ok("FETCH done"))
+    }
+
+    async fn fetch_uids(&mut self, uids: &UidSet) -> Step<Reply> {
+        for uid in uids.iter() {
+            let Some(seq) = self.selected.as_ref().and_then(|selected| selected.view.seq(Uid(uid))) else { continue };
+            let out = self.connection.output();
+            let mut writer = FetchWriter::new(out, seq);
+            writer.uid(out, Uid(uid));
+            writer.finish(out);
+            self.connection.flush_if_full().await?;
+        }
+        Ok(Reply::ok("FETCH done"))
+    }
+
+    /// Sets \Seen on those that lack it, and returns them: reading first costs less than a write that changes nothing.
+    async fn set_seen(
+        &mut self,
+        owner: Owner,
+        mailbox: u64,
+        uids: &UidSet,
+        changed_since: Option<ModSeq>,
+    ) -> MailResult<UidSet> {
+        let key = |key| SearchKey { key: Some(key) };
+        let seen = u32::from(SystemFlags::SEEN.bits());
+        let mut keys =
+            vec![key(Key::Uids(uid_set_to_wire(uids))), key(Key::Flag(SystemFlag { bit: seen, set: false }))];
+        // Setting \Seen changes a message: those that CHANGEDSINCE leaves out must not come in by it.
+        keys.extend(changed_since.map(|mod_seq| key(Key::ModSeq(mod_seq.0.saturating_add(1)))));
+        let search = SearchRequest {
+            shard: owner.shard,
+            account: owner.account,
+            mailbox,
+            key: Some(key(Key::And(Keys { keys }))),
+            recent: None,
+        };
+        let unseen = uid_set_from_wire(self.shards().search(search).await?.uids.as_ref())?;
+        if unseen.is_empty() {
+            return Ok(unseen);
+        }
+        let store = StoreRequest {
+            shard: owner.shard,
+            account: owner.account,
+            mailbox,
+            uids: Some(uid_set_to_wire(&unseen)),
+            action: Action::Add.into(),
+            flags: Some((&Flags::system(SystemFlags::SEEN)).into()),
+            ..StoreRequest::default()
+        };
+        let stored = self.shards().store(store).await?;
+        Ok(stored.messages.iter().map(|message| message.uid).collect())
+    }
+
+    async fn write_message(
+        &mut self,
+        plan: &Plan,
+        seen: &UidSet,
+        message: FetchedMessage,
+        items: &mut FetchStream,
+    ) -> Step {
+        let (uid, condstore) = (Uid(message.uid), self.condstore);
+        let Some(selected) = &mut self.selected else { return Ok(()) };
+        let Some(seq) = selected.view.seq(uid) else { return Ok(()) };
+        let with_flags = plan.flags || seen.contains(uid.0);
+        let flags = fetched_flags(message.flags.as_ref());
+        let recent = selected.view.is_recent(uid);
+        let out = self.connection.output();
+        if with_flags {
+            if selected.learn_keywords(&flags) {
+                selected.announce_flags(out);
+            }
+            selected.tell(uid.0, message.mod_seq);
+        }
+        let mut writer = FetchWriter::new(out, seq);
+        if plan.uid {
+            writer.uid(out, uid);
+        }
+        if with_flags {
+            writer.flags(out, &flags, recent);
+        }
+        if plan.mod_seq || (condstore && with_flags) {
+            writer.modseq(out, ModSeq(message.mod_seq));
+        }
+        if plan.internal_date {
+            writer.internal_date(out, message.date.unwrap_or_default().into());
+        }
+        if plan.size {
+            writer.rfc822_size(out, message.octets);
+        }
+        if plan.envelope {
+            writer.envelope(out, &message.envelope);
+        }
+        if plan.body {
+            writer.body(out, &message.body);
+        }
+        if plan.body_structure {
+            writer.body_structure(out, &message.body_structure);
+        }
+        self.write_sections(plan, &mut writer, message, items).await?;
+        writer.finish(self.connection.output());
+        Ok(())
+    }
+
+    /// A literal that has begun must be completed: if its octets cannot be had, all that is left is to end the
+    /// connection, as anything else written would be taken for the message.
+    async fn write_sections(
+        &mut self,
+        plan: &Plan,
+        writer: &mut FetchWriter,
+        message: FetchedMessage,
+        items: &mut FetchStream,
+    ) -> Step {
+        let mut fetched = message.sections.into_iter();
+        for (index, section) in plan.sections.iter().enumerate() {
+            let Some(data) = fetched.next().filter(|data| !data.nil) else {
+                writer.section_nil(self.connection.output(), section);
+                continue;
+            };
+            writer.section_literal(self.connection.output(), section, data.octets);
+            let mut missing = data.octets;
+            let mut piece = data.data;
+            loop {
+                missing = missing.checked_sub(piece.len() as u64).ok_or(Ended)?;
+                self.write_octets(piece).await?;
+                if missing == 0 {
+                    break;
+                }
+                piece = match items.next().await {
+                    Some(Ok(item)) => match item.item {
+                        Some(Item::Data(data)) if data.section as usize == index => data.data,
+                        _ => return Err(Ended),
+                    },
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "section broken off");
+                        return Err(Ended);
+                    }
+                    None => return Err(Ended),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_octets(&mut self, octets: Bytes) -> Step {
+        for piece in octets.chunks(PIECE_OCTETS) {
+            put_literal_octets(self.connection.output(), piece);
+            self.connection.flush_if_full().await?;
+        }
+        Ok(())
+    }
+}
+
+/// CHAR8 has no NUL (RFC 3501 §9): a message that came with one shows 0x80 in its place, as Dovecot has it.
+fn put_literal_octets(out: &mut BytesMut, octets: &[u8]) {
+    for (i, run) in octets.split(|octet| *octet == 0).enumerate() {
+        if i > 0 {
+            out.extend_from_slice(&[0x80]);
+        }
+        out.extend_from_slice(run);
+    }
+}

@@ -1,0 +1,220 @@
+//! FETCH and SEARCH.
+
+use super::transcript::Server;
+
+const MESSAGE: &str = "Subject: hi\r\nFrom: bob@example.test\r\n\r\nbody of more than sixteen octets\r\n";
+
+async fn server() -> Server {
+    let server = Server::start().await;
+    server.node.deliver_text(MESSAGE);
+    server.node.deliver_text("Subject: two\r\n\r\nx");
+    server
+}
+
+#[tokio::test]
+async fn fetch_answers_each_item_in_the_words_of_the_question() {
+    let server = server().await;
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    super::transcript::play(
+        std::slice::from_mut(&mut client),
+        "
+        C: a FETCH 2 ALL
+        S: * 2 FETCH (FLAGS (\\Recent) INTERNALDATE \"14-Nov-2023 23:13:20 +0100\" RFC822.SIZE 17 ENVELOPE (\"date\" <..>))
+        S: a OK <..>
+        C: b FETCH 1:2 (UID BODY BODYSTRUCTURE)
+        S: * 1 FETCH (UID 1 BODY (\"text\" <..>) BODYSTRUCTURE (\"text\" <..> NIL NIL NIL NIL))
+        S: * 2 FETCH (UID 2 BODY <..>
+        S: b OK <..>
+        C: c FETCH 1 (RFC822.HEADER BODY.PEEK[HEADER.FIELDS (subject \"x y\")])
+        S: c BAD <..>
+        C: d FETCH 1 (RFC822.TEXT BODY[1] BODY[2] BODY[HEADER.FIELDS (Subject)] BODY[1.MIME])
+        S: * 1 FETCH (RFC822.TEXT {34}
+        S: body of more than sixteen octets
+        S:  BODY[1] {34}
+        S: body of more than sixteen octets
+        S:  BODY[2] NIL BODY[HEADER.FIELDS (Subject)] {15}
+        S: Subject: hi
+        S: 
+        S:  BODY[1.MIME] {28}
+        S: Content-Type: text/plain
+        S: 
+        S: )
+        S: d OK <..>
+        C: e FETCH 1 (BODY[]<3.4> BODY[]<1000.5> BODY.PEEK[HEADER.FIELDS.NOT (Subject)])
+        S: * 1 FETCH (BODY[]<3> {4}
+        S: ject BODY[]<1000> {0}
+        S:  BODY[HEADER.FIELDS.NOT (Subject)] {26}
+        S: From: bob@example.test
+        S: 
+        S: )
+        S: e OK <..>
+        C: f UID FETCH 2,9 UID
+        S: * 2 FETCH (UID 2)
+        S: f OK <..>
+        C: g UID FETCH 77 FLAGS
+        S: g OK <..>
+        C: h FETCH 3 FLAGS
+        S: h BAD <..>
+        C: i UID FETCH *:1 (FLAGS)
+        S: * 1 FETCH (UID 1 FLAGS (\\Recent))
+        S: * 2 FETCH (UID 2 FLAGS (\\Recent))
+        S: i OK <..>
+        ",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn reading_a_body_sets_seen_and_says_so_once() {
+    let server = server().await;
+    server
+        .play(
+            "
+            C: a SELECT INBOX
+            S: * FLAGS <..>
+            S: * OK <..>
+            S: * 2 EXISTS
+            S: * 2 RECENT
+            S: * OK <..>
+            S: * OK <..>
+            S: * OK <..>
+            S: * OK <..>
+            S: a OK <..>
+            C: b FETCH 2 BODY.PEEK[TEXT]
+            S: * 2 FETCH (BODY[TEXT] {1}
+            S: x)
+            S: b OK <..>
+            C: c FETCH 2 BODY[TEXT]
+            S: * 2 FETCH (FLAGS (\\Seen \\Recent) BODY[TEXT] {1}
+            S: x)
+            S: c OK <..>
+            C: d FETCH 2 RFC822.TEXT
+            S: * 2 FETCH (RFC822.TEXT {1}
+            S: x)
+            S: d OK <..>
+            C: e NOOP
+            S: e OK <..>
+            C: f FETCH 2 (BODY[TEXT] BODY.PEEK[TEXT])
+            S: * 2 FETCH (BODY[TEXT] {1}
+            S: x)
+            S: f OK <..>
+            ",
+        )
+        .await;
+    assert_eq!(server.node.calls("store"), 1);
+}
+
+#[tokio::test]
+async fn examine_never_sets_seen() {
+    let server = server().await;
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    assert_eq!(client.command("FETCH 2 BODY[TEXT]").await.len(), 3);
+    assert_eq!(server.node.calls("store"), 0);
+}
+
+#[tokio::test]
+async fn a_fetch_goes_on_where_its_stream_broke() {
+    let server = server().await;
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    let whole = client.command("FETCH 1:2 (FLAGS BODY.PEEK[])").await;
+    for after in 0..8 {
+        server.node.state().break_fetch_after = Some(after);
+        assert_eq!(client.command("FETCH 1:2 (FLAGS BODY.PEEK[])").await, whole, "after {after} items");
+    }
+}
+
+#[tokio::test]
+async fn nul_in_a_stored_message_does_not_reach_the_client() {
+    let server = server().await;
+    server.node.deliver_text("a\0b\0");
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    assert_eq!(client.command("FETCH 3 BODY.PEEK[]").await[..2], ["* 3 FETCH (BODY[] {4}", "a\u{80}b\u{80})"]);
+}
+
+#[tokio::test]
+async fn large_messages_stream_through() {
+    let server = server().await;
+    let line = format!("{}\r\n", "0123456789".repeat(9));
+    let message = format!("Subject: large\r\n\r\n{}", line.repeat(4_000));
+    server.node.deliver_text(&message);
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    let lines = client.command("FETCH 3 BODY.PEEK[]").await;
+    assert_eq!(lines[0], format!("* 3 FETCH (BODY[] {{{}}}", message.len()));
+    assert_eq!(lines.len(), 4_000 + 5);
+}
+
+#[tokio::test]
+async fn condstore_tells_modseq_from_the_command_that_asks_for_it() {
+    server()
+        .await
+        .play(
+            "
+            C: a EXAMINE INBOX (CONDSTORE)
+            S: * FLAGS <..>
+            S: * OK <..>
+            S: * 2 EXISTS
+            S: * 2 RECENT
+            S: * OK <..>
+            S: * OK <..>
+            S: * OK <..>
+            S: * OK [HIGHESTMODSEQ 6] <..>
+            S: a OK <..>
+            C: b FETCH 1:2 (FLAGS)
+            S: * 1 FETCH (FLAGS (\\Recent) MODSEQ (5))
+            S: * 2 FETCH (FLAGS (\\Recent) MODSEQ (6))
+            S: b OK <..>
+            C: c UID FETCH 1:* (FLAGS) (CHANGEDSINCE 5)
+            S: * 2 FETCH (UID 2 FLAGS (\\Recent) MODSEQ (6))
+            S: c OK <..>
+            C: d FETCH 1 (MODSEQ UID)
+            S: * 1 FETCH (UID 1 MODSEQ (5))
+            S: d OK <..>
+            C: e SEARCH MODSEQ 6
+            S: * SEARCH 2 (MODSEQ 6)
+            S: e OK <..>
+            C: f SEARCH MODSEQ 600
+            S: * SEARCH
+            S: f OK <..>
+            C: g UID FETCH 1 FLAGS (CHANGEDSINCE 18446744073709551616)
+            S: g BAD <..>
+            ",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn search_answers_numbers_or_uids() {
+    let server = server().await;
+    server.node.state().remove(1, &types::UidSet::from_range(1, 1)).unwrap();
+    server.node.deliver_text("Subject: three\r\n\r\ny");
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    for (search, found) in [
+        ("SEARCH ALL", "* SEARCH 1 2"),
+        ("UID SEARCH ALL", "* SEARCH 2 3"),
+        ("SEARCH SUBJECT two", "* SEARCH 1"),
+        ("UID SEARCH 2", "* SEARCH 3"),
+        ("SEARCH UID 3", "* SEARCH 2"),
+        ("SEARCH 2:99", "* SEARCH 2"),
+        ("SEARCH NOT SUBJECT two", "* SEARCH 2"),
+        ("SEARCH OR SUBJECT two OR SUBJECT three SUBJECT four", "* SEARCH 1 2"),
+        ("SEARCH NEW", "* SEARCH 1 2"),
+        ("SEARCH OLD", "* SEARCH"),
+        ("SEARCH (UNSEEN (LARGER 16)) SMALLER 19", "* SEARCH 1"),
+        ("SEARCH SINCE 14-Nov-2023 BEFORE 15-Nov-2023", "* SEARCH 1 2"),
+        ("SEARCH CHARSET UTF-8 BODY y", "* SEARCH 2"),
+        ("SEARCH KEYWORD $Junk", "* SEARCH"),
+        ("SEARCH HEADER Subject \"\"", "* SEARCH 1 2"),
+    ] {
+        let lines = client.command(search).await;
+        assert_eq!(lines[0], found, "{search}");
+        assert_eq!(lines.len(), 2);
+    }
+    let refused = client.command("SEARCH CHARSET KLINGON ALL").await;
+    assert!(refused[0].starts_with("x NO [BADCHARSET (US-ASCII UTF-8)] "));
+}

@@ -1,0 +1,240 @@
+//! What a session is told of what others do.
+
+use std::time::Duration;
+
+use types::MailError;
+
+use super::transcript::{Client, Server, play};
+
+const SELECTED: &str = "
+    C: a SELECT INBOX
+    S: * FLAGS <..>
+    S: * OK <..>
+    S: * 3 EXISTS
+    S: <..>RECENT
+    S: * OK <..>
+    S: * OK <..>
+    S: * OK <..>
+    S: * OK <..>
+    S: a OK <..>
+    C2: a SELECT INBOX
+    S2: * FLAGS <..>
+    S2: * OK <..>
+    S2: * 3 EXISTS
+    S2: <..>RECENT
+    S2: * OK <..>
+    S2: * OK <..>
+    S2: * OK <..>
+    S2: * OK <..>
+    S2: a OK <..>
+    ";
+
+async fn two_clients() -> (Server, [Client; 2]) {
+    let server = Server::start().await;
+    for number in 0..3 {
+        server.node.deliver_text(&format!("Subject: {number}\r\n\r\nx"));
+    }
+    let mut clients = [server.client().await, server.client().await];
+    play(&mut clients, SELECTED).await;
+    (server, clients)
+}
+
+#[tokio::test]
+async fn noop_tells_of_new_changed_and_expunged_messages() {
+    let (server, mut clients) = two_clients().await;
+    play(&mut clients, "C: b STORE 1:2 +FLAGS.SILENT (\\Deleted $New)\nS: * FLAGS <..>\nS: * OK <..>\nS: b OK <..>")
+        .await;
+    play(&mut clients, "C: c UID EXPUNGE 1\nS: * 1 EXPUNGE\nS: * 2 RECENT\nS: c OK <..>").await;
+    server.node.deliver_text("new");
+    play(
+        &mut clients,
+        "
+        C2: d NOOP
+        S2: * 1 EXPUNGE
+        S2: * FLAGS (\\Answered \\Flagged \\Deleted \\Seen \\Draft $New)
+        S2: * OK [PERMANENTFLAGS <..>
+        S2: * 1 FETCH (FLAGS (\\Deleted $New))
+        S2: * 3 EXISTS
+        S2: * 1 RECENT
+        S2: d OK <..>
+        C2: e NOOP
+        S2: e OK <..>
+        C: f CHECK
+        S: * 3 EXISTS
+        S: f OK <..>
+        ",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn no_expunge_is_sent_while_fetch_store_or_search_by_number_is_answered() {
+    let (_server, mut clients) = two_clients().await;
+    play(&mut clients, "C2: b STORE 1 +FLAGS.SILENT (\\Deleted)\nS2: b OK <..>").await;
+    play(&mut clients, "C2: c EXPUNGE\nS2: * 1 EXPUNGE\nS2: c OK <..>").await;
+    // Whenever the first client's session hears of it, by number no EXPUNGE may come: 2 and 3 keep meaning what they
+    // meant.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        play(
+            &mut clients,
+            "
+            C: d FETCH 2:3 (UID)
+            S: * 2 FETCH (UID 2)
+            S: * 3 FETCH (UID 3)
+            S: d OK <..>
+            C: e SEARCH UID 3
+            S: * SEARCH 3
+            S: e OK <..>
+            C: f FETCH 1:2 (FLAGS)
+            S: * 2 FETCH (FLAGS (<..>))
+            S: f OK <..>
+            C: g STORE 1 +FLAGS (\\Seen)
+            S: g OK <..>
+            ",
+        )
+        .await;
+    }
+    play(&mut clients, "C: h COPY 1 Trash\nS: * 1 EXPUNGE\nS: * 2 RECENT\nS: h <..>").await;
+    play(&mut clients, "C: i FETCH 2 UID\nS: * 2 FETCH (UID 3)\nS: i OK <..>").await;
+}
+
+#[tokio::test]
+async fn the_watch_alone_brings_updates_with_any_command() {
+    let (server, mut clients) = two_clients().await;
+    server.node.deliver_text("new");
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let lines = clients[0].command("UID SEARCH ALL").await;
+        if lines.contains(&"* 4 EXISTS".to_owned()) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < until);
+    }
+    let asked = server.node.calls("changes");
+    for _ in 0..10 {
+        assert_eq!(clients[0].command("UID SEARCH ALL").await.len(), 2);
+    }
+    assert_eq!(server.node.calls("changes"), asked, "without news nobody asks");
+}
+
+#[tokio::test]
+async fn idle_is_told_at_once() {
+    let (server, mut clients) = two_clients().await;
+    play(&mut clients, "C: b IDLE\nS: + idling").await;
+    server.node.deliver_text("new");
+    play(&mut clients, "S: * 4 EXISTS\nS: * 4 RECENT").await;
+    play(
+        &mut clients,
+        "
+        C2: b STORE 2 +FLAGS.SILENT (\\Deleted)
+        S2: * 4 EXISTS
+        S2: b OK <..>
+        S: * 2 FETCH (FLAGS (\\Deleted \\Recent))
+        C2: c EXPUNGE
+        S2: * 2 EXPUNGE
+        S2: c OK <..>
+        S: * 2 EXPUNGE
+        S: * 3 RECENT
+        C: DONE
+        S: b OK <..>
+        C: c IDLE
+        S: + idling
+        C: GARBAGE
+        S: c BAD <..>
+        C: d NOOP
+        S: d OK <..>
+        ",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn idle_works_without_a_mailbox_and_in_one_packet() {
+    let server = Server::start().await;
+    let mut client = [server.client().await];
+    client[0].send("a IDLE\r\nDONE\r\nb IDLE\r\n").await;
+    play(&mut client, "S: + idling\nS: a OK <..>\nS: + idling\nC: done\nS: b OK <..>").await;
+}
+
+#[tokio::test]
+async fn when_history_is_forgotten_the_whole_mailbox_is_compared() {
+    let (server, mut clients) = two_clients().await;
+    play(&mut clients, "C2: b STORE 1,3 +FLAGS.SILENT (\\Deleted)\nS2: b OK <..>").await;
+    play(&mut clients, "C2: c UID EXPUNGE 1\nS2: * 1 EXPUNGE\nS2: c OK <..>").await;
+    server.node.deliver_text("new");
+    server.node.state().forgetful = true;
+    play(
+        &mut clients,
+        "
+        C: d NOOP
+        S: * 1 EXPUNGE
+        S: * 2 RECENT
+        S: * 2 FETCH (FLAGS (\\Deleted \\Recent))
+        S: * 3 EXISTS
+        S: * 3 RECENT
+        S: d OK <..>
+        ",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_mailbox_deleted_by_others_empties_and_the_session_lives() {
+    let server = Server::start().await;
+    let mut clients = [server.client().await, server.client().await];
+    for command in ["CREATE Gone", "APPEND Gone {1+}\r\nx", "SELECT Gone"] {
+        clients[0].command(command).await;
+    }
+    play(
+        &mut clients,
+        "
+        C2: a DELETE Gone
+        S2: a OK <..>
+        C: b FETCH 1 FLAGS
+        S: b NO [NONEXISTENT] <..>
+        C: c SEARCH ALL
+        S: c NO [NONEXISTENT] <..>
+        C: d NOOP
+        S: * 1 EXPUNGE
+        S: * 0 RECENT
+        S: d OK <..>
+        C: e EXPUNGE
+        S: e NO [NONEXISTENT] <..>
+        C: f IDLE
+        S: + idling
+        C: DONE
+        S: f OK <..>
+        C: g CLOSE
+        S: g OK <..>
+        C: h FETCH 1 FLAGS
+        S: h BAD <..>
+        ",
+    )
+    .await;
+    for command in ["CREATE Gone", "APPEND Gone {1+}\r\nx", "SELECT Gone"] {
+        clients[0].command(command).await;
+    }
+    play(
+        &mut clients,
+        "
+        C: a DELETE Gone
+        S: * NO [NONEXISTENT] <..>
+        S: * 1 EXPUNGE
+        S: * 0 RECENT
+        S: a OK <..>
+        ",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn while_the_shard_has_no_leader_updates_wait() {
+    let (server, mut clients) = two_clients().await;
+    server.node.deliver_text("new");
+    server.node.fail("changes", MailError::Busy);
+    // It may have heard of the message and asked before the fault, or ask a second time for another reason.
+    let first = clients[0].command("NOOP").await;
+    let second = clients[0].command("NOOP").await;
+    assert!(first.len() == 1 && second.contains(&"* 4 EXISTS".to_owned()), "{first:?} {second:?}");
+}

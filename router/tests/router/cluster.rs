@@ -1,0 +1,226 @@
+//! The router's view of a cluster whose leaders change and whose nodes go away.
+
+use std::time::Duration;
+
+use proto::wire::directory_change::Change;
+use proto::wire::fetch_item::Item;
+use proto::wire::{
+    AccountRequest, CreateMailboxRequest, DomainRecord, FetchRequest, MailboxNameRequest, Section, UidSet, WatchEvent,
+};
+use router::Cluster;
+use router::cluster::{Notice, Subscription};
+use tokio::time::timeout;
+use types::{AccountId, AccountName, MailError, MailboxId, ModSeq, ShardId};
+
+use crate::support::cluster::{Fault, TestCluster, shard_of};
+use crate::support::router::PATIENCE;
+
+const ALICE: &str = "alice@example.test";
+
+async fn followed(test: &TestCluster) -> Cluster {
+    let cluster = test.cluster().with_operation_max(Duration::from_millis(800));
+    cluster.follow();
+    timeout(PATIENCE, cluster.wait_ready()).await.unwrap();
+    cluster
+}
+
+fn status_of(test: &TestCluster, name: &str) -> MailboxNameRequest {
+    let account = test.id(name);
+    MailboxNameRequest { shard: shard_of(account), account, name: "INBOX".to_owned() }
+}
+
+fn create_for(test: &TestCluster, name: &str) -> CreateMailboxRequest {
+    let account = test.id(name);
+    CreateMailboxRequest { shard: shard_of(account), account, name: "x".to_owned(), special_use: String::new() }
+}
+
+#[tokio::test]
+async fn the_leader_is_found_by_hints_and_remembered() {
+    let test = TestCluster::new();
+    let cluster = followed(&test).await;
+    let request = status_of(&test, ALICE);
+    test.lead(request.shard, 1);
+    cluster.shards().status(request.clone()).await.unwrap();
+    let first = test.calls("status");
+    assert!((1..=2).contains(&first));
+    cluster.shards().status(request).await.unwrap();
+    assert_eq!(test.calls("status"), first + 1);
+}
+
+#[tokio::test]
+async fn a_shard_without_a_leader_is_unavailable_and_comes_back() {
+    let test = TestCluster::new();
+    let cluster = followed(&test).await;
+    let request = status_of(&test, ALICE);
+    test.state.lock().leaders.remove(&request.shard);
+    assert_eq!(cluster.shards().status(request.clone()).await, Err(MailError::Unavailable));
+    let waiting = tokio::spawn({
+        let (cluster, request) = (cluster.clone(), request.clone());
+        async move { cluster.shards().status(request).await }
+    });
+    test.lead(request.shard, 2);
+    assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().is_ok());
+    test.state.lock().down.insert(2);
+    test.lead(request.shard, 3);
+    assert!(cluster.shards().status(request).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_tried_again_only_where_twice_does_no_harm() {
+    let test = TestCluster::new();
+    let cluster = followed(&test).await;
+    test.plan("status", ALICE, Fault::After(MailError::Deadline));
+    assert!(cluster.shards().status(status_of(&test, ALICE)).await.is_ok());
+    test.plan("create_mailbox", ALICE, Fault::After(MailError::Deadline));
+    assert_eq!(cluster.shards().create_mailbox(create_for(&test, ALICE)).await, Err(MailError::Deadline));
+    let calls = test.calls("create_mailbox");
+    test.plan("create_mailbox", ALICE, Fault::Before(MailError::Unavailable));
+    assert!(cluster.shards().create_mailbox(create_for(&test, ALICE)).await.is_ok());
+    assert!(test.calls("create_mailbox") >= calls + 2);
+    test.plan("status", ALICE, Fault::Before(MailError::Busy));
+    assert_eq!(cluster.shards().status(status_of(&test, ALICE)).await, Err(MailError::Busy));
+}
+
+#[tokio::test]
+async fn the_directory_is_followed_from_node_to_node_and_kept_while_none_answers() {
+    let test = TestCluster::new();
+    let cluster = followed(&test).await;
+    let hosts = |domain: &str| cluster.is_hosted(domain);
+    for (i, down) in [vec![1], vec![1, 2], vec![2, 3], vec![1, 3]].into_iter().enumerate() {
+        test.state.lock().down = down.into_iter().collect();
+        let domain = format!("new{i}.test");
+        let revision = test.change(Change::Domain(DomainRecord { name: domain.clone() }));
+        let mut revisions = cluster.revisions();
+        let heard = revisions.wait_for(|known| *known >= Some(revision));
+        timeout(PATIENCE, heard).await.unwrap().unwrap();
+        assert!(hosts(&domain));
+    }
+    test.state.lock().down.extend([1, 2, 3]);
+    assert!(cluster.is_ready() && hosts("example.test"));
+    assert!(cluster.account(&AccountName::parse(ALICE).unwrap()).is_some());
+}
+
+#[tokio::test]
+async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
+    let test = TestCluster::new();
+    let bodies: Vec<String> = (0..5).map(|i| format!("{i}").repeat(10 + 37 * i)).collect();
+    bodies.iter().for_each(|body| test.put(ALICE, body.as_bytes()));
+    let cluster = followed(&test).await;
+    let account = test.id(ALICE);
+    let request = FetchRequest {
+        shard: shard_of(account),
+        account,
+        mailbox: 1,
+        uids: Some(UidSet { bounds: vec![1, 4] }),
+        sections: vec![
+            Section::default(),
+            Section { has_partial: true, offset: 5, octets_max: 60, ..Section::default() },
+        ],
+        ..FetchRequest::default()
+    };
+    for breaks in [vec![], vec![0], vec![1], vec![2, 3], vec![5, 1, 1], vec![4, 0, 2], vec![12, 3], vec![22]] {
+        for after in &breaks {
+            test.plan("fetch", ALICE, Fault::Break(*after));
+        }
+        let mut stream = cluster.shards().fetch(request.clone());
+        let mut got: Vec<(u32, Vec<u8>, Vec<u8>)> = Vec::new();
+        while let Some(item) = stream.next().await {
+            match item.unwrap().item.unwrap() {
+                Item::Message(message) => {
+                    let mut sections = message.sections.into_iter().map(|section| section.data.to_vec());
+                    got.push((message.uid, sections.next().unwrap(), sections.next().unwrap()));
+                }
+                Item::Data(data) => {
+                    let (_, first, second) = got.last_mut().unwrap();
+                    (if data.section == 0 { first } else { second }).extend_from_slice(&data.data);
+                }
+            }
+        }
+        let expected: Vec<(u32, Vec<u8>, Vec<u8>)> = (0..4)
+            .map(|i| {
+                let body = bodies[i].as_bytes();
+                (i as u32 + 1, body.to_vec(), body[5..body.len().min(65)].to_vec())
+            })
+            .collect();
+        assert_eq!(got, expected, "{breaks:?}");
+        test.state.lock().faults.clear();
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_breaks_again_and_again_ends_with_an_error() {
+    let test = TestCluster::new();
+    test.put(ALICE, b"x");
+    let cluster = followed(&test).await;
+    for _ in 0..20 {
+        test.plan("fetch", ALICE, Fault::Break(0));
+    }
+    let account = test.id(ALICE);
+    let uids = Some(UidSet { bounds: vec![1, 1] });
+    let request = FetchRequest { shard: shard_of(account), account, mailbox: 1, uids, ..FetchRequest::default() };
+    let mut stream = cluster.shards().fetch(request);
+    assert_eq!(stream.next().await, Some(Err(MailError::Deadline)));
+    assert_eq!(stream.next().await, None);
+}
+
+async fn notice(subscription: &mut Subscription) -> Notice {
+    timeout(PATIENCE, subscription.next()).await.unwrap()
+}
+
+#[tokio::test]
+async fn sessions_of_a_shard_share_one_watch_and_hear_of_their_account_alone() {
+    let test = TestCluster::new();
+    let cluster = followed(&test).await;
+    let hub = cluster.hub();
+    // Accounts 1 and 5 lie in shard 1.
+    let mut first = hub.subscribe(ShardId(1), AccountId(1));
+    assert_eq!(notice(&mut first).await, Notice::Resync);
+    let mut again = hub.subscribe(ShardId(1), AccountId(1));
+    let mut other = hub.subscribe(ShardId(1), AccountId(5));
+    assert_eq!((hub.shards_watched(), test.calls("watching")), (1, 1));
+
+    let send = |account, mailbox, mod_seq| drop(test.events.send((1, WatchEvent { account, mailbox, mod_seq })));
+    send(1, 7, 3);
+    send(1, 7, 4);
+    send(1, 0, 5);
+    send(5, 9, 6);
+    let mailbox = |id, mod_seq| Notice::Mailbox { mailbox: MailboxId(id), mod_seq: ModSeq(mod_seq) };
+    assert_eq!(notice(&mut other).await, mailbox(9, 6));
+    for subscription in [&mut first, &mut again] {
+        // Events come in order, so by now all are in.
+        let two = [notice(subscription).await, notice(subscription).await];
+        assert!(two.contains(&mailbox(7, 4)) && two.contains(&Notice::List { mod_seq: ModSeq(5) }), "{two:?}");
+        assert_eq!(subscription.try_next(), None);
+    }
+    // More mailboxes than are kept: look at everything.
+    (100..200).for_each(|id| send(1, id, 7));
+    send(5, 9, 8);
+    notice(&mut other).await;
+    assert_eq!(notice(&mut first).await, Notice::Resync);
+    assert_eq!(first.try_next(), None);
+
+    test.break_streams(1);
+    assert_eq!(notice(&mut other).await, Notice::Resync);
+    drop((first, other));
+    assert_eq!(hub.shards_watched(), 1);
+    drop(again);
+    assert_eq!(hub.shards_watched(), 0);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while test.calls("watching") > 0 {
+        assert!(tokio::time::Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_in_one_process_is_followed_alike() {
+    let test = TestCluster::new();
+    for shard in 0..4 {
+        test.lead(shard, 1);
+    }
+    let cluster = Cluster::in_process(test.node(1));
+    cluster.follow();
+    timeout(PATIENCE, cluster.wait_ready()).await.unwrap();
+    let account = test.id(ALICE);
+    cluster.shards().open_account(AccountRequest { shard: shard_of(account), account }).await.unwrap();
+}

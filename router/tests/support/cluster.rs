@@ -1,0 +1,248 @@
+//! A cluster in memory: what its nodes have replicated, who leads which shard, and the faults that a test plans.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use argon2::password_hash::PasswordHasher;
+use argon2::{Algorithm, Argon2, Params, Version};
+use parking_lot::Mutex;
+use proto::NodeApi;
+use proto::wire::directory_change::Change;
+use proto::wire::{
+    AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord, NodeRecord,
+    PlacementRecord, WatchEvent,
+};
+use router::Cluster;
+use tokio::sync::broadcast;
+use types::MailError;
+
+use super::node::Node;
+
+pub const SHARDS: u32 = 4;
+pub const PASSWORD: &str = "mailring-demo";
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub uid: u32,
+    pub flags: u32,
+    pub mod_seq: u64,
+    pub unix_s: i64,
+    pub body: Vec<u8>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Mailbox {
+    pub uid_next: u32,
+    pub messages: Vec<Message>,
+}
+
+/// What becomes of an operation that a fault was planned for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Fails, not done.
+    Before(MailError),
+    /// Done, but the answer is lost.
+    After(MailError),
+    /// A fetch stream breaks after so many items.
+    Break(usize),
+}
+
+#[derive(Default)]
+pub struct State {
+    pub accounts: HashMap<u64, Mailbox>,
+    pub fingerprints: HashSet<(u64, Vec<u8>)>,
+    /// Fingerprints settled so far, those unknown included.
+    pub settled: usize,
+    pub leaders: BTreeMap<u32, u64>,
+    pub down: BTreeSet<u64>,
+    /// By operation.
+    pub faults: HashMap<&'static str, VecDeque<(u32, Fault)>>,
+    /// Calls that arrived, by operation.
+    pub calls: HashMap<&'static str, usize>,
+    pub locks: HashMap<u64, u64>,
+    pub mod_seq: u64,
+    pub over_quota: HashSet<u64>,
+    directory: Vec<DirectoryChange>,
+    names: HashMap<String, u64>,
+}
+
+/// Cloning shares.
+#[derive(Clone)]
+pub struct TestCluster {
+    pub state: Arc<Mutex<State>>,
+    pub changes: broadcast::Sender<DirectoryEvent>,
+    pub events: broadcast::Sender<(u32, WatchEvent)>,
+    /// Ends the streams of watchers and holders of a shard.
+    pub breaks: broadcast::Sender<u32>,
+}
+
+impl TestCluster {
+    /// Three nodes; shard n is led by node n % 3 + 1. Domains example.test and example.org with accounts.
+    pub fn new() -> TestCluster {
+        let cluster = TestCluster {
+            state: Arc::default(),
+            changes: broadcast::channel(1_000).0,
+            events: broadcast::channel(1_000).0,
+            breaks: broadcast::channel(100).0,
+        };
+        cluster.change(Change::Cluster(ClusterRecord {
+            cluster_id: "test".to_owned(),
+            shards: SHARDS,
+            replicas: 3,
+            postmaster: String::new(),
+        }));
+        for id in 1..=3u64 {
+            cluster.change(Change::Node(NodeRecord { id, address: format!("node{id}:1"), ..NodeRecord::default() }));
+        }
+        for shard in 0..SHARDS {
+            let leader = u64::from(shard % 3 + 1);
+            cluster.state.lock().leaders.insert(shard, leader);
+            let wanted = (0..3).map(|i| (leader - 1 + i) % 3 + 1).collect();
+            cluster.change(Change::Placement(PlacementRecord { shard, wanted }));
+        }
+        for domain in ["example.test", "example.org"] {
+            cluster.change(Change::Domain(DomainRecord { name: domain.to_owned() }));
+        }
+        for name in ["alice@example.test", "bob@example.test", "carol@example.test", "dave@example.org"] {
+            cluster.add_account(name);
+        }
+        cluster.change(Change::Alias(AliasRecord {
+            name: "team@example.test".to_owned(),
+            targets: vec!["alice@example.test".to_owned(), "bob@example.test".to_owned()],
+        }));
+        cluster
+    }
+
+    /// The nth account has id n and lies in shard n % 4.
+    pub fn add_account(&self, name: &str) -> u64 {
+        let id = {
+            let mut state = self.state.lock();
+            let id = state.names.len() as u64 + 1;
+            state.names.insert(name.to_owned(), id);
+            state.accounts.insert(id, Mailbox { uid_next: 1, messages: Vec::new() });
+            id
+        };
+        self.change(Change::Account(AccountRecord {
+            id,
+            name: name.to_owned(),
+            password_hash: hash(PASSWORD),
+            shard: (id % u64::from(SHARDS)) as u32,
+            enabled: true,
+            created_unix_s: 0,
+        }));
+        id
+    }
+
+    pub fn disable_account(&self, name: &str) {
+        let id = self.id(name);
+        self.change(Change::Account(AccountRecord {
+            id,
+            name: name.to_owned(),
+            password_hash: hash(PASSWORD),
+            shard: shard_of(id),
+            enabled: false,
+            created_unix_s: 0,
+        }));
+    }
+
+    /// As if administered. Those who follow hear of it.
+    pub fn change(&self, change: Change) -> u64 {
+        let change = DirectoryChange { change: Some(change) };
+        let mut state = self.state.lock();
+        state.directory.push(change.clone());
+        let revision = state.directory.len() as u64;
+        let _ = self.changes.send(DirectoryEvent { revision, reset: false, changes: vec![change], complete: true });
+        revision
+    }
+
+    pub fn directory(&self) -> DirectoryEvent {
+        let state = self.state.lock();
+        let changes = state.directory.clone();
+        DirectoryEvent { revision: changes.len() as u64, reset: true, changes, complete: true }
+    }
+
+    pub fn node(&self, id: u64) -> Arc<Node> {
+        Arc::new(Node { id, cluster: self.clone() })
+    }
+
+    /// The cluster as a router is given it.
+    pub fn cluster(&self) -> Cluster {
+        let this = self.clone();
+        Cluster::with_connector(
+            &["node1:1".to_owned(), "node2:1".to_owned(), "node3:1".to_owned()],
+            Box::new(move |address| {
+                let id = address.trim_start_matches("node").trim_end_matches(":1").parse().unwrap();
+                Ok(this.node(id) as Arc<dyn NodeApi>)
+            }),
+        )
+    }
+
+    pub fn id(&self, name: &str) -> u64 {
+        self.state.lock().names[name]
+    }
+
+    /// What lies in an account's INBOX.
+    pub fn inbox(&self, name: &str) -> Vec<Message> {
+        let id = self.id(name);
+        self.state.lock().accounts[&id].messages.clone()
+    }
+
+    /// Bodies without the trace headers that delivery put in front.
+    pub fn contents(&self, name: &str) -> Vec<String> {
+        self.inbox(name).into_iter().map(|message| without_trace(&message.body)).collect()
+    }
+
+    pub fn put(&self, name: &str, body: &[u8]) {
+        let id = self.id(name);
+        self.state.lock().store(id, body.to_vec(), 0);
+    }
+
+    /// The next call of `operation` on the shard of `name` meets this fault.
+    pub fn plan(&self, operation: &'static str, name: &str, fault: Fault) {
+        let shard = shard_of(self.id(name));
+        self.state.lock().faults.entry(operation).or_default().push_back((shard, fault));
+    }
+
+    pub fn calls(&self, operation: &'static str) -> usize {
+        self.state.lock().calls.get(operation).copied().unwrap_or(0)
+    }
+
+    /// Streams of the shard end, as when its leader dies.
+    pub fn break_streams(&self, shard: u32) {
+        let _ = self.breaks.send(shard);
+    }
+
+    pub fn lead(&self, shard: u32, node: u64) {
+        self.state.lock().leaders.insert(shard, node);
+        self.break_streams(shard);
+    }
+}
+
+impl State {
+    pub fn store(&mut self, account: u64, body: Vec<u8>, unix_s: i64) -> u32 {
+        self.mod_seq += 1;
+        let mod_seq = self.mod_seq;
+        let mailbox = self.accounts.get_mut(&account).unwrap();
+        let uid = mailbox.uid_next;
+        mailbox.uid_next += 1;
+        mailbox.messages.push(Message { uid, flags: 0, mod_seq, unix_s, body });
+        uid
+    }
+}
+
+pub fn shard_of(account: u64) -> u32 {
+    (account % u64::from(SHARDS)) as u32
+}
+
+pub fn without_trace(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let rest = text.split_once("Return-Path: ").map_or(&*text, |(_, rest)| rest);
+    // The Received field is the only one folded here; it ends with the zone.
+    rest.split_once("+0000\r\n").map_or(rest, |(_, rest)| rest).to_owned()
+}
+
+/// As weak as it may be: tests verify many.
+fn hash(password: &str) -> String {
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
+    argon2.hash_password_with_salt(password.as_bytes(), b"some salt").unwrap().to_string()
+}
