@@ -57,6 +57,7 @@ need_packages() {
 }
 
 # need_rust [COMPONENT...]: cargo of at least the workspace's rust-version, with these rustup components.
+# shellcheck disable=SC2120 # nobody has to name a component
 need_rust() {
     local wanted have component
     wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$ROOT/Cargo.toml")
@@ -70,7 +71,7 @@ need_rust() {
             sh -s -- -y --quiet --profile minimal --default-toolchain "$wanted" --no-modify-path
         PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     fi
-    have=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2 || true)
+    have=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ -z "$have" ] || ! printf '%s\n' "$wanted" "$have" | sort -CV; then
         command -v rustup >/dev/null || die "Rust $wanted or newer is needed; here is ${have:-none}, and no rustup"
         say "installing Rust $wanted with rustup: here is ${have:-none}"

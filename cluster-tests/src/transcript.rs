@@ -4,7 +4,9 @@
 //! # a comment
 //! C: a1 LOGIN {user} {password}        sent with CRLF; {name} is replaced
 //! S: a1 OK*                            a line that must come; * stands for anything
+//! S: * OK [UIDVALIDITY {=validity}]*   {=name} stands for anything, too, and is what {name} means from here on
 //! S? * FLAGS*                          lines that may come before the next S:, in any order
+//! S! * [UIDVALIDITY {validity}]*       lines that may not come before the next S:, though an S: or S? has them
 //! L: {12}abc...                        bytes sent without CRLF; \r \n \0 \xNN are escapes
 //! X:                                   the server closes the connection
 //! ```
@@ -22,66 +24,118 @@ pub struct Transcript<'a> {
 
 /// Plays a transcript against a listener; the error names the line that went wrong.
 pub fn play(transcript: &Transcript<'_>, address: SocketAddr, names: &[(&str, &str)]) -> Result<()> {
-    let mut client = LineClient::connect(address)?;
-    let mut optional: Vec<String> = Vec::new();
+    let names = names.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut player =
+        Player { client: LineClient::connect(address)?, names, optional: Vec::new(), forbidden: Vec::new() };
     for (number, line) in transcript.text.lines().enumerate() {
-        let step = step(&mut client, &fill(line, names), &mut optional);
-        step.with_context(|| format!("{} line {}: {line}", transcript.name, number + 1))?;
+        player.step(line).with_context(|| format!("{} line {}: {line}", transcript.name, number + 1))?;
     }
     Ok(())
 }
 
-fn fill(line: &str, names: &[(&str, &str)]) -> String {
+struct Player {
+    client: LineClient,
+    /// Given at first, and captured since.
+    names: Vec<(String, String)>,
+    /// Until the next `S:`.
+    optional: Vec<String>,
+    forbidden: Vec<String>,
+}
+
+impl Player {
+    fn step(&mut self, line: &str) -> Result<()> {
+        let line = fill(line, &self.names);
+        let (kind, text) = match line.split_at_checked(2) {
+            Some((kind, text)) => (kind, text.strip_prefix(' ').unwrap_or(text)),
+            None => ("#", line.as_str()),
+        };
+        match kind {
+            "C:" => self.client.send(&[unescape(text)?, b"\r\n".to_vec()].concat()),
+            "L:" => self.client.send(&unescape(text)?),
+            "S?" => {
+                self.optional.push(text.to_owned());
+                Ok(())
+            }
+            "S!" => {
+                self.forbidden.push(text.to_owned());
+                Ok(())
+            }
+            "S:" => self.expect(text),
+            "X:" => match self.client.closes() {
+                true => Ok(()),
+                false => bail!("the connection stays open"),
+            },
+            _ if line.trim().is_empty() || line.starts_with('#') => Ok(()),
+            _ => bail!("not a transcript line"),
+        }
+    }
+
+    fn expect(&mut self, pattern: &str) -> Result<()> {
+        loop {
+            let got = self.client.line()?;
+            let is_like = |pattern: &String| matches(pattern, &got).is_some();
+            if self.forbidden.iter().any(is_like) {
+                bail!("got {got:?}, which may not come");
+            }
+            if let Some(captured) = matches(pattern, &got) {
+                // The newest value of a name is found first.
+                self.names.splice(..0, captured);
+                self.optional.clear();
+                self.forbidden.clear();
+                return Ok(());
+            }
+            if !self.optional.iter().any(is_like) {
+                bail!("got {got:?}");
+            }
+        }
+    }
+}
+
+fn fill(line: &str, names: &[(String, String)]) -> String {
     names.iter().fold(line.to_owned(), |line, (name, value)| line.replace(&format!("{{{name}}}"), value))
 }
 
-fn step(client: &mut LineClient, line: &str, optional: &mut Vec<String>) -> Result<()> {
-    let (kind, text) = match line.split_at_checked(2) {
-        Some((kind, text)) => (kind, text.strip_prefix(' ').unwrap_or(text)),
-        None => ("#", line),
-    };
-    match kind {
-        "C:" => client.send(&[unescape(text)?, b"\r\n".to_vec()].concat()),
-        "L:" => client.send(&unescape(text)?),
-        "S?" => {
-            optional.push(text.to_owned());
-            Ok(())
-        }
-        "S:" => loop {
-            let got = client.line()?;
-            if matches(text, &got) {
-                optional.clear();
-                return Ok(());
-            }
-            if !optional.iter().any(|pattern| matches(pattern, &got)) {
-                bail!("got {got:?}");
-            }
-        },
-        "X:" => match client.closes() {
-            true => Ok(()),
-            false => bail!("the connection stays open"),
-        },
-        _ if line.trim().is_empty() || line.starts_with('#') => Ok(()),
-        _ => bail!("not a transcript line"),
+/// A pattern with stars and captures, and a line that it may stand for: what was captured, if it does.
+fn matches(pattern: &str, text: &str) -> Option<Vec<(String, String)>> {
+    let (first, mut pieces) = split(pattern);
+    let mut rest = text.strip_prefix(first)?;
+    let mut captured = Vec::new();
+    while let Some((name, following)) = pieces.next() {
+        let at = if pieces.len() == 0 {
+            rest.len().checked_sub(following.len()).filter(|at| rest.is_char_boundary(*at))?
+        } else {
+            rest.find(following)?
+        };
+        let (value, after) = rest.split_at(at);
+        rest = after.strip_prefix(following)?;
+        captured.extend(name.map(|name| (name.to_owned(), value.to_owned())));
     }
+    rest.is_empty().then_some(captured)
 }
 
-/// `*` stands for any characters.
-fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut open = false;
-    let parts: Vec<&str> = parts.collect();
-    for (i, part) in parts.iter().enumerate() {
-        open = true;
-        if i + 1 == parts.len() {
-            return rest.ends_with(part);
-        }
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
+/// The text before the first star or capture; then each one's name, if it has one, and the text behind it.
+fn split(pattern: &str) -> (&str, std::vec::IntoIter<(Option<&str>, &str)>) {
+    let mut pieces = Vec::new();
+    let (first, mut wild) = next_wild(pattern);
+    while let Some((name, rest)) = wild {
+        let (text, next) = next_wild(rest);
+        pieces.push((name, text));
+        wild = next;
     }
-    open || rest.is_empty()
+    (first, pieces.into_iter())
+}
+
+/// The text before a star or capture, and the name and the rest if there is one.
+fn next_wild(pattern: &str) -> (&str, Option<(Option<&str>, &str)>) {
+    let star = pattern.find('*').map(|at| (at, None, &pattern[at + 1..]));
+    let capture = pattern.find("{=").and_then(|at| {
+        let (name, rest) = pattern[at + 2..].split_once('}')?;
+        Some((at, Some(name), rest))
+    });
+    match [star, capture].into_iter().flatten().min_by_key(|(at, ..)| *at) {
+        Some((at, name, rest)) => (&pattern[..at], Some((name, rest))),
+        None => (pattern, None),
+    }
 }
 
 fn unescape(text: &str) -> Result<Vec<u8>> {
@@ -111,15 +165,32 @@ fn unescape(text: &str) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{matches, unescape};
+    use super::{fill, matches, unescape};
+
+    fn is(pattern: &str, text: &str) -> bool {
+        matches(pattern, text).is_some()
+    }
 
     #[test]
     fn patterns_match_with_stars() {
-        assert!(matches("a1 OK*", "a1 OK done"));
-        assert!(matches("* 1 FETCH (*FLAGS (*Seen*)*)", "* 1 FETCH (UID 3 FLAGS (\\Seen))"));
-        assert!(matches("exact", "exact"));
-        assert!(!matches("exact", "exactly"));
-        assert!(!matches("a*b", "acbd"));
+        assert!(is("a1 OK*", "a1 OK done"));
+        assert!(is("* 1 FETCH (*FLAGS (*Seen*)*)", "* 1 FETCH (UID 3 FLAGS (\\Seen))"));
+        assert!(is("exact", "exact"));
+        assert!(is("", ""));
+        assert!(is("a*", "a"));
+        assert!(!is("exact", "exactly"));
+        assert!(!is("a*b", "acbd"));
+        assert!(!is("ab*b", "ab"));
+        assert!(!is("a*b*", "a"));
+    }
+
+    #[test]
+    fn captures_are_what_stands_in_their_place() {
+        let captured = matches("* OK [UIDVALIDITY {=validity}] {=text}", "* OK [UIDVALIDITY 17] UIDs valid").unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(captured, [pair("validity", "17"), pair("text", "UIDs valid")]);
+        assert_eq!(fill("{validity}{=validity}{12}", &captured), "17{=validity}{12}");
+        assert!(!is("{=n} EXISTS", "1 RECENT"));
     }
 
     #[test]

@@ -177,7 +177,8 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(certificate(ca)).unwrap();
         let provider = rustls::crypto::aws_lc_rs::default_provider().into();
-        let verifier = WebPkiServerVerifier::builder_with_provider(std::sync::Arc::new(roots), provider).build().unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(std::sync::Arc::new(roots), provider).build().unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(&certificate(leaf), &[], &name, &[], UnixTime::now()).is_ok()
     }
@@ -229,7 +230,9 @@ mod tests {
 
     #[test]
     fn role_names_cannot_be_had_as_host_names() {
-        for bad in ["node.mailring.internal", "*.mailring.internal", "ADMIN.mailring.internal", "mailring.internal", "", "a b"] {
+        for bad in
+            ["node.mailring.internal", "*.mailring.internal", "ADMIN.mailring.internal", "mailring.internal", "", "a b"]
+        {
             assert!(host_name(bad).is_err(), "{bad}");
         }
         assert_eq!(host_name("*.example.test").unwrap(), "*.example.test");

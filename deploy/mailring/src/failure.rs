@@ -50,7 +50,9 @@ impl From<MailError> for Failure {
             MailError::NotLeader { .. } | MailError::Unavailable => {
                 Failure::Unreachable("the cluster cannot answer now: its directory has no leader".to_owned())
             }
-            MailError::Deadline => Failure::Unreachable("no answer in time; the change may or may not be made".to_owned()),
+            MailError::Deadline => {
+                Failure::Unreachable("no answer in time; the change may or may not be made".to_owned())
+            }
             MailError::Denied => {
                 Failure::Refused("permission denied: the certificate in [tls] is not an admin's".to_owned())
             }

@@ -33,10 +33,8 @@ impl LogSettings {
 
     /// Once in a process's life.
     pub fn start(&self) -> Result<()> {
-        let builder = tracing_subscriber::fmt()
-            .with_env_filter(self.validate()?)
-            .with_writer(std::io::stderr)
-            .with_ansi(false);
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(self.validate()?).with_writer(std::io::stderr).with_ansi(false);
         match self.format {
             LogFormat::Text => builder.init(),
             LogFormat::Json => builder.json().init(),

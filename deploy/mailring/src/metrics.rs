@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use proto::DirectoryStore;
-use proto::wire::NodeStatusReply;
+use proto::wire::{GroupStatus, NodeStatusReply};
 
 use crate::roles::Running;
 
@@ -29,7 +29,10 @@ pub async fn text(running: &Running) -> Result<String> {
     if let Some(node) = &running.node {
         push(&mut whole, &node_text(&node.node_status().await.context("node status")?)?);
     }
-    whole.push_str(&format!("# HELP mailring_ready 1 once the process serves.\n# TYPE mailring_ready gauge\nmailring_ready {}\n", u8::from(running.ready())));
+    whole.push_str(&format!(
+        "# HELP mailring_ready 1 once the process serves.\n# TYPE mailring_ready gauge\nmailring_ready {}\n",
+        u8::from(running.ready())
+    ));
     whole.push_str(END);
     Ok(whole)
 }
@@ -37,6 +40,9 @@ pub async fn text(running: &Running) -> Result<String> {
 fn push(whole: &mut String, part: &str) {
     whole.push_str(part.strip_suffix(END).unwrap_or(part));
 }
+
+/// One figure of a group.
+type Figure = fn(&GroupStatus) -> u64;
 
 /// A node's figures. Built anew for each scrape: the groups come and go, and nothing needs to be kept.
 fn node_text(status: &NodeStatusReply) -> Result<String> {
@@ -50,7 +56,7 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     registry.register("directory_revision", "Of this node's copy of the directory", single(status.directory_revision));
     registry.register("synced_writes", "Synced writes to the disk since the start", single(status.synced_writes));
     registry.register("appended_entries", "Log entries appended since the start", single(status.appended_entries));
-    let families: [(&str, &str, fn(&proto::wire::GroupStatus) -> u64); 8] = [
+    let families: [(&str, &str, Figure); 8] = [
         ("group_leads", "1 where this node leads the group", |group| u64::from(group.role == "leader")),
         ("group_stopped", "1 where the group's replica has stopped", |group| u64::from(group.role == "stopped")),
         ("group_term", "Raft term", |group| group.term),
@@ -86,7 +92,13 @@ mod tests {
 
     #[test]
     fn a_nodes_figures_tell_of_groups_and_of_nobody() {
-        let group = |group: u32, role: &str| GroupStatus { group, role: role.to_owned(), term: 3, messages: 7, ..Default::default() };
+        let group = |group: u32, role: &str| GroupStatus {
+            group,
+            role: role.to_owned(),
+            term: 3,
+            messages: 7,
+            ..Default::default()
+        };
         let status = NodeStatusReply {
             identity: Some(Identity { name: "secret-name".to_owned(), ..Default::default() }),
             groups: vec![group(DIRECTORY, "leader"), group(5, "follower")],

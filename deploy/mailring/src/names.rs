@@ -35,7 +35,11 @@ mod tests {
     fn bad_names_are_wrong_usage_and_are_quoted() {
         for bad in ["", "a", "a@", "@b.test", "a b@c.test", "a@b..test", "../x", "a\0@b.test", "a@-b.test"] {
             let failure = account(bad).unwrap_err().to_string();
-            assert!(failure.contains(&format!("{:?}", bad.rsplit('@').next().unwrap())) || failure.contains(&format!("{bad:?}")), "{failure}");
+            assert!(
+                failure.contains(&format!("{:?}", bad.rsplit('@').next().unwrap()))
+                    || failure.contains(&format!("{bad:?}")),
+                "{failure}"
+            );
         }
         assert!(account(&format!("{}@b.test", "a".repeat(1 << 20))).is_err());
     }

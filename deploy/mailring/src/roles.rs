@@ -57,7 +57,11 @@ pub fn single(file: SingleFile) -> Result<(), Failure> {
     })
 }
 
-fn run(process: ProcessSettings, role: &'static str, start: impl Future<Output = Result<Running>>) -> Result<(), Failure> {
+fn run(
+    process: ProcessSettings,
+    role: &'static str,
+    start: impl Future<Output = Result<Running>>,
+) -> Result<(), Failure> {
     process.log.start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let ran = runtime.block_on(serve(&process, role, start));
@@ -69,7 +73,11 @@ fn run(process: ProcessSettings, role: &'static str, start: impl Future<Output =
     ran.map_err(|_| Failure::Told)
 }
 
-async fn serve(process: &ProcessSettings, role: &'static str, start: impl Future<Output = Result<Running>>) -> Result<()> {
+async fn serve(
+    process: &ProcessSettings,
+    role: &'static str,
+    start: impl Future<Output = Result<Running>>,
+) -> Result<()> {
     let mut signals = Signals::new()?;
     // Bound first: a port that is taken should end the start before a disk is opened.
     let health = match process.http {
@@ -139,6 +147,13 @@ impl Running {
     }
 }
 
+/// What a signal asks for.
+enum Told {
+    Stop,
+    /// SIGHUP: read the certificate for clients again.
+    Reload,
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -155,11 +170,16 @@ impl Signals {
         })
     }
 
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
         }
+    }
+
+    async fn stop(&mut self) {
+        while let Told::Reload = self.next().await {}
     }
 }
 

@@ -299,29 +299,24 @@ impl Conversation {
         self.session.context.settings.limits.idle(Protocol::Imap)
     }
 
-    /// NO, and the selected mailbox is marked if that is what has gone.
-    fn failed(&mut self, error: &MailError) -> Reply {
-        self.note_failure(error);
-        Reply::failed(error)
-    }
-
-    /// The same where a mailbox is written into.
-    fn failed_into(&mut self, error: &MailError) -> Reply {
-        self.note_failure(error);
-        Reply::failed_into(error)
-    }
-
-    fn note_failure(&mut self, error: &MailError) {
+    /// NO with the error's code. What is wrong with the shard is in the node's log already.
+    fn failed(&self, error: &MailError) -> Reply {
         match error {
-            MailError::MailboxGone => {
-                if let Some(selected) = &mut self.selected {
-                    selected.lose();
-                }
-            }
-            // Their texts are in the node's log.
             MailError::Corrupt { .. } | MailError::Internal(_) => tracing::warn!(%error, "imap command failed"),
             _ => tracing::debug!(%error, "imap command refused"),
         }
+        Reply::failed(error)
+    }
+
+    /// The same for commands on the selected mailbox, which may turn out to be gone.
+    fn failed_on_selected(&mut self, error: &MailError) -> Reply {
+        match (error, &mut self.selected) {
+            (MailError::MailboxGone, Some(selected)) => selected.lose(),
+            // It may have been done all the same.
+            (MailError::Deadline, Some(selected)) => selected.news = true,
+            _ => {}
+        }
+        self.failed(error)
     }
 
     /// BAD, which counts.

@@ -41,7 +41,8 @@ pub async fn run(client: &mut AdminClient, verb: AliasVerb) -> Result<(), Failur
         AliasVerb::List { domain, output } => {
             let domain = domain.map(|domain| names::domain(&domain)).transpose()?;
             let view = client.view().await?;
-            let row = |(alias, targets): (&String, &Vec<String>)| AliasRow { alias: alias.clone(), targets: targets.clone() };
+            let row =
+                |(alias, targets): (&String, &Vec<String>)| AliasRow { alias: alias.clone(), targets: targets.clone() };
             let rows: Vec<AliasRow> = match &domain {
                 Some(domain) => view.aliases_of(domain.as_str()).map(row).collect(),
                 None => view.aliases.iter().map(row).collect(),

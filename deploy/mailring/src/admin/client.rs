@@ -104,7 +104,8 @@ impl AdminClient {
     /// Makes a change, waiting for a leader if there is none. A change that may be made twice without harm is tried
     /// again when its answer is lost.
     pub async fn administer(&mut self, request: Request) -> Result<AdminReply, Failure> {
-        let repeatable = matches!(request, Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_));
+        let repeatable =
+            matches!(request, Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_));
         Ok(self.change(request, repeatable).await?.reply)
     }
 

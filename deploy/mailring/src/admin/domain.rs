@@ -65,8 +65,11 @@ pub async fn run(client: &mut AdminClient, verb: DomainVerb) -> Result<(), Failu
                 accounts: view.accounts_of(name.as_str()).count(),
                 aliases: view.aliases_of(name.as_str()).count(),
             };
-            let fields =
-                [("domain", row.domain.clone()), ("accounts", row.accounts.to_string()), ("aliases", row.aliases.to_string())];
+            let fields = [
+                ("domain", row.domain.clone()),
+                ("accounts", row.accounts.to_string()),
+                ("aliases", row.aliases.to_string()),
+            ];
             output.show(&row, &fields)?;
         }
     }

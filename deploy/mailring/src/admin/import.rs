@@ -121,7 +121,8 @@ fn progress(report: &Report) {
     let mut err = io::stderr();
     if err.is_terminal() {
         // Progress that cannot be shown is no reason to stop.
-        let _ = write!(err, "\r{} imported, {} failed", report.imported, report.failed.len()).and_then(|()| err.flush());
+        let _ =
+            write!(err, "\r{} imported, {} failed", report.imported, report.failed.len()).and_then(|()| err.flush());
     }
 }
 
@@ -193,7 +194,10 @@ impl<R: Read> Rows<R> {
                 b"account" => &mut account,
                 b"password" => &mut password,
                 b"password_hash" => &mut hash,
-                other => bail!("header line: column {:?} is not account, password or password_hash", String::from_utf8_lossy(other)),
+                other => bail!(
+                    "header line: column {:?} is not account, password or password_hash",
+                    String::from_utf8_lossy(other)
+                ),
             };
             if column.replace(index).is_some() {
                 bail!("header line: column {:?} stands twice", String::from_utf8_lossy(name));
@@ -256,7 +260,7 @@ impl<R: Read> Rows<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, Rows, Row, Secret, hashed};
+    use super::{Line, Row, Rows, Secret, hashed};
 
     fn lines(text: &[u8]) -> Vec<Line> {
         let mut rows = Rows::new(text).unwrap();
@@ -277,7 +281,8 @@ mod tests {
     #[test]
     fn lines_become_accounts_with_quotes_crlf_and_a_byte_order_mark() {
         let text = "\u{feff}account,password\r\nA@Example.Test,\"with \"\"quotes\"\", comma\"\r\nb@example.test, leading and trailing \r\n\r\nc@bücher.test,x";
-        let rows: Vec<(u64, Row)> = lines(text.as_bytes()).into_iter().map(|line| (line.number, line.row.unwrap())).collect();
+        let rows: Vec<(u64, Row)> =
+            lines(text.as_bytes()).into_iter().map(|line| (line.number, line.row.unwrap())).collect();
         assert_eq!(rows[0], (2, password("a@example.test", "with \"quotes\", comma")));
         assert_eq!(rows[1], (3, password("b@example.test", " leading and trailing ")));
         assert_eq!(rows[2], (5, password("c@xn--bcher-kva.test", "x")));

@@ -32,8 +32,7 @@ pub async fn run(client: &mut AdminClient, verb: ShardVerb) -> Result<(), Failur
     let survey = Survey::take(client).await?;
     match verb {
         ShardVerb::List(output) => {
-            let header =
-                ["shard", "leader", "replicas", "wanted", "accounts", "messages", "size", "applied"];
+            let header = ["shard", "leader", "replicas", "wanted", "accounts", "messages", "size", "applied"];
             output.list(&header, &survey.shards(), |shard| {
                 vec![
                     shard.shard.to_string(),

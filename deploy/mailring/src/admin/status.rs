@@ -38,10 +38,13 @@ pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), 
         ("health", if report.healthy { "ok".to_owned() } else { "degraded".to_owned() }),
         ("cluster", format!("{}, {} shards, {} replicas of each", report.cluster, report.shards, report.replicas)),
         ("nodes", format!("{} of {} up", report.nodes_up, report.nodes)),
-        ("directory", match &report.directory_leader {
-            Some(leader) => format!("led by {leader}, revision {}", report.directory_revision),
-            None => format!("no leader, revision {}", report.directory_revision),
-        }),
+        (
+            "directory",
+            match &report.directory_leader {
+                Some(leader) => format!("led by {leader}, revision {}", report.directory_revision),
+                None => format!("no leader, revision {}", report.directory_revision),
+            },
+        ),
         ("shards", format!("{} of {} have a leader", report.shards - report.shards_without_leader, report.shards)),
         ("replicas", format!("{} missing, {} lagging", report.replicas_missing, report.replicas_lagging)),
         ("domains", report.domains.to_string()),

@@ -95,12 +95,15 @@ impl Survey {
         let names = |ids: &[u64]| ids.iter().map(|id| self.view.node_name(*id)).collect::<Vec<_>>();
         let leader = leading(replicas);
         // Without a leader, the replica that knows most speaks.
-        let speaker = leader.or_else(|| replicas.iter().copied().max_by_key(|(_, group)| (group.term, group.applied_index)));
+        let speaker =
+            leader.or_else(|| replicas.iter().copied().max_by_key(|(_, group)| (group.term, group.applied_index)));
         let group = speaker.map(|(_, group)| group.clone()).unwrap_or_default();
         let wanted = self.view.placements.get(&shard).map(Vec::as_slice).unwrap_or_default();
         let holds = |id: &u64| replicas.iter().any(|(node, group)| node.record.id == *id && group.role != "stopped");
         let missing: Vec<u64> = wanted.iter().copied().filter(|id| !holds(id)).collect();
-        let behind = |(_, replica): &&(&SurveyedNode, &GroupStatus)| replica.applied_index + LAG_ENTRIES_MAX < group.applied_index;
+        let behind = |(_, replica): &&(&SurveyedNode, &GroupStatus)| {
+            replica.applied_index + LAG_ENTRIES_MAX < group.applied_index
+        };
         let lagging: Vec<u64> = replicas.iter().filter(behind).map(|(node, _)| node.record.id).collect();
         ShardRow {
             shard,
@@ -158,7 +161,8 @@ mod tests {
 
     /// Three nodes that should all hold shard 0 of one; `None` for a node that is down.
     fn survey(told: [Option<Vec<GroupStatus>>; 3]) -> Survey {
-        let record = |id: u64| NodeRecord { id, name: format!("node{id}"), address: format!("h:{id}"), ..Default::default() };
+        let record =
+            |id: u64| NodeRecord { id, name: format!("node{id}"), address: format!("h:{id}"), ..Default::default() };
         let nodes = (1..).zip(told).map(|(id, groups)| {
             let identity = Some(Identity { node_id: id, ..Default::default() });
             let status = groups.map(|groups| NodeStatusReply { identity, groups, ..Default::default() });

@@ -56,7 +56,7 @@ impl Conversation {
         let name = start.mailbox.name().map_err(Reply::invalid_name)?;
         if start.synchronising && start.size > WORTH_ASKING_OCTETS {
             let status = self.shards().status(name_request(owner, &name)).await;
-            status.map_err(|error| self.failed_into(&error))?;
+            status.map_err(|error| self.failed(&error).or_try_create(&error))?;
         }
         Ok((owner, name))
     }
@@ -85,7 +85,7 @@ impl Conversation {
             Err(error) => Err(error),
         };
         Ok(match finished {
-            Ok(spooled) => Received::Message(spooled),
+            Ok(spooled) => Received::Message(Box::new(spooled)),
             Err(error) => {
                 tracing::error!(%error, "cannot spool a message");
                 Received::Lost
@@ -118,13 +118,13 @@ impl Conversation {
                     ReplyCode::AppendUid { validity: UidValidity(uid_validity), uids: UidSet::from_range(uid, uid) };
                 Reply::ok("APPEND done").with_code(code)
             }
-            Err(error) => self.failed_into(&error),
+            Err(error) => self.failed(&error).or_try_create(&error),
         }
     }
 }
 
 enum Received {
-    Message(Spooled),
+    Message(Box<Spooled>),
     Bad(&'static str),
     /// It could not be kept.
     Lost,

@@ -5,7 +5,7 @@
 //! A message that another session has expunged meanwhile has no response, and the command is answered OK (RFC 2180
 //! §4.1.2): EXPUNGE will tell why.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use imap::command::{BodySection, Fetch, FetchItem, SectionText};
 use imap::encode::FetchWriter;
 use proto::wire::fetch_item::Item;
@@ -138,7 +138,7 @@ impl Conversation {
         if plan.sets_seen() && !read_only {
             seen = match self.set_seen(owner, mailbox, &uids, plan.changed_since).await {
                 Ok(seen) => seen,
-                Err(error) => return Ok(self.failed(&error)),
+                Err(error) => return Ok(self.failed_on_selected(&error)),
             };
         }
         let mut items = self.shards().fetch(plan.request(owner, mailbox, &uids));
@@ -147,7 +147,7 @@ impl Conversation {
                 Ok(Some(Item::Message(message))) => self.write_message(&plan, &seen, message, &mut items).await?,
                 // Of a message that is not in view.
                 Ok(Some(Item::Data(_)) | None) => {}
-                Err(error) => return Ok(self.failed(&error)),
+                Err(error) => return Ok(self.failed_on_selected(&error)),
             }
             self.connection.flush_if_full().await?;
         }
@@ -295,20 +295,12 @@ impl Conversation {
     }
 
     async fn write_octets(&mut self, octets: Bytes) -> Step {
+        // As they came, NUL too, though CHAR8 has none (RFC 3501 §9): a length stands before them, and a message that
+        // is given back changed would be worse.
         for piece in octets.chunks(PIECE_OCTETS) {
-            put_literal_octets(self.connection.output(), piece);
+            self.connection.output().extend_from_slice(piece);
             self.connection.flush_if_full().await?;
         }
         Ok(())
-    }
-}
-
-/// CHAR8 has no NUL (RFC 3501 §9): a message that came with one shows 0x80 in its place, as Dovecot has it.
-fn put_literal_octets(out: &mut BytesMut, octets: &[u8]) {
-    for (i, run) in octets.split(|octet| *octet == 0).enumerate() {
-        if i > 0 {
-            out.extend_from_slice(&[0x80]);
-        }
-        out.extend_from_slice(run);
     }
 }

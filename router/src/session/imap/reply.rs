@@ -72,11 +72,11 @@ impl Reply {
         Reply { status: Status::No, code, text: error.to_string().into() }
     }
 
-    /// The same for APPEND, COPY and MOVE, whose mailbox the client may make and try again (RFC 3501 §6.3.11, §6.4.7).
-    pub(super) fn failed_into(error: &MailError) -> Reply {
+    /// For APPEND, COPY and MOVE, whose mailbox the client may make and try again (RFC 3501 §6.3.11, §6.4.7).
+    pub(super) fn or_try_create(self, error: &MailError) -> Reply {
         match error {
-            MailError::NoSuchMailbox => Reply::failed(error).with_code(ReplyCode::TryCreate),
-            _ => Reply::failed(error),
+            MailError::NoSuchMailbox => self.with_code(ReplyCode::TryCreate),
+            _ => self,
         }
     }
 

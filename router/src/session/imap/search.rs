@@ -42,7 +42,7 @@ impl Conversation {
         };
         let (uids, mod_seq) = match found {
             Ok(found) => found,
-            Err(error) => return Ok(self.failed(&error)),
+            Err(error) => return Ok(self.failed_on_selected(&error)),
         };
         let Some(selected) = self.selected.as_ref() else { return Ok(Reply::bad("select a mailbox first")) };
         // What the client has not been told of has no sequence number yet.

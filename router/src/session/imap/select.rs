@@ -3,7 +3,7 @@
 use imap::encode::{self, Code, Status};
 use imap::{Expunged, MailboxArg, View};
 use proto::uid_set_from_wire;
-use proto::wire::{ExpungeRequest, Mailbox, SelectReply, SelectRequest};
+use proto::wire::{Mailbox, SelectReply, SelectRequest};
 use types::{
     AccountId, Flags, KEYWORDS_PER_MAILBOX_MAX, Keyword, MailError, MailResult, ModSeq, ShardId, SystemFlags, Uid,
     UidSet, UidValidity,
@@ -216,13 +216,7 @@ impl Conversation {
     /// RFC 3501 §6.4.2. If the shard cannot be reached the mailbox stays selected, so that the client may try again.
     pub(super) async fn close(&mut self, owner: Owner) -> Reply {
         if let Some(selected) = self.selected.as_ref().filter(|selected| !selected.read_only && !selected.gone) {
-            let request = ExpungeRequest {
-                shard: owner.shard,
-                account: owner.account,
-                mailbox: selected.mailbox,
-                ..ExpungeRequest::default()
-            };
-            match self.shards().expunge(request).await {
+            match self.expunge_deleted(owner, selected.mailbox, None).await {
                 Ok(_) | Err(MailError::MailboxGone) => {}
                 Err(error) => return self.failed(&error),
             }

@@ -4,10 +4,11 @@
 use imap::command::{Store, StoreAction};
 use imap::encode::{self, Code, FetchWriter, Status};
 use imap::{MailboxArg, SequenceSet};
+use proto::wire::search_key::{Key, Keys, SystemFlag};
 use proto::wire::store_request::Action;
-use proto::wire::{CopyReply, CopyRequest, ExpungeRequest, StoreReply, StoreRequest, StoredMessage};
+use proto::wire::{CopyReply, CopyRequest, ExpungeRequest, SearchKey, SearchRequest, StoreRequest, StoredMessage};
 use proto::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
-use types::{MailError, MailResult, ModSeq, Uid, UidSet, UidValidity};
+use types::{MailError, MailResult, ModSeq, SystemFlags, Uid, UidSet, UidValidity};
 
 use super::reply::{Reply, ReplyCode};
 use super::updates::Timing;
@@ -22,24 +23,55 @@ struct Copied {
 
 impl Conversation {
     pub(super) async fn store(&mut self, owner: Owner, store: Store) -> Step<Reply> {
-        let uids = match self.named(&store.set, store.uid) {
+        let mut uids = match self.named(&store.set, store.uid) {
             Ok(uids) => uids,
             Err(reply) => return Ok(reply),
         };
-        // A client that asks for silence computes the flags by itself: it must start from the true ones.
-        if store.silent && store.action != StoreAction::Replace {
-            Box::pin(self.update(Timing { updates: true, expunges: false, ask: false, uid: store.uid })).await?;
-        }
         // RFC 7162 §3.1: a conditional STORE shows that the client knows MODSEQ.
         self.condstore |= store.unchanged_since.is_some();
+        let computes = store.silent && store.action != StoreAction::Replace && store.unchanged_since.is_none();
+        if computes {
+            // Silence means that the client computes the flags by itself, from what it knows. Messages that others
+            // have changed since then are left for a second request, and told of by the next update.
+            Box::pin(self.update(Timing { updates: true, expunges: false, ask: false, uid: store.uid })).await?;
+            let known = self.selected.as_ref().map(|selected| ModSeq(selected.known));
+            uids = match self.store_once(owner, &store, &uids, known, true).await? {
+                Ok(changed_by_others) => changed_by_others,
+                Err(error) => return Ok(self.failed_on_selected(&error)),
+            };
+        }
+        let modified = match self.store_once(owner, &store, &uids, store.unchanged_since, !computes).await? {
+            Ok(modified) => modified,
+            Err(error) => return Ok(self.failed_on_selected(&error)),
+        };
+        let numbers = match &self.selected {
+            Some(selected) if !store.uid => selected.view.seqs(&modified),
+            _ => modified,
+        };
+        if numbers.is_empty() {
+            return Ok(Reply::ok("STORE done"));
+        }
+        Ok(Reply::ok("some messages had changed").with_code(ReplyCode::Modified(numbers)))
+    }
+
+    /// One request, told as the client wants it; what it left alone. `is_known`: afterwards the client knows the
+    /// flags of what was changed.
+    async fn store_once(
+        &mut self,
+        owner: Owner,
+        store: &Store,
+        uids: &UidSet,
+        unchanged_since: Option<ModSeq>,
+        is_known: bool,
+    ) -> Step<MailResult<UidSet>> {
         let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
-            return Ok(Reply::ok("no messages"));
+            return Ok(Ok(UidSet::new()));
         };
         let request = StoreRequest {
             shard: owner.shard,
             account: owner.account,
             mailbox: selected.mailbox,
-            uids: Some(uid_set_to_wire(&uids)),
+            uids: Some(uid_set_to_wire(uids)),
             action: match store.action {
                 StoreAction::Add => Action::Add,
                 StoreAction::Remove => Action::Remove,
@@ -47,34 +79,22 @@ impl Conversation {
             }
             .into(),
             flags: Some((&store.flags).into()),
-            has_unchanged_since: store.unchanged_since.is_some(),
-            unchanged_since: store.unchanged_since.map_or(0, |mod_seq| mod_seq.0),
+            has_unchanged_since: unchanged_since.is_some(),
+            unchanged_since: unchanged_since.map_or(0, |mod_seq| mod_seq.0),
         };
-        match self.shards().store(request).await {
-            Ok(reply) => self.stored(&store, reply).await,
-            Err(error) => Ok(self.failed(&error)),
-        }
-    }
-
-    async fn stored(&mut self, store: &Store, reply: StoreReply) -> Step<Reply> {
+        let reply = match self.shards().store(request).await {
+            Ok(reply) => reply,
+            Err(error) => return Ok(Err(error)),
+        };
         for message in &reply.messages {
-            self.tell_stored(store, message);
+            self.tell_stored(store, message, is_known);
             self.connection.flush_if_full().await?;
         }
-        let modified = match uid_set_from_wire(reply.modified.as_ref()) {
-            Ok(modified) => modified,
-            Err(error) => return Ok(self.failed(&error)),
-        };
-        let Some(selected) = self.selected.as_ref() else { return Ok(Reply::ok("STORE done")) };
-        let modified = if store.uid { modified } else { selected.view.seqs(&modified) };
-        if modified.is_empty() {
-            return Ok(Reply::ok("STORE done"));
-        }
-        Ok(Reply::ok("some messages had changed").with_code(ReplyCode::Modified(modified)))
+        Ok(uid_set_from_wire(reply.modified.as_ref()))
     }
 
     /// With .SILENT nothing is told but the new MODSEQ, to clients that know it (RFC 7162 §3.1.3).
-    fn tell_stored(&mut self, store: &Store, message: &StoredMessage) {
+    fn tell_stored(&mut self, store: &Store, message: &StoredMessage, is_known: bool) {
         let (condstore, uid) = (self.condstore, Uid(message.uid));
         let Some(selected) = &mut self.selected else { return };
         let Some(seq) = selected.view.seq(uid) else { return };
@@ -96,7 +116,9 @@ impl Conversation {
             }
             writer.finish(out);
         }
-        selected.tell(message.uid, message.mod_seq);
+        if is_known {
+            selected.tell(message.uid, message.mod_seq);
+        }
     }
 
     /// RFC 3501 §6.4.3; with a set, RFC 4315 §2.1.
@@ -109,25 +131,46 @@ impl Conversation {
         if selected.gone {
             return Ok(Reply::gone());
         }
-        let request = ExpungeRequest {
-            shard: owner.shard,
-            account: owner.account,
-            mailbox: selected.mailbox,
-            has_uids: uids.is_some(),
-            only_deleted: uids.is_some(),
-            uids: uids.as_ref().map(uid_set_to_wire),
-        };
-        let expunged = match self.shards().expunge(request).await {
-            Ok(reply) => uid_set_from_wire(reply.uids.as_ref()),
-            Err(error) => Err(error),
-        };
-        match expunged {
+        match self.expunge_deleted(owner, selected.mailbox, uids.as_ref()).await {
             Ok(uids) => {
                 self.tell_expunged(&uids).await?;
                 Ok(Reply::ok("EXPUNGE done"))
             }
-            Err(error) => Ok(self.failed(&error)),
+            Err(error) => Ok(self.failed_on_selected(&error)),
         }
+    }
+
+    /// Expunges what has \Deleted, among `uids` or in all, and returns it. Looks first: nearly every CLOSE finds
+    /// nothing, and a write costs more than a look.
+    pub(super) async fn expunge_deleted(
+        &self,
+        owner: Owner,
+        mailbox: u64,
+        uids: Option<&UidSet>,
+    ) -> MailResult<UidSet> {
+        let key = |key| SearchKey { key: Some(key) };
+        let deleted = SystemFlag { bit: u32::from(SystemFlags::DELETED.bits()), set: true };
+        let mut keys = vec![key(Key::Flag(deleted))];
+        keys.extend(uids.map(|uids| key(Key::Uids(uid_set_to_wire(uids)))));
+        let search = SearchRequest {
+            shard: owner.shard,
+            account: owner.account,
+            mailbox,
+            key: Some(key(Key::And(Keys { keys }))),
+            recent: None,
+        };
+        if uid_set_from_wire(self.shards().search(search).await?.uids.as_ref())?.is_empty() {
+            return Ok(UidSet::new());
+        }
+        let request = ExpungeRequest {
+            shard: owner.shard,
+            account: owner.account,
+            mailbox,
+            has_uids: uids.is_some(),
+            only_deleted: uids.is_some(),
+            uids: uids.map(uid_set_to_wire),
+        };
+        uid_set_from_wire(self.shards().expunge(request).await?.uids.as_ref())
     }
 
     async fn tell_expunged(&mut self, uids: &UidSet) -> Step {
@@ -193,7 +236,7 @@ impl Conversation {
             Ok(reply) => read_copied(&reply).map(|copied| (copied, reply.to_mailbox)),
             Err(error) => Err(error),
         };
-        let (copied, to_mailbox) = copied.map_err(|error| self.failed_into(&error))?;
+        let (copied, to_mailbox) = copied.map_err(|error| self.failed_on_selected(&error).or_try_create(&error))?;
         if copied.from.is_empty() {
             // Expunged by another session, of which the client has not been told (RFC 5530 §3).
             return Err(Reply::no(ReplyCode::Named("EXPUNGEISSUED"), "the messages have been expunged"));

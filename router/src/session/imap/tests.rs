@@ -6,6 +6,7 @@ mod fetch;
 mod login;
 mod mailboxes;
 mod node;
+mod random;
 mod state;
 mod store;
 mod transcript;

@@ -230,5 +230,6 @@ fn a_session_that_waits_takes_little_memory() {
         size_of::<F>()
     }
     let octets = size(run);
-    assert!(octets < 4_096, "{octets}");
+    // Some 2 KiB; what it might do lies in boxes.
+    assert!(octets < 3 * 1_024, "{octets}");
 }

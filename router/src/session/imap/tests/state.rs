@@ -17,7 +17,7 @@ pub struct Message {
 }
 
 #[derive(Clone, Debug)]
-pub struct Box {
+pub struct TestMailbox {
     pub name: String,
     pub special_use: String,
     pub uid_validity: u32,
@@ -31,7 +31,7 @@ pub struct Box {
 
 #[derive(Default)]
 pub struct State {
-    pub boxes: BTreeMap<u64, Box>,
+    pub boxes: BTreeMap<u64, TestMailbox>,
     pub subscriptions: BTreeSet<String>,
     pub mod_seq: u64,
     pub next_box: u64,
@@ -54,7 +54,7 @@ impl State {
     pub fn create(&mut self, name: &str, special_use: &str) -> u64 {
         let mod_seq = self.tick();
         self.next_box += 1;
-        let made = Box {
+        let made = TestMailbox {
             name: name.to_owned(),
             special_use: special_use.to_owned(),
             uid_validity: 1_000 + mod_seq as u32,
@@ -73,7 +73,7 @@ impl State {
         found.map(|(id, _)| *id).ok_or(MailError::NoSuchMailbox)
     }
 
-    pub fn by_id(&mut self, id: u64) -> MailResult<&mut Box> {
+    pub fn by_id(&mut self, id: u64) -> MailResult<&mut TestMailbox> {
         self.boxes.get_mut(&id).ok_or(MailError::MailboxGone)
     }
 
@@ -108,7 +108,7 @@ impl State {
     }
 }
 
-impl Box {
+impl TestMailbox {
     pub fn uids(&self) -> UidSet {
         self.messages.keys().copied().collect()
     }

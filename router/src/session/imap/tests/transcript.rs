@@ -13,7 +13,7 @@ use crate::settings::{Limits, ListenerSettings, ListenerTls, Protocol, Role, Tls
 use crate::{Cluster, Router, RouterSettings};
 
 /// Longer than anything that works takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// In place of a line, where there are no more.
 const END: &str = "(end of stream)";

@@ -1,10 +1,9 @@
 //! What a session is told of what others do.
 
-use std::time::Duration;
+use tokio::time::Instant;
+use types::{Flags, InternalDate, MailError};
 
-use types::MailError;
-
-use super::transcript::{Client, Server, play};
+use super::transcript::{Client, PATIENCE, Server, play};
 
 const SELECTED: &str = "
     C: a SELECT INBOX
@@ -69,13 +68,14 @@ async fn noop_tells_of_new_changed_and_expunged_messages() {
 
 #[tokio::test]
 async fn no_expunge_is_sent_while_fetch_store_or_search_by_number_is_answered() {
-    let (_server, mut clients) = two_clients().await;
+    let (server, mut clients) = two_clients().await;
     play(&mut clients, "C2: b STORE 1 +FLAGS.SILENT (\\Deleted)\nS2: b OK <..>").await;
     play(&mut clients, "C2: c EXPUNGE\nS2: * 1 EXPUNGE\nS2: c OK <..>").await;
     // Whenever the first client's session hears of it, by number no EXPUNGE may come: 2 and 3 keep meaning what they
     // meant.
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let (asked, until) = (server.node.calls("changes"), Instant::now() + PATIENCE);
+    while server.node.calls("changes") == asked {
+        assert!(Instant::now() < until);
         play(
             &mut clients,
             "
@@ -103,13 +103,13 @@ async fn no_expunge_is_sent_while_fetch_store_or_search_by_number_is_answered() 
 async fn the_watch_alone_brings_updates_with_any_command() {
     let (server, mut clients) = two_clients().await;
     server.node.deliver_text("new");
-    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
         let lines = clients[0].command("UID SEARCH ALL").await;
         if lines.contains(&"* 4 EXISTS".to_owned()) {
             break;
         }
-        assert!(tokio::time::Instant::now() < until);
+        assert!(Instant::now() < until);
     }
     let asked = server.node.calls("changes");
     for _ in 0..10 {
@@ -237,4 +237,25 @@ async fn while_the_shard_has_no_leader_updates_wait() {
     let first = clients[0].command("NOOP").await;
     let second = clients[0].command("NOOP").await;
     assert!(first.len() == 1 && second.contains(&"* 4 EXISTS".to_owned()), "{first:?} {second:?}");
+}
+
+#[tokio::test]
+async fn what_happened_while_the_watch_was_lost_is_told_when_it_is_back() {
+    let (server, mut clients) = two_clients().await;
+    play(&mut clients, "C: b IDLE\nS: + idling").await;
+    // More than the watch can hold: it breaks, and the router takes it up again.
+    for _ in 0..5_000 {
+        server.node.tell(99, 1);
+    }
+    server.node.state().put(1, Flags::default(), InternalDate::utc(0), b"unheard".to_vec()).unwrap();
+    play(&mut clients, "S: * 4 EXISTS\nS: <..>RECENT\nC: DONE\nS: b OK <..>").await;
+}
+
+#[tokio::test]
+async fn a_change_of_unknown_outcome_is_looked_for() {
+    let (server, mut clients) = two_clients().await;
+    server.node.fail("store", MailError::Deadline);
+    let asked = server.node.calls("changes");
+    play(&mut clients, "C: b STORE 1 +FLAGS (\\Seen)\nS: b NO [UNAVAILABLE] <..>").await;
+    assert_eq!(server.node.calls("changes"), asked + 1);
 }
