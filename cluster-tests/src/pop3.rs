@@ -67,7 +67,7 @@ impl Pop3Client {
             if starts_line && line == b".\r\n" {
                 return Ok(message);
             }
-            let dots_only = line.trim_ascii_end().iter().all(|byte| *byte == b'.');
+            let dots_only = line.iter().all(|byte| b".\r\n".contains(byte));
             let stuffed = line.starts_with(b".") && (starts_line || (dots_only && line.starts_with(b"..")));
             message.extend_from_slice(&line[usize::from(stuffed)..]);
             line.clear();

@@ -4,6 +4,9 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+/// openraft tells its whole state at `info`, of each of hundreds of groups.
+const FILTER: &str = "info,openraft=warn";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -16,13 +19,13 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
     pub format: LogFormat,
-    /// What to log, such as `info` or `info,router=debug` (tracing-subscriber's directives).
+    /// What to log, such as `warn` or `info,router=debug` (tracing-subscriber's directives).
     pub filter: String,
 }
 
 impl Default for LogSettings {
     fn default() -> LogSettings {
-        LogSettings { format: LogFormat::Text, filter: "info".to_owned() }
+        LogSettings { format: LogFormat::Text, filter: FILTER.to_owned() }
     }
 }
 

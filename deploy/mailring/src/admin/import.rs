@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use proto::wire::NewAccount;
 use serde::Serialize;
 
@@ -177,8 +177,8 @@ struct Line {
 }
 
 /// The file's lines after its header.
-struct Rows<R> {
-    reader: csv::Reader<R>,
+struct Rows<R: Read> {
+    reader: csv::Reader<io::Chain<R, &'static [u8]>>,
     account: usize,
     password: Option<usize>,
     hash: Option<usize>,
@@ -186,11 +186,14 @@ struct Rows<R> {
 
 impl<R: Read> Rows<R> {
     fn new(input: R) -> anyhow::Result<Rows<R>> {
-        let mut reader = ReaderBuilder::new().flexible(true).from_reader(input);
+        // Every line ends with LF, also the last; the CR before it is taken off here. Only so can lines be counted.
+        let mut reader =
+            ReaderBuilder::new().flexible(true).terminator(Terminator::Any(b'\n')).from_reader(input.chain(&b"\n"[..]));
         let header = reader.byte_headers().context("header line")?.clone();
         let (mut account, mut password, mut hash) = (None, None, None);
         for (index, name) in header.iter().enumerate() {
-            let column = match name.trim_ascii() {
+            let name = name.trim_ascii();
+            let column = match name {
                 b"account" => &mut account,
                 b"password" => &mut password,
                 b"password_hash" => &mut hash,
@@ -215,16 +218,18 @@ impl<R: Read> Rows<R> {
         let mut lines = Vec::new();
         let mut record = ByteRecord::new();
         while lines.len() < max {
-            let number = self.reader.position().line();
             match self.reader.read_byte_record(&mut record) {
+                Ok(true) if record.len() == 1 && record.iter().all(|field| field == b"\r") => {}
                 Ok(true) => {
-                    let number = record.position().map_or(number, |position| position.line());
+                    // The reader stands after the record's line end; a quoted field may have line ends of its own.
+                    let within = record.iter().flatten().filter(|octet| **octet == b'\n').count() as u64;
+                    let number = self.reader.position().line().saturating_sub(1 + within);
                     lines.push(Line { number, row: self.row(&record) });
                 }
                 Ok(false) => break,
                 Err(error) => {
-                    let row = Err((String::new(), error.to_string()));
-                    lines.push(Line { number, row });
+                    let number = self.reader.position().line();
+                    lines.push(Line { number, row: Err((String::new(), error.to_string())) });
                     break;
                 }
             }
@@ -241,6 +246,7 @@ impl<R: Read> Rows<R> {
         }
         let field = |index: Option<usize>| -> Result<&str, (String, String)> {
             let bytes = index.and_then(|index| record.get(index)).unwrap_or_default();
+            let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
             std::str::from_utf8(bytes).map_err(|_| wrong("not UTF-8".to_owned()))
         };
         let account = names::account(field(Some(self.account))?.trim()).map_err(|e| wrong(e.to_string()))?;
@@ -280,13 +286,14 @@ mod tests {
 
     #[test]
     fn lines_become_accounts_with_quotes_crlf_and_a_byte_order_mark() {
-        let text = "\u{feff}account,password\r\nA@Example.Test,\"with \"\"quotes\"\", comma\"\r\nb@example.test, leading and trailing \r\n\r\nc@bücher.test,x";
+        let text = "\u{feff}account,password\r\nA@Example.Test,\"with \"\"quotes\"\", comma\"\r\nb@example.test, leading and trailing \r\n\r\nc@bücher.test,x\r\n\n\ne@b.test,x";
         let rows: Vec<(u64, Row)> =
             lines(text.as_bytes()).into_iter().map(|line| (line.number, line.row.unwrap())).collect();
         assert_eq!(rows[0], (2, password("a@example.test", "with \"quotes\", comma")));
         assert_eq!(rows[1], (3, password("b@example.test", " leading and trailing ")));
         assert_eq!(rows[2], (5, password("c@xn--bcher-kva.test", "x")));
-        assert_eq!(rows.len(), 3);
+        assert_eq!(rows[3], (8, password("e@b.test", "x")));
+        assert_eq!(rows.len(), 4);
     }
 
     #[test]
@@ -300,7 +307,8 @@ mod tests {
 
     #[test]
     fn columns_come_in_any_order_and_unknown_ones_are_refused() {
-        let rows = lines(b"password_hash,account,password\n,a@b.test,x\n$argon2id$v=19$m=8,a@b.test,\n$h,a@b.test,x\n");
+        let text = b"password_hash,account,password\n,a@b.test,x\n$argon2id$m=8,t=1,p=1$x$y,a@b.test,\n$h,a@b.test,x\n";
+        let rows = lines(text);
         assert_eq!(rows[0].row, Ok(password("a@b.test", "x")));
         assert!(matches!(&rows[1].row, Err((_, reason)) if reason.contains("3 fields")));
         assert!(matches!(&rows[2].row, Err((_, reason)) if reason.contains("both")));
