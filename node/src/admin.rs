@@ -66,9 +66,9 @@ fn command(request: Request) -> MailResult<Command> {
             targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,
         },
         Request::AliasRemove(name) => Command::RemoveAlias { name: account(&name)? },
-        Request::PostmasterSet(name) => Command::SetPostmaster {
-            account: if name.is_empty() { None } else { Some(account(&name)?) },
-        },
+        Request::PostmasterSet(name) => {
+            Command::SetPostmaster { account: if name.is_empty() { None } else { Some(account(&name)?) } }
+        }
     })
 }
 

@@ -38,12 +38,7 @@ impl DirectoryState {
     pub fn open(storage: storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
         let directory = load(&storage)?;
         let (revision, _) = watch::channel(directory.revision());
-        Ok(Arc::new(DirectoryState {
-            storage,
-            directory: RwLock::new(directory),
-            recent: Mutex::default(),
-            revision,
-        }))
+        Ok(Arc::new(DirectoryState { storage, directory: RwLock::new(directory), recent: Mutex::default(), revision }))
     }
 
     /// Not to be held over an await.
@@ -129,10 +124,12 @@ fn events(revision: u64, reset: bool, changes: Vec<DirectoryChange>) -> Vec<Dire
 
 fn load(storage: &storage::Group) -> Result<Directory, StorageError> {
     let corrupt = |reason: String| StorageError::Corrupt { key: "directory".to_owned(), reason };
-    let marker = storage.applied()?.map(|bytes| Marker::decode(&bytes)).transpose().map_err(|e| corrupt(e.to_string()))?;
+    let marker =
+        storage.applied()?.map(|bytes| Marker::decode(&bytes)).transpose().map_err(|e| corrupt(e.to_string()))?;
     let revision = marker.and_then(|marker| marker.applied).map_or(0, |id| id.index);
     let records = storage.table().scan()?;
-    let directory = Directory::load(records.into_iter().map(|(key, value)| (key, value.to_vec()))).map_err(|e| corrupt(e.to_string()))?;
+    let directory = Directory::load(records.into_iter().map(|(key, value)| (key, value.to_vec())))
+        .map_err(|e| corrupt(e.to_string()))?;
     Ok(directory.at_revision(revision))
 }
 

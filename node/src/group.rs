@@ -44,7 +44,9 @@ impl Group {
         let machine = Machine::new(storage.clone(), applier)?;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
         let log = GroupLog::new(storage.clone());
-        let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine).await.map_err(io::Error::other)?;
+        let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
+            .await
+            .map_err(io::Error::other)?;
         Ok(Group { id, raft, storage })
     }
 

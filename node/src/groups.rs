@@ -47,7 +47,8 @@ impl Groups {
         }
         let volume = self.volume.clone();
         // A new group's space is synced to disk.
-        let storage = tokio::task::spawn_blocking(move || volume.group(GroupId(id.0))).await.map_err(io::Error::other)?;
+        let storage =
+            tokio::task::spawn_blocking(move || volume.group(GroupId(id.0))).await.map_err(io::Error::other)?;
         let storage = storage.map_err(io::Error::other)?;
         let shard = Shard::start(id, storage, &self.context).await?;
         self.shards.write().insert(id, shard.clone());

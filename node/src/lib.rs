@@ -72,7 +72,8 @@ impl Node {
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
         let disk = settings.volumes.first().and_then(|volume| volume.disks.first()).context("no disk")?.clone();
         let (identity, volume) = open_disk(&disk, &settings.cluster.id)?;
-        let listener = TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
+        let listener =
+            TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(identity.node_id.0, tls.client.clone());
         let context = GroupContext { own: identity.node_id, peers, log_entries_kept: settings.log_entries_kept };
         let groups = Groups::start(volume, context).await.context("start the groups on disk")?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use directory::Command as DirectoryCommand;
-use openraft::{BasicNode, Instant};
 use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, Instant};
 use storage::Command;
 use tokio::sync::watch;
 use types::{AccountId, MailResult, NodeId, ShardId};
@@ -102,8 +102,11 @@ async fn place_shards(node: &Node) -> MailResult<()> {
         let Some(cluster) = directory.cluster() else { return Ok(()) };
         let placed = directory.placements().count() as u32 == cluster.shards;
         let ready = !placed && directory.nodes().count() >= founders;
-        let unmarked: BTreeSet<ShardId> =
-            directory.placements().filter(|placement| !placement.initialised).map(|placement| placement.shard).collect();
+        let unmarked: BTreeSet<ShardId> = directory
+            .placements()
+            .filter(|placement| !placement.initialised)
+            .map(|placement| placement.shard)
+            .collect();
         (placed, ready.then(|| directory.propose_placements()), unmarked)
     };
     if let Some(wanted) = proposal {
@@ -202,7 +205,11 @@ async fn sweep_accounts(node: &Node) -> MailResult<()> {
         let gone: Vec<AccountId> = {
             let directory = node.groups().directory_state.read();
             let Some(next) = directory.cluster().map(|cluster| cluster.next_account_id) else { return Ok(()) };
-            accounts.into_iter().map(|(id, _)| id).filter(|id| *id < next && directory.account_by_id(*id).is_none()).collect()
+            accounts
+                .into_iter()
+                .map(|(id, _)| id)
+                .filter(|id| *id < next && directory.account_by_id(*id).is_none())
+                .collect()
         };
         for account in gone {
             tracing::info!(shard = shard.id.0, account = account.0, "removed account dropped");

@@ -40,7 +40,8 @@ impl Node {
             let bytes = whole(&body).await?;
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
-            let (outcome, _) = put_body(&shard, bytes, |body| Command::Deliver { recipients, body, digest, date }).await?;
+            let (outcome, _) =
+                put_body(&shard, bytes, |body| Command::Deliver { recipients, body, digest, date }).await?;
             let Outcome::Delivered(outcomes) = outcome else {
                 return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
             };
@@ -81,12 +82,9 @@ impl Node {
         let date = date(request.date);
         let command = |body| Command::Append { account, mailbox, flags, date, body, digest };
         match put_body(&shard, bytes, command).await? {
-            (Outcome::Appended { mailbox, uid, uid_validity }, mod_seq) => Ok(AppendReply {
-                mailbox: mailbox.0,
-                uid: uid.0,
-                uid_validity: uid_validity.0,
-                mod_seq: mod_seq.0,
-            }),
+            (Outcome::Appended { mailbox, uid, uid_validity }, mod_seq) => {
+                Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
+            }
             _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
         }
     }
@@ -119,7 +117,11 @@ async fn whole(body: &Body) -> MailResult<Bytes> {
 
 /// Proposes a command with its body: within the command's own entry where it fits, else in chunks before it. Chunks
 /// of an upload that fails are dropped at once if possible, and otherwise when they are an hour old.
-async fn put_body(shard: &Shard, bytes: Bytes, command: impl FnOnce(BodySource) -> Command) -> MailResult<(Outcome, ModSeq)> {
+async fn put_body(
+    shard: &Shard,
+    bytes: Bytes,
+    command: impl FnOnce(BodySource) -> Command,
+) -> MailResult<(Outcome, ModSeq)> {
     if bytes.len() <= CHUNK_OCTETS {
         return shard.propose_at(&command(BodySource::Inline), Some(bytes)).await;
     }

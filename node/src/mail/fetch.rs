@@ -88,11 +88,7 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
 }
 
 /// Streams what a message's first item left out. False: the caller has gone.
-async fn send_rest(
-    state: &ShardState,
-    rest: Rest,
-    sender: &mpsc::Sender<MailResult<FetchItem>>,
-) -> MailResult<bool> {
+async fn send_rest(state: &ShardState, rest: Rest, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<bool> {
     let mut at = rest.range.start;
     while at < rest.range.end {
         let octets = (rest.range.end - at).min(BODY_PIECE_OCTETS as u64);
@@ -114,17 +110,16 @@ impl Fetch {
         let mut metas: Vec<MessageMeta> = Vec::new();
         let since = ModSeq(self.request.changed_since);
         let mut more = None;
-        self.state
-            .messages(self.account, self.mailbox, &window, |meta| {
-                if metas.len() as u32 >= BATCH_MESSAGES {
-                    more = Some(meta.uid.0);
-                    return false;
-                }
-                if meta.mod_seq > since || since.0 == 0 {
-                    metas.push(meta);
-                }
-                true
-            })?;
+        self.state.messages(self.account, self.mailbox, &window, |meta| {
+            if metas.len() as u32 >= BATCH_MESSAGES {
+                more = Some(meta.uid.0);
+                return false;
+            }
+            if meta.mod_seq > since || since.0 == 0 {
+                metas.push(meta);
+            }
+            true
+        })?;
         let mut batch = Vec::with_capacity(metas.len());
         let mut octets = 0;
         for meta in metas {
@@ -153,7 +148,8 @@ impl Fetch {
             ..FetchedMessage::default()
         };
         let mut rest = Vec::new();
-        let whole_only = request.sections.iter().all(|section| section.part.is_empty() && section.text() == section::Text::Full);
+        let whole_only =
+            request.sections.iter().all(|section| section.part.is_empty() && section.text() == section::Text::Full);
         let wants_digest = request.envelope || request.body || request.body_structure || !whole_only;
         let digest = if wants_digest { Some(digest(&self.state, meta.body)?) } else { None };
         if let Some(digest) = &digest {

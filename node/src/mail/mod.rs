@@ -20,7 +20,8 @@ use proto::{Body, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use storage::{Command, MailboxInfo, Outcome, ShardState, StorageError, StoreAction};
 use tokio::sync::{Semaphore, broadcast};
 use types::{
-    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, ShardId, SpecialUse, SystemFlags, Uid, UidSet,
+    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, ShardId, SpecialUse, SystemFlags, Uid,
+    UidSet,
 };
 
 use crate::Node;
@@ -133,7 +134,8 @@ impl MailStore for Node {
     }
 
     async fn settle(&self, request: SettleRequest) -> MailResult<()> {
-        let fingerprints = request.fingerprints.iter().map(|bytes| deliver::fingerprint(bytes)).collect::<MailResult<_>>()?;
+        let fingerprints =
+            request.fingerprints.iter().map(|bytes| deliver::fingerprint(bytes)).collect::<MailResult<_>>()?;
         self.change(request.shard, Command::Settle { fingerprints }).await.map(|_| ())
     }
 
@@ -367,11 +369,10 @@ fn changes(shard: &Shard, state: &ShardState, request: &ChangesRequest) -> MailR
     let changes = state.changes(account, mailbox, ModSeq(request.since))?;
     let changed = if changes.complete { changes.changed.intersection(&selection.uids) } else { selection.uids.clone() };
     let mut messages = Vec::new();
-    state
-        .messages(account, mailbox, &changed, |meta| {
-            messages.push(stored_message(meta.uid.0, &meta.flags, meta.mod_seq));
-            true
-        })?;
+    state.messages(account, mailbox, &changed, |meta| {
+        messages.push(stored_message(meta.uid.0, &meta.flags, meta.mod_seq));
+        true
+    })?;
     let recent = shard.recent(account, mailbox, &selection.uids, uid_next(&selection.info), request.take_recent);
     Ok(ChangesReply {
         mailbox: Some(mailbox_to_wire(&selection.info, recent.len())),

@@ -97,24 +97,22 @@ impl Search {
         let mut uids = UidSet::new();
         let mut mod_seq = 0;
         let mut failed = None;
-        self.state
-            .messages(self.account, self.mailbox, &candidates, |meta| {
-                let mut candidate = Candidate { search: self, meta: &meta, digest: None, header: None, raw: None };
-                match exact.then_some(Ok(true)).unwrap_or_else(|| candidate.matches(program)) {
-                    Ok(true) => {
-                        uids.insert(meta.uid.0);
-                        mod_seq = mod_seq.max(meta.mod_seq.0);
-                        true
-                    }
-                    // A message that was expunged meanwhile matches nothing.
-                    Ok(false) | Err(MailError::MailboxGone) => true,
-                    Err(error) => {
-                        failed = Some(error);
-                        false
-                    }
+        self.state.messages(self.account, self.mailbox, &candidates, |meta| {
+            let mut candidate = Candidate { search: self, meta: &meta, digest: None, header: None, raw: None };
+            match if exact { Ok(true) } else { candidate.matches(program) } {
+                Ok(true) => {
+                    uids.insert(meta.uid.0);
+                    mod_seq = mod_seq.max(meta.mod_seq.0);
+                    true
                 }
-            })
-            ?;
+                // A message that was expunged meanwhile matches nothing.
+                Ok(false) | Err(MailError::MailboxGone) => true,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            }
+        })?;
         match failed {
             Some(error) => Err(error),
             None => Ok(SearchReply { uids: Some(uid_set_to_wire(&uids)), mod_seq }),

@@ -3,8 +3,8 @@
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
-use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::RaftLogReader;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use tokio::sync::oneshot;
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
@@ -101,7 +101,8 @@ impl RaftLogStorage<Types> for GroupLog {
         I::IntoIter: Send,
     {
         let entries: Vec<_> = entries.into_iter().map(entry_to_disk).collect();
-        let done = move |result: Result<(), storage::StorageError>| callback.io_completed(result.map_err(io::Error::other));
+        let done =
+            move |result: Result<(), storage::StorageError>| callback.io_completed(result.map_err(io::Error::other));
         self.group.append(entries, Box::new(done)).map_err(io::Error::other)
     }
 

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use openraft::BasicNode;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::BasicNode;
 use parking_lot::{Mutex, RwLock};
 use proto::wire::raft_answer::Reply as WireReply;
 use proto::wire::raft_call::Request as WireRequest;
@@ -26,9 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::codec::{
-    entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire,
-};
+use super::codec::{entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire};
 use super::machine::SnapshotData;
 use super::{Types, Vote};
 
@@ -361,8 +359,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let unreachable = |text: String| StreamingError::Unreachable(Unreachable::from_string(text));
         let address = self.peers.address(self.target.node).unwrap_or_else(|| self.target.address.clone());
         let channel = self.peers.channel(self.target.node, &address).map_err(|e| unreachable(e.to_string()))?;
-        let mut client =
-            RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
+        let mut client = RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
         let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
         tokio::task::spawn_blocking(move || send_blocks(header, export, &sender));
         let sending = tokio::time::timeout(option.hard_ttl(), client.install_snapshot(ReceiverStream::new(parts)));

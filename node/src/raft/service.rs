@@ -115,8 +115,7 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
                 .map_err(|e| Status::data_loss(e.to_string()))?;
         }
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(installer) };
-        let reply =
-            raft.install_full_snapshot(vote, snapshot).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let reply = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: Some(vote_to_wire(&reply.vote)) }))
     }
 }
@@ -164,11 +163,7 @@ async fn append(raft: &Raft, call: AppendCall) -> io::Result<AppendAnswer> {
         AppendEntriesResponse::Conflict => (Kind::Conflict, None, None),
         AppendEntriesResponse::HigherVote(vote) => (Kind::HigherVote, None, Some(vote)),
     };
-    Ok(AppendAnswer {
-        kind: kind.into(),
-        matched: matched.map(log_id_to_wire),
-        vote: vote.as_ref().map(vote_to_wire),
-    })
+    Ok(AppendAnswer { kind: kind.into(), matched: matched.map(log_id_to_wire), vote: vote.as_ref().map(vote_to_wire) })
 }
 
 fn vote_request(call: VoteCall) -> io::Result<VoteRequest<Types>> {
@@ -186,8 +181,7 @@ fn vote_answer(answer: VoteResponse<Types>) -> VoteAnswer {
 }
 
 async fn transfer(raft: &Raft, call: TransferCall) -> io::Result<TransferAnswer> {
-    let request =
-        TransferLeaderRequest::new(vote_from_wire(call.from)?, call.to_node, call.last.map(log_id_from_wire));
+    let request = TransferLeaderRequest::new(vote_from_wire(call.from)?, call.to_node, call.last.map(log_id_from_wire));
     let taken = raft.handle_transfer_leader(request).await.map_err(io::Error::other)?;
     Ok(TransferAnswer { refused: taken.err().map(|e| e.to_string()).unwrap_or_default() })
 }

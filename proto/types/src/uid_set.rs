@@ -236,7 +236,7 @@ mod tests {
             let (mut set, mut model) = (UidSet::new(), BTreeSet::new());
             for _ in 0..40 {
                 let n = source.next().unwrap();
-                if n % 3 == 0 {
+                if n.is_multiple_of(3) {
                     assert_eq!(set.remove(n), model.remove(&n));
                 } else {
                     set.insert(n);
