@@ -35,8 +35,6 @@ missing_packages() {
     if ! libclang_dir >/dev/null; then echo libclang-dev; fi
     if ! command -v flock >/dev/null || ! command -v setsid >/dev/null; then echo util-linux; fi
     if [ ! -e /etc/ssl/certs/ca-certificates.crt ] && [ ! -d /etc/pki/tls/certs ]; then echo ca-certificates; fi
-    if ! command -v cargo >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] &&
-        ! command -v curl >/dev/null; then echo curl; fi
 }
 
 need_packages() {
@@ -65,12 +63,7 @@ need_rust() {
     if ! command -v cargo >/dev/null && [ -d "${CARGO_HOME:-$HOME/.cargo}/bin" ]; then
         PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     fi
-    if ! command -v cargo >/dev/null; then
-        say "installing Rust $wanted with rustup, into ${CARGO_HOME:-$HOME/.cargo}"
-        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-            sh -s -- -y --quiet --profile minimal --default-toolchain "$wanted" --no-modify-path
-        PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-    fi
+    command -v cargo >/dev/null || die "Rust $wanted or newer is needed; install it with rustup"
     have=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ -z "$have" ] || ! printf '%s\n' "$wanted" "$have" | sort -CV; then
         command -v rustup >/dev/null || die "Rust $wanted or newer is needed; here is ${have:-none}, and no rustup"

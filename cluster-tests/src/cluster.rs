@@ -352,7 +352,7 @@ impl Drop for Process {
 }
 
 /// The binary that stands beside the tests, or the one that MAILRING_BIN names.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(named) = std::env::var_os("MAILRING_BIN") {
         return Ok(named.into());
     }

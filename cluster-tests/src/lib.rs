@@ -9,7 +9,7 @@ mod pop3;
 mod smtp;
 mod transcript;
 
-pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, eventually};
+pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};
