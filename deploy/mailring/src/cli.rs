@@ -30,7 +30,7 @@ Exit codes: 0 done, 1 refused or degraded, 2 wrong usage or settings, 3 cluster 
 #[derive(Parser, Debug)]
 #[command(name = "mailring", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    help_template = "{about}\n\n{usage-heading} mailring NOUN [VERB] [OPTIONS]\n{after-help}\n\nOptions:\n{options}"
+    help_template = "{about}\n\n{usage-heading} mailring NOUN [VERB] [OPTIONS]{after-help}\n\nOptions:\n{options}"
 )]
 #[command(after_help = CONTENTS)]
 pub struct Cli {

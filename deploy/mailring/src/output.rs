@@ -19,6 +19,9 @@ impl OutputArgs {
         for item in items {
             table.add_row(row(item));
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         line(&table.trim_fmt())
     }
 

@@ -1,6 +1,6 @@
 //! The IMAP conversation (RFC 3501): events of the decoder become calls to the account's shard, and their replies
 //! responses. The session owns what the client has been told (sequence numbers, \Recent, which changes), so that a
-//! shard may change its leader under it: the client sees a pause, or at worst NO [UNAVAILABLE], never a BYE.
+//! shard may change its leader under it: the client sees a pause, or at worst NO `[UNAVAILABLE]`, never a BYE.
 //!
 //! Commands are carried out strictly one after another, in the order in which they came; replies to pipelined ones
 //! are gathered and written together. While a command is carried out nothing is read (back-pressure).
