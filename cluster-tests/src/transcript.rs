@@ -9,6 +9,7 @@
 //! S! * [UIDVALIDITY {validity}]*       lines that may not come before the next S:, though an S: or S? has them
 //! L: {12}abc...                        bytes sent without CRLF; \r \n \0 \xNN are escapes
 //! X:                                   the server closes the connection
+//! @: {smtp}                            a new connection to that listener takes the place of the present one
 //! ```
 
 use std::net::SocketAddr;
@@ -65,6 +66,10 @@ impl Player {
                 true => Ok(()),
                 false => bail!("the connection stays open"),
             },
+            "@:" => {
+                self.client = LineClient::connect(text.parse().context("an address")?)?;
+                Ok(())
+            }
             _ if line.trim().is_empty() || line.starts_with('#') => Ok(()),
             _ => bail!("not a transcript line"),
         }

@@ -58,8 +58,10 @@ fn port_base() -> Result<u16> {
     base.context("no free port base")
 }
 
+/// A zombie does not live: only its parent has not noticed.
 fn lives(pid: &str) -> bool {
-    Path::new("/proc").join(pid).exists()
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Each file of `transcripts/` is a conversation with a running cluster, named after its protocol: `imap-select.txt`.
-//! Each gets accounts of its own, `{user}` and `{other}`.
+//! Each gets accounts of its own, `{user}` and `{other}`; `{smtp}`, `{pop3}` and `{imap}` are the listeners.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,15 @@ fn every_transcript_plays_as_written() {
             _ => panic!("{name}: which protocol?"),
         };
         let (user, other) = (format!("{name}@example.test"), format!("{name}.other@example.test"));
-        let values = [("user", user.as_str()), ("other", other.as_str()), ("password", PASSWORD)];
+        let [smtp, pop3, imap] = [cluster.smtp(0), cluster.pop3(0), cluster.imap(0)].map(|address| address.to_string());
+        let values = [
+            ("user", user.as_str()),
+            ("other", &other),
+            ("password", PASSWORD),
+            ("smtp", &smtp),
+            ("pop3", &pop3),
+            ("imap", &imap),
+        ];
         if let Err(error) = play(&Transcript { name, text: &text }, address, &values) {
             failures.push(format!("{error:#}"));
         }

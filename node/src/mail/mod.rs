@@ -291,14 +291,7 @@ impl MailStore for Node {
     }
 
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
-        let uids = uid_set_from_wire(request.uids.as_ref())?;
-        let command = Command::Expunge {
-            account: AccountId(request.account),
-            mailbox: MailboxId(request.mailbox),
-            uids: Some(uids).filter(|_| request.has_uids),
-            only_deleted: request.only_deleted,
-        };
-        match self.change(request.shard, command).await? {
+        match self.change(request.shard, expunge_command(&request)?).await? {
             Outcome::Expunged { uids, mod_seq } => {
                 Ok(ExpungeReply { uids: Some(uid_set_to_wire(&uids)), mod_seq: mod_seq.0 })
             }
@@ -359,6 +352,18 @@ impl MailStore for Node {
     }
 }
 
+/// Without a set only what is marked \Deleted may go (RFC 3501 §6.4.3), whatever the caller says: no request takes
+/// the whole mailbox.
+fn expunge_command(request: &ExpungeRequest) -> MailResult<Command> {
+    let uids = uid_set_from_wire(request.uids.as_ref())?;
+    Ok(Command::Expunge {
+        account: AccountId(request.account),
+        mailbox: MailboxId(request.mailbox),
+        uids: Some(uids).filter(|_| request.has_uids),
+        only_deleted: request.only_deleted || !request.has_uids,
+    })
+}
+
 fn stored_message(uid: u32, flags: &Flags, mod_seq: ModSeq) -> StoredMessage {
     StoredMessage { uid, flags: Some(flags.into()), mod_seq: mod_seq.0 }
 }
@@ -395,4 +400,25 @@ fn flagged(
 ) -> MailResult<UidSet> {
     let (with, without) = if set { (flag, SystemFlags::NONE) } else { (SystemFlags::NONE, flag) };
     Ok(state.flagged(account, mailbox, with, without)?.intersection(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::wire::ExpungeRequest;
+    use storage::Command;
+
+    use super::expunge_command;
+
+    #[test]
+    fn an_expunge_without_a_set_takes_only_what_is_marked() {
+        for (has_uids, only_deleted, expected) in
+            [(false, false, true), (false, true, true), (true, true, true), (true, false, false)]
+        {
+            let request = ExpungeRequest { has_uids, only_deleted, ..ExpungeRequest::default() };
+            let Ok(Command::Expunge { uids, only_deleted, .. }) = expunge_command(&request) else {
+                panic!("no command")
+            };
+            assert_eq!((uids.is_some(), only_deleted), (has_uids, expected));
+        }
+    }
 }

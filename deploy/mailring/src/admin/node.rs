@@ -25,6 +25,9 @@ struct NodeRow {
     uptime_s: Option<u64>,
     replicas: usize,
     leads: usize,
+    /// Since the node started: log entries, and the synced writes that they took.
+    appended_entries: Option<u64>,
+    synced_writes: Option<u64>,
 }
 
 impl NodeRow {
@@ -50,6 +53,8 @@ impl NodeRow {
             uptime_s: status.map(|s| s.uptime_s),
             replicas: shards().count(),
             leads: shards().filter(|group| group.role == "leader").count(),
+            appended_entries: status.map(|s| s.appended_entries),
+            synced_writes: status.map(|s| s.synced_writes),
         }
     }
 }

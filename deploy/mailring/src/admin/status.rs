@@ -72,7 +72,8 @@ fn report(survey: &Survey) -> StatusReport {
     if leader.is_none() {
         problems.push("the directory has no leader: mail flows, administration waits".to_owned());
     }
-    problems.extend(shards.iter().filter(|shard| !shard.is_well()).map(shard_problem));
+    let down: Vec<&str> = survey.nodes.iter().filter(|node| !node.is_up()).map(|n| n.record.name.as_str()).collect();
+    problems.extend(shards.iter().filter_map(|shard| shard_problem(shard, &down)));
     if shards.is_empty() {
         problems.push("the cluster has no shards yet".to_owned());
     }
@@ -100,7 +101,11 @@ fn report(survey: &Survey) -> StatusReport {
     }
 }
 
-fn shard_problem(shard: &ShardRow) -> String {
+/// None where all is well, or where a node that is down, which has been told already, explains it.
+fn shard_problem(shard: &ShardRow, down: &[&str]) -> Option<String> {
+    if shard.is_well() {
+        return None;
+    }
     let mut said = Vec::new();
     if shard.wanted.is_empty() {
         said.push("is not placed".to_owned());
@@ -108,14 +113,49 @@ fn shard_problem(shard: &ShardRow) -> String {
     if shard.leader.is_none() {
         said.push("has no leader".to_owned());
     }
-    if !shard.missing.is_empty() {
-        said.push(format!("is missing on {}", shard.missing.join(", ")));
+    let missing: Vec<&str> = shard.missing.iter().map(String::as_str).filter(|node| !down.contains(node)).collect();
+    if !missing.is_empty() {
+        said.push(format!("is missing on {}", missing.join(", ")));
     }
     if !shard.lagging.is_empty() {
         said.push(format!("is behind on {}", shard.lagging.join(", ")));
     }
-    if said.is_empty() {
+    if said.is_empty() && shard.missing.is_empty() {
         said.push(format!("should be on {} and is on {}", shard.wanted.join(", "), shard.voters.join(", ")));
     }
-    format!("shard {} {}", shard.shard, said.join(" and "))
+    (!said.is_empty()).then(|| format!("shard {} {}", shard.shard, said.join(" and ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shard_problem;
+    use crate::admin::survey::ShardRow;
+
+    fn shard(leader: Option<&str>, voters: &[&str], missing: &[&str]) -> ShardRow {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        ShardRow {
+            shard: 7,
+            leader: leader.map(str::to_owned),
+            wanted: names(&["a", "b", "c"]),
+            voters: names(voters),
+            learners: Vec::new(),
+            accounts: 0,
+            messages: 0,
+            octets: 0,
+            applied_index: 1,
+            missing: names(missing),
+            lagging: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_down_is_told_once_and_not_for_each_of_its_shards() {
+        let all = ["c", "b", "a"];
+        assert_eq!(shard_problem(&shard(Some("a"), &all, &[]), &[]), None);
+        assert_eq!(shard_problem(&shard(Some("a"), &all, &["b"]), &["b"]), None);
+        assert_eq!(shard_problem(&shard(None, &all, &["b"]), &["b"]).unwrap(), "shard 7 has no leader");
+        assert_eq!(shard_problem(&shard(Some("a"), &all, &["b"]), &[]).unwrap(), "shard 7 is missing on b");
+        let moving = shard_problem(&shard(Some("a"), &["a", "b"], &[]), &[]).unwrap();
+        assert_eq!(moving, "shard 7 should be on a, b, c and is on a, b");
+    }
 }

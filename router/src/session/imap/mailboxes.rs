@@ -4,7 +4,7 @@ use imap::MailboxArg;
 use imap::command::{StatusItem, UnknownUse};
 use imap::encode;
 use proto::wire::{CreateMailboxRequest, MailboxNameRequest, RenameMailboxRequest, SubscribeRequest};
-use types::{MailResult, MailboxName, SpecialUse};
+use types::{MailError, MailResult, MailboxName, SpecialUse};
 
 use super::reply::{Reply, ReplyCode};
 use super::{Conversation, Owner};
@@ -34,6 +34,10 @@ impl Conversation {
             special_use: special_use.map_or_else(String::new, |special_use| special_use.attribute().to_owned()),
         };
         let done = self.shards().create_mailbox(request).await.map(|_| ());
+        // RFC 6154 §3. A name that cannot be made has been refused above, so what is refused here is the use.
+        if let (Some(_), Err(MailError::CannotDo(_))) = (special_use, &done) {
+            return Reply::no(ReplyCode::UseAttr, "the special use cannot be given");
+        }
         self.done(done, "mailbox created")
     }
 
