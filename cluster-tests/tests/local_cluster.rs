@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{ImapClient, SmtpClient, binary};
+use cluster_tests::{ImapClient, SmtpClient, binary, eventually};
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 struct LocalCluster {
     directory: PathBuf,
@@ -90,13 +92,14 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     cluster.run(&["add-node"])?;
     let env = cluster.env()?;
     ensure!(env.contains_key("NODE4_PID"), "the added node is not in {env:?}");
-    cluster.run(&["status"])?;
+    // The node that was paused and the one that is new need a moment to catch up.
+    eventually("all is well", PATIENCE, || cluster.run(&["status"]))?;
 
     let pids: Vec<String> = env.iter().filter(|(key, _)| key.ends_with("_PID")).map(|(_, pid)| pid.clone()).collect();
     ensure!(pids.len() == 5 && pids.iter().all(|pid| lives(pid)), "{env:?}");
     cluster.run(&["down"])?;
     ensure!(!pids.iter().any(|pid| lives(pid)), "a process lives after down");
-    cluster.run(&up)?;
+    cluster.run(&["up"])?;
     let imap: std::net::SocketAddr = cluster.env()?["IMAP"].parse()?;
     ensure!(ImapClient::login(imap, "bob@example.test", "mailring-demo")?.select("INBOX")? == 1, "mail is lost");
     cluster.run(&["destroy"])?;

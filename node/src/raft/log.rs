@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 
 use openraft::RaftLogReader;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
 use super::{Entry, LogId, Types, Vote};
@@ -15,14 +15,39 @@ const REPLICATION_OCTETS_MAX: usize = 2 * 1024 * 1024;
 /// Bytes read at a time where all of a range is asked for.
 const READ_OCTETS: usize = 8 * 1024 * 1024;
 
+/// How far this node's own log is synced; None: a write failed, and nothing more will be.
+///
+/// Invariant: nothing is applied before it is in this node's synced log. openraft applies what a majority has, which
+/// may be ahead of the local disk, and applied state without its entry and body would survive a crash.
+#[derive(Clone)]
+pub struct Synced(watch::Sender<Option<u64>>);
+
+impl Synced {
+    pub async fn wait_for(&self, index: u64) -> io::Result<()> {
+        let mut synced = self.0.subscribe();
+        let reached = synced.wait_for(|synced| synced.is_none_or(|synced| synced >= index)).await;
+        match reached.map_err(io::Error::other)?.is_some() {
+            true => Ok(()),
+            false => Err(io::Error::other("the log cannot be written")),
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct GroupLog {
     group: storage::Group,
+    synced: Synced,
 }
 
 impl GroupLog {
-    pub fn new(group: storage::Group) -> GroupLog {
-        GroupLog { group }
+    /// Whatever the log holds when it is opened is on disk.
+    pub fn open(group: storage::Group) -> io::Result<GroupLog> {
+        let last = group.last_entry().map_err(io::Error::other)?.map_or(0, |entry| entry.index);
+        Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))) })
+    }
+
+    pub fn synced(&self) -> Synced {
+        self.synced.clone()
     }
 
     /// Reads `from..to`, up to `octets_max` but at least one entry, off the async threads when it may touch the disk.
@@ -101,15 +126,25 @@ impl RaftLogStorage<Types> for GroupLog {
         I::IntoIter: Send,
     {
         let entries: Vec<_> = entries.into_iter().map(entry_to_disk).collect();
-        let done =
-            move |result: Result<(), storage::StorageError>| callback.io_completed(result.map_err(io::Error::other));
+        let last = entries.last().map(|entry| entry.index);
+        let synced = self.synced.clone();
+        let done = move |result: Result<(), storage::StorageError>| {
+            synced.0.send_modify(|synced| match &result {
+                Ok(()) => *synced = synced.map(|synced| last.map_or(synced, |last| synced.max(last))),
+                Err(_) => *synced = None,
+            });
+            callback.io_completed(result.map_err(io::Error::other));
+        };
         self.group.append(entries, Box::new(done)).map_err(io::Error::other)
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let group = self.group.clone();
         let keep = last_log_id.map(|id| id.index);
-        blocking(move || group.truncate_after(keep)).await
+        // Ordered behind the appends: their callbacks have run when it returns.
+        blocking(move || group.truncate_after(keep)).await?;
+        self.synced.0.send_modify(|synced| *synced = synced.map(|synced| synced.min(keep.unwrap_or(0))));
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {

@@ -10,7 +10,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 
-use super::{LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Types};
+use super::{LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Synced, Types};
 
 /// Entries applied in one visit to the blocking threads.
 const APPLY_BATCH_MAX: usize = 256;
@@ -34,15 +34,16 @@ pub enum SnapshotData {
 pub struct Machine {
     group: storage::Group,
     applier: Arc<dyn Applier>,
+    synced: Synced,
     /// Shared by the clones that openraft makes to build snapshots.
     marker: Arc<Mutex<Marker>>,
 }
 
 impl Machine {
-    pub fn new(group: storage::Group, applier: Arc<dyn Applier>) -> io::Result<Machine> {
+    pub fn new(group: storage::Group, applier: Arc<dyn Applier>, synced: Synced) -> io::Result<Machine> {
         let marker = group.applied().map_err(io::Error::other)?;
         let marker = marker.map(|bytes| Marker::decode(&bytes)).transpose()?.unwrap_or_default();
-        Ok(Machine { group, applier, marker: Arc::new(Mutex::new(marker)) })
+        Ok(Machine { group, applier, synced, marker: Arc::new(Mutex::new(marker)) })
     }
 
     /// A snapshot of the state as it is now. None before anything was applied.
@@ -95,6 +96,8 @@ impl RaftStateMachine<Types> for Machine {
     {
         let mut batches = entries.ready_chunks(APPLY_BATCH_MAX);
         while let Some(batch) = batches.next().await {
+            let last = batch.iter().filter_map(|item| item.as_ref().ok()).map(|(entry, _)| entry.log_id.index).max();
+            self.synced.wait_for(last.unwrap_or(0)).await?;
             let machine = self.clone();
             let applied = tokio::task::spawn_blocking(move || {
                 for item in batch {

@@ -18,7 +18,7 @@ use openraft_rt_tokio::TokioRuntime;
 use types::{MailError, MailResult};
 
 pub use codec::Marker;
-pub use log::GroupLog;
+pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
 pub use network::{Peers, PeersFactory};
 pub use service::{RaftGroups, RaftService};
@@ -97,7 +97,8 @@ pub fn config(log_entries_kept: u64) -> Arc<Config> {
         purge_batch_size: 256,
         api_channel_size: Some(PROPOSALS_MAX),
         notification_channel_size: Some(PROPOSALS_MAX),
-        broadcast_submitted_on_append: Some(true),
+        // A leader that comes back within its own term could give out a log id that followers have for another entry.
+        enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),
         ..Config::default()
     };
