@@ -20,7 +20,8 @@ libclang_dir() {
     fi
     for dir in "$(llvm-config --libdir 2>/dev/null || true)" \
         $(printf '%s\n' /usr/lib/llvm-*/lib | sort -rV) /usr/lib64 /usr/lib /usr/local/lib; do
-        if [ -n "$dir" ] && compgen -G "$dir/libclang*.so*" >/dev/null; then
+        # libclang-cpp, which other packages bring, is another library.
+        if [ -n "$dir" ] && compgen -G "$dir/libclang[.-][s0-9]*" >/dev/null; then
             printf '%s' "$dir"
             return
         fi
