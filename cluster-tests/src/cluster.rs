@@ -74,13 +74,28 @@ pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> R
 impl Cluster {
     /// Starts a cluster and waits until every process is ready.
     pub fn start(options: ClusterOptions) -> Result<Cluster> {
-        let directory = tempfile::Builder::new().prefix("mailring-test-").tempdir()?;
-        let mut cluster = Cluster { directory, nodes: Vec::new(), routers: Vec::new(), listeners: Vec::new() };
-        cluster.certificates(options)?;
+        let mut cluster = Cluster::new()?;
+        let names = |role: &'static str, count: usize| (1..=count).map(move |k| (role, format!("{role}{k}")));
+        cluster.certificates(names("node", options.nodes).chain(names("router", options.routers)))?;
         cluster.configure(options)?;
         cluster.start_all()?;
         cluster.wait_ready()?;
         Ok(cluster)
+    }
+
+    /// Starts `mailring single`: one process, which is `nodes[0]` here and listens where a router would.
+    pub fn single(shards: u32) -> Result<Cluster> {
+        let mut cluster = Cluster::new()?;
+        cluster.certificates([("node", "single1".to_owned())].into_iter())?;
+        cluster.configure_single(shards)?;
+        cluster.start_all()?;
+        cluster.wait_ready()?;
+        Ok(cluster)
+    }
+
+    fn new() -> Result<Cluster> {
+        let directory = tempfile::Builder::new().prefix("mailring-test-").tempdir()?;
+        Ok(Cluster { directory, nodes: Vec::new(), routers: Vec::new(), listeners: Vec::new() })
     }
 
     pub fn path(&self) -> &Path {
@@ -130,7 +145,7 @@ impl Cluster {
         fs::write(&file, format!("account,password\n{rows}"))?;
         self.admin(&["account", "import", &file.to_string_lossy()])?;
         let Some(last) = locals.last() else { return Ok(()) };
-        for router in 0..self.routers.len() {
+        for router in 0..self.listeners.len() {
             eventually("the account is known to the router", START_MAX, || {
                 let mut client = SmtpClient::connect(self.smtp(router))?;
                 client.command("MAIL FROM:<>", 250)?;
@@ -175,14 +190,12 @@ impl Cluster {
         self.nodes.iter_mut().chain(&mut self.routers).try_for_each(Process::kill)
     }
 
-    fn certificates(&self, options: ClusterOptions) -> Result<()> {
+    fn certificates(&self, processes: impl Iterator<Item = (&'static str, String)>) -> Result<()> {
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
         let mailring = |arguments: &[&str]| run(Command::new(binary()?).args(arguments).stdin(Stdio::null()));
         mailring(&["ca", "create", "--dir", &ca])?;
-        let processes = |role: &'static str, count: usize| (1..=count).map(move |k| (role, format!("{role}{k}")));
-        let all = processes("node", options.nodes).chain(processes("router", options.routers));
-        for (role, name) in all.chain([("admin", "admin".to_owned())]) {
+        for (role, name) in processes.chain([("admin", "admin".to_owned())]) {
             mailring(&["ca", "issue", "--dir", &ca, "--role", role, "--name", &name])?;
         }
         mailring(&["ca", "issue-server", "--dir", &ca, "--hostname", "localhost,127.0.0.1"])?;
@@ -195,57 +208,76 @@ impl Cluster {
         let addresses: Vec<(SocketAddr, SocketAddr)> =
             (0..options.nodes).map(|_| Ok((next()?, next()?))).collect::<Result<_>>()?;
         let seeds = addresses.iter().map(|(grpc, _)| format!("\"{grpc}\"")).collect::<Vec<_>>().join(", ");
-        let ca = self.path().join("ca");
-        let cluster_id = "00112233445566778899aabbccddeeff";
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
-            let disk = self.path().join(&name).join("disk-a");
-            let config = format!(
-                "http = \"{http}\"\n[log]\nfilter = \"info\"\n[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\n\
-                 volumes = [{{ disks = [\"{disk}\"] }}]\n[node.tls]\n{tls}[node.cluster]\nid = \"{cluster_id}\"\n\
-                 nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
-                disk = disk.display(),
-                tls = tls_files(&ca, &name),
-                shards = options.shards,
-                replicas = options.replicas,
-            );
-            let process = self.process(&name, "node", *http, &config)?;
+            let tables = self.node_tables(&name, *grpc, &seeds, options.shards, options.replicas);
+            let process = self.process(&name, "node", *http, &tables)?;
             self.nodes.push(process);
         }
         for k in 0..options.routers {
             let name = format!("router{}", k + 1);
             let http = next()?;
             let listeners = Listeners { smtp: next()?, pop3: next()?, imap: next()?, imaps: next()? };
-            let listener = |protocol: &str, address: SocketAddr, tls: &str| {
-                format!(
-                    "[[router.listeners]]\nprotocol = \"{protocol}\"\naddress = \"{address}\"\ntls = \"{tls}\"\n\
-                     allow_plaintext_login = true\n"
-                )
-            };
-            let config = format!(
-                "http = \"{http}\"\n[log]\nfilter = \"info\"\n[router]\nname = \"{name}\"\nhostname = \"mail.example.test\"\n\
-                 nodes = [{seeds}]\n[router.tls]\ncertificate = \"{cert}\"\nkey = \"{key}\"\n[router.cluster_tls]\n{tls}\
-                 {smtp}{pop3}{imap}{imaps}",
-                cert = ca.join("server.pem").display(),
-                key = ca.join("server.key").display(),
-                smtp = listener("smtp", listeners.smtp, "starttls"),
-                pop3 = listener("pop3", listeners.pop3, "starttls"),
-                imap = listener("imap", listeners.imap, "starttls"),
-                imaps = listener("imap", listeners.imaps, "implicit"),
-                tls = tls_files(&ca, &name),
-            );
-            let process = self.process(&name, "router", http, &config)?;
+            let cluster =
+                format!("nodes = [{seeds}]\n[router.cluster_tls]\n{}", tls_files(&self.path().join("ca"), &name));
+            let process = self.process(&name, "router", http, &self.router_tables(&name, listeners, &cluster))?;
             self.routers.push(process);
             self.listeners.push(listeners);
         }
-        let admin = format!("nodes = [{seeds}]\n[tls]\n{}", tls_files(&ca, "admin"));
-        fs::write(self.path().join("admin.toml"), admin)?;
-        Ok(())
+        self.write_admin(&seeds)
     }
 
-    fn process(&self, name: &str, role: &'static str, http: SocketAddr, config: &str) -> Result<Process> {
+    fn configure_single(&mut self, shards: u32) -> Result<()> {
+        let ports = free_ports(6)?;
+        let [grpc, http, smtp, pop3, imap, imaps] = ports[..] else { bail!("ports") };
+        let listeners = Listeners { smtp, pop3, imap, imaps };
+        let (name, seeds) = ("single1", format!("\"{grpc}\""));
+        let tables = self.node_tables(name, grpc, &seeds, shards, 1) + &self.router_tables(name, listeners, "");
+        let process = self.process(name, "single", http, &tables)?;
+        self.nodes.push(process);
+        self.listeners.push(listeners);
+        self.write_admin(&seeds)
+    }
+
+    fn write_admin(&self, seeds: &str) -> Result<()> {
+        let admin = format!("nodes = [{seeds}]\n[tls]\n{}", tls_files(&self.path().join("ca"), "admin"));
+        Ok(fs::write(self.path().join("admin.toml"), admin)?)
+    }
+
+    fn node_tables(&self, name: &str, grpc: SocketAddr, seeds: &str, shards: u32, replicas: u32) -> String {
+        format!(
+            "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
+             [node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
+            disk = self.path().join(name).join("disk-a").display(),
+            tls = tls_files(&self.path().join("ca"), name),
+        )
+    }
+
+    /// `cluster` says how the nodes are reached; nothing where they are in the same process.
+    fn router_tables(&self, name: &str, listeners: Listeners, cluster: &str) -> String {
+        let ca = self.path().join("ca");
+        let listener = |protocol: &str, address: SocketAddr, tls: &str| {
+            format!(
+                "[[router.listeners]]\nprotocol = \"{protocol}\"\naddress = \"{address}\"\ntls = \"{tls}\"\n\
+                 allow_plaintext_login = true\n"
+            )
+        };
+        format!(
+            "[router]\nname = \"{name}\"\nhostname = \"mail.example.test\"\n{cluster}\
+             [router.tls]\ncertificate = \"{cert}\"\nkey = \"{key}\"\n{smtp}{pop3}{imap}{imaps}",
+            cert = ca.join("server.pem").display(),
+            key = ca.join("server.key").display(),
+            smtp = listener("smtp", listeners.smtp, "starttls"),
+            pop3 = listener("pop3", listeners.pop3, "starttls"),
+            imap = listener("imap", listeners.imap, "starttls"),
+            imaps = listener("imap", listeners.imaps, "implicit"),
+        )
+    }
+
+    fn process(&self, name: &str, role: &'static str, http: SocketAddr, tables: &str) -> Result<Process> {
         let path = self.path().join(format!("{name}.toml"));
-        fs::write(&path, config)?;
+        fs::write(&path, format!("http = \"{http}\"\n[log]\nfilter = \"info\"\n{tables}"))?;
         let log = self.path().join(format!("{name}.log"));
         Ok(Process { name: name.to_owned(), role, config: path, log, http, child: None })
     }
