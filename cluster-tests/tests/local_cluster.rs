@@ -84,6 +84,9 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     let imap: std::net::SocketAddr = env["IMAP"].parse()?;
     ensure!(ImapClient::login(imap, "bob@example.test", "mailring-demo")?.select("INBOX")? == 1);
 
+    cluster.run(&["stop", "router1"])?;
+    ensure!(cluster.run(&["status"]).is_err(), "all is well without a router");
+    cluster.run(&["start", "router1"])?;
     cluster.run(&["kill", "node2"])?;
     ensure!(!lives(&env["NODE2_PID"]), "node2 lives after kill");
     cluster.run(&["start", "node2"])?;
@@ -94,6 +97,12 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     ensure!(env.contains_key("NODE4_PID"), "the added node is not in {env:?}");
     // The node that was paused and the one that is new need a moment to catch up.
     eventually("all is well", PATIENCE, || cluster.run(&["status"]))?;
+
+    // Whoever has read and deleted the first message can start the cluster again.
+    let mut alice = ImapClient::login(imap, "alice@example.test", "mailring-demo")?;
+    alice.select("INBOX")?;
+    alice.ok("STORE 1:* +FLAGS.SILENT (\\Deleted)")?;
+    alice.ok("EXPUNGE")?;
 
     let pids: Vec<String> = env.iter().filter(|(key, _)| key.ends_with("_PID")).map(|(_, pid)| pid.clone()).collect();
     ensure!(pids.len() == 5 && pids.iter().all(|pid| lives(pid)), "{env:?}");
