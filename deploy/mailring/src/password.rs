@@ -4,8 +4,9 @@
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 
 use anyhow::{Context, anyhow, bail};
-use argon2::password_hash::phc::PasswordHash;
-use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use router::auth::{HASH_MEMORY_KIB_MAX, HASH_PASSES_MAX};
 
 use crate::failure::Failure;
 
@@ -65,9 +66,23 @@ pub fn check(password: &str) -> anyhow::Result<()> {
 pub fn hash(password: &str) -> anyhow::Result<String> {
     check(password)?;
     let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|e| anyhow!("argon2: {e}"))?;
-    let hasher = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    let hash = hasher.hash_password(password.as_bytes()).map_err(|e| anyhow!("hash the password: {e}"))?;
-    Ok(hash.to_string())
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
+    let salt = Salt::generate();
+    let mut output = [0; Params::DEFAULT_OUTPUT_LEN];
+    // Zeroed here, and not by the allocator: that takes 5,000 fresh pages from the system for each hash, which costs as
+    // much again as the hash does.
+    let mut memory = vec![Block::new(); params.block_count()];
+    argon2
+        .hash_password_into_with_memory(password.as_bytes(), &salt, &mut output, &mut memory)
+        .map_err(|e| anyhow!("hash the password: {e}"))?;
+    let phc = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(&params).map_err(|e| anyhow!("write the hash: {e}"))?,
+        salt: Some(salt),
+        hash: Some(Output::new(&output).map_err(|e| anyhow!("write the hash: {e}"))?),
+    };
+    Ok(phc.to_string())
 }
 
 /// A hash made elsewhere, in the form that the directory takes.
@@ -78,7 +93,13 @@ pub fn check_hash(text: &str) -> anyhow::Result<()> {
     if text.len() > HASH_OCTETS_MAX {
         bail!("password_hash has more than {HASH_OCTETS_MAX} octets");
     }
-    PasswordHash::new(text).map_err(|e| anyhow!("password_hash: {e}"))?;
+    let hash = PasswordHash::new(text).map_err(|e| anyhow!("password_hash: {e}"))?;
+    let params = Params::try_from(&hash).map_err(|e| anyhow!("password_hash: {e}"))?;
+    if params.m_cost() > HASH_MEMORY_KIB_MAX || params.t_cost() > HASH_PASSES_MAX {
+        bail!(
+            "password_hash costs more than {HASH_MEMORY_KIB_MAX} KiB or {HASH_PASSES_MAX} passes: no router verifies it"
+        );
+    }
     Ok(())
 }
 
@@ -118,7 +139,15 @@ mod tests {
 
     #[test]
     fn hashes_of_other_kinds_are_refused() {
-        for bad in ["", "secret", "$2b$12$abc", "$argon2i$v=19$m=1,t=1,p=1$c2FsdHNhbHQ$aGFzaA", "$argon2id$junk junk"] {
+        for bad in [
+            "",
+            "secret",
+            "$2b$12$abc",
+            "$argon2i$v=19$m=1,t=1,p=1$c2FsdHNhbHQ$aGFzaA",
+            "$argon2id$junk junk",
+            "$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
+            "$argon2id$v=19$m=64,t=1000000,p=1$c2FsdHNhbHQ$aGFzaGhhc2g",
+        ] {
             assert!(check_hash(bad).is_err(), "{bad}");
         }
     }

@@ -3,14 +3,17 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use proto::wire::NewAccount;
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use crate::admin::account;
 use crate::admin::client::AdminClient;
@@ -20,6 +23,8 @@ use crate::{names, password};
 
 /// Accounts in one change. The directory takes 500; fewer show progress sooner and lose less when a batch is lost.
 const BATCH: usize = 200;
+/// Batches that are hashed and wait for the directory.
+const BATCHES_AHEAD: usize = 1;
 
 #[derive(Debug, Serialize, Default)]
 struct Report {
@@ -54,21 +59,30 @@ impl std::fmt::Debug for Secret {
 }
 
 pub async fn run(client: &mut AdminClient, file: &Path, output: OutputArgs) -> Result<(), Failure> {
-    let input: Box<dyn Read> = match file.to_str() {
+    let input: Box<dyn Read + Send> = match file.to_str() {
         Some("-") => Box::new(io::stdin()),
         _ => Box::new(File::open(file).with_context(|| file.display().to_string()).map_err(Failure::Usage)?),
     };
     let mut rows = Rows::new(input).with_context(|| file.display().to_string()).map_err(Failure::Usage)?;
     let mut report = Report::default();
-    loop {
-        let lines = rows.batch(BATCH);
-        if lines.is_empty() {
-            break;
+    let began = Instant::now();
+    // The next batch is read and hashed while one is on its way to the directory. In a thread that nobody waits for
+    // when the import stops early: it may be waiting for standard input.
+    let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
+    let hashing = thread::spawn(move || {
+        loop {
+            let lines = rows.batch(BATCH);
+            if lines.is_empty() || sender.blocking_send(hashed(lines)).is_err() {
+                return;
+            }
         }
-        import_batch(client, lines, &mut report).await?;
-        progress(&report);
+    });
+    while let Some(batch) = batches.recv().await {
+        import_batch(client, batch, &mut report).await?;
+        progress(&report, began);
     }
     end_progress();
+    hashing.join().map_err(|_| anyhow!("reading and hashing broke off; what was imported stays"))?;
     let sentence = match report.failed.len() {
         0 => format!("{} accounts imported", report.imported),
         failed => format!("{} accounts imported, {failed} lines failed", report.imported),
@@ -77,10 +91,10 @@ pub async fn run(client: &mut AdminClient, file: &Path, output: OutputArgs) -> R
     if report.failed.is_empty() { Ok(()) } else { Err(Failure::Told) }
 }
 
-async fn import_batch(client: &mut AdminClient, lines: Vec<Line>, report: &mut Report) -> Result<(), Failure> {
+async fn import_batch(client: &mut AdminClient, batch: Vec<(u64, Hashed)>, report: &mut Report) -> Result<(), Failure> {
     let mut accounts = Vec::new();
     let mut numbers = Vec::new();
-    for (line, hashed) in hashed(lines) {
+    for (line, hashed) in batch {
         match hashed {
             Ok(account) => {
                 accounts.push(account);
@@ -117,12 +131,14 @@ impl Report {
 }
 
 /// One line over itself on a terminal; nothing elsewhere.
-fn progress(report: &Report) {
+fn progress(report: &Report, began: Instant) {
     let mut err = io::stderr();
     if err.is_terminal() {
+        let (imported, failed) = (report.imported, report.failed.len());
+        let a_second = (imported + failed) as f64 / began.elapsed().as_secs_f64().max(0.001);
         // Progress that cannot be shown is no reason to stop.
-        let _ =
-            write!(err, "\r{} imported, {} failed", report.imported, report.failed.len()).and_then(|()| err.flush());
+        let _ = write!(err, "\r{imported} imported, {failed} failed, {a_second:.0} lines/s\x1b[K")
+            .and_then(|()| err.flush());
     }
 }
 
@@ -148,7 +164,9 @@ fn hashed(lines: Vec<Line>) -> Vec<(u64, Hashed)> {
     };
     let mut all: Vec<(u64, Hashed)> = thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        // A line that nobody answers for must not be passed over.
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.flatten().collect()
     });
     all.sort_by_key(|(line, _)| *line);
     all
