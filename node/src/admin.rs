@@ -5,7 +5,7 @@ use directory::{Command, DirectoryError, NewAccount, PasswordHash};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::{
-    AccountResult, AdminReply, AdminRequest, DirectoryEvent, DirectoryWatchRequest, Identity, NewAccounts,
+    AccountResult, AdminReply, AdminRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus, Identity, NewAccounts,
     NodeStatusReply, RegisterNodeRequest,
 };
 use proto::{DirectoryStore, ItemStream};
@@ -13,6 +13,7 @@ use types::{AccountName, DomainName, MailError, MailResult, NodeId};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose};
+use crate::mail::blocking;
 use crate::raft::{Reply, fatal};
 use crate::shard::unix_ms;
 
@@ -148,15 +149,22 @@ impl DirectoryStore for Node {
         let groups = self.groups().clone();
         let statistics = groups.volume.statistics();
         let directory_revision = groups.directory_state.read().revision();
-        let mut statuses = vec![groups.directory.status()];
-        for shard in groups.shards() {
-            let mut status = shard.group.status();
-            let accounts = shard.state().accounts().map_err(MailError::from)?;
-            status.accounts = accounts.len() as u64;
-            status.messages = accounts.iter().map(|(_, totals)| totals.messages).sum();
-            status.octets = accounts.iter().map(|(_, totals)| totals.bytes).sum();
-            statuses.push(status);
-        }
+        let all = groups.clone();
+        // Totals are counted once after a start, from the disk.
+        let statuses = blocking(move || {
+            let mut statuses = vec![all.directory.status()];
+            for shard in all.shards() {
+                let totals = shard.state().totals()?;
+                statuses.push(GroupStatus {
+                    accounts: totals.accounts,
+                    messages: totals.messages,
+                    octets: totals.bytes,
+                    ..shard.group.status()
+                });
+            }
+            Ok(statuses)
+        })
+        .await?;
         Ok(NodeStatusReply {
             identity,
             groups: statuses,

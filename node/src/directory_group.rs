@@ -68,7 +68,16 @@ impl DirectoryState {
         let mut known = Some(request.since).filter(|since| *since > 0);
         loop {
             revisions.borrow_and_update();
-            for event in self.since(known) {
+            let events = match self.recent_since(known) {
+                Some(events) => events,
+                None => {
+                    // All of a large directory: some hundred milliseconds.
+                    let state = self.clone();
+                    let Ok(events) = tokio::task::spawn_blocking(move || state.whole()).await else { return };
+                    events
+                }
+            };
+            for event in events {
                 known = Some(event.revision);
                 if sender.send(Ok(event)).await.is_err() {
                     return;
@@ -84,23 +93,27 @@ impl DirectoryState {
         }
     }
 
-    /// The events that bring a watcher from a revision to now.
-    fn since(&self, known: Option<u64>) -> Vec<DirectoryEvent> {
+    /// The events that bring a watcher from a revision to now; none if memory does not reach back so far.
+    fn recent_since(&self, known: Option<u64>) -> Option<Vec<DirectoryEvent>> {
+        let known = known?;
         let directory = self.directory.read();
         let revision = directory.revision();
         let recent = self.recent.lock();
-        if let Some(known) = known {
-            if known == revision {
-                return vec![DirectoryEvent { revision, reset: false, changes: Vec::new(), complete: true }];
-            }
-            let reaches_back = recent.front().is_some_and(|(oldest, _)| *oldest <= known + 1);
-            if known < revision && reaches_back {
-                let changes = recent.iter().filter(|(at, _)| *at > known).flat_map(|(_, changes)| changes.clone());
-                return events(revision, false, changes.collect());
-            }
+        if known == revision {
+            return Some(vec![DirectoryEvent { revision, reset: false, changes: Vec::new(), complete: true }]);
         }
-        drop(recent);
-        events(revision, true, directory.records().filter_map(|change| to_wire(&change.record)).collect())
+        let reaches_back = recent.front().is_some_and(|(oldest, _)| *oldest <= known + 1);
+        if known > revision || !reaches_back {
+            return None;
+        }
+        let changes = recent.iter().filter(|(at, _)| *at > known).flat_map(|(_, changes)| changes.clone());
+        Some(events(revision, false, changes.collect()))
+    }
+
+    fn whole(&self) -> Vec<DirectoryEvent> {
+        let directory = self.directory.read();
+        let changes = directory.records().filter_map(|change| to_wire(&change.record)).collect();
+        events(directory.revision(), true, changes)
     }
 }
 
@@ -143,8 +156,6 @@ impl Applier for DirectoryApplier {
             .map_err(|e| StorageError::Corrupt { key: format!("directory command {index}"), reason: e.to_string() })?;
         let mut directory = state.directory.write();
         let applied = directory.apply(index, &command);
-        let records = applied.changes.iter().map(|change| (change.key.clone(), change.value.clone().map(Bytes::from)));
-        state.storage.table().write(records, marker)?;
         let changes: Vec<_> = applied.changes.iter().filter_map(|change| to_wire(&change.record)).collect();
         let mut recent = state.recent.lock();
         recent.push_back((index, changes));
@@ -153,6 +164,10 @@ impl Applier for DirectoryApplier {
         }
         drop(recent);
         drop(directory);
+        // Behind the lock, which readers on async threads wait for. What they see before this is committed, and a
+        // process that ends here applies it again.
+        let records = applied.changes.iter().map(|change| (change.key.clone(), change.value.clone().map(Bytes::from)));
+        state.storage.table().write(records, marker)?;
         state.revision.send_replace(index);
         Ok(Reply::Directory(applied.reply))
     }

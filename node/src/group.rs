@@ -18,6 +18,12 @@ use crate::raft::{Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raf
 const PROPOSE_MAX: Duration = Duration::from_secs(10);
 /// A read waits this long for the leader to be sure that it leads.
 const READ_MAX: Duration = Duration::from_secs(2);
+/// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
+const ENTRY_OCTETS_MAX: usize = 512 * 1024;
+/// What the log adds to a command: term, index, length and checksum of the body.
+const ENTRY_OVERHEAD_OCTETS: usize = 1024;
+/// A command's head and body together. Whoever proposes splits what may be more.
+pub const PROPOSAL_OCTETS_MAX: usize = ENTRY_OCTETS_MAX - ENTRY_OVERHEAD_OCTETS;
 
 /// What all groups of a node have in common.
 #[derive(Clone)]
@@ -41,8 +47,13 @@ impl Group {
         context: &GroupContext,
     ) -> io::Result<Group> {
         let id = storage.id();
-        let log = GroupLog::open(storage.clone())?;
-        let machine = Machine::new(storage.clone(), applier, log.synced())?;
+        let opened = storage.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let log = GroupLog::open(opened.clone())?;
+            let machine = Machine::new(opened, applier, log.synced())?;
+            io::Result::Ok((log, machine))
+        });
+        let (log, machine) = opening.await.map_err(io::Error::other)??;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
@@ -51,8 +62,11 @@ impl Group {
     }
 
     /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it. `NotLeader`: certainly not done.
-    /// `Deadline`: the outcome is unknown.
+    /// `Deadline`: the outcome is unknown. `Limit`: more than [`PROPOSAL_OCTETS_MAX`].
     pub async fn propose(&self, head: Vec<u8>, body: Option<Bytes>) -> MailResult<(Reply, u64)> {
+        if head.len() + body.as_ref().map_or(0, Bytes::len) > PROPOSAL_OCTETS_MAX {
+            return Err(MailError::Limit(format!("too much for one change, at most {PROPOSAL_OCTETS_MAX} octets")));
+        }
         let proposal = Proposal { head: head.into(), body };
         let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
         match write.await {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use storage::{GroupId, Volume};
+use storage::{GroupId, StorageError, Volume};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
@@ -26,11 +26,15 @@ pub struct Groups {
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
     pub async fn start(volume: Volume, context: GroupContext) -> io::Result<Arc<Groups>> {
-        let storage = volume.group(GroupId::DIRECTORY).map_err(io::Error::other)?;
-        let directory_state = DirectoryState::open(storage.clone()).map_err(io::Error::other)?;
+        let opened = volume.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let storage = opened.group(GroupId::DIRECTORY)?;
+            let directory_state = DirectoryState::open(storage.clone())?;
+            Ok::<_, StorageError>((storage, directory_state, opened.groups()?))
+        });
+        let (storage, directory_state, on_disk) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
         let directory = Group::start(storage, applier, &context).await?;
-        let on_disk = volume.groups().map_err(io::Error::other)?;
         let (own, peers) = (context.own, context.peers.clone());
         let groups = Groups { own, peers, context, volume, directory_state, directory, shards: RwLock::default() };
         let groups = Arc::new(groups);

@@ -71,7 +71,9 @@ impl Node {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
         let disk = settings.volumes.first().and_then(|volume| volume.disks.first()).context("no disk")?.clone();
-        let (identity, volume) = open_disk(&disk, &settings.cluster.id)?;
+        let cluster_id = settings.cluster.id.clone();
+        let opening = tokio::task::spawn_blocking(move || open_disk(&disk, &cluster_id));
+        let (identity, volume) = opening.await.context("open the disk")??;
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(identity.node_id.0, tls.client.clone());
@@ -116,7 +118,8 @@ impl Node {
             drop(tokio::time::timeout(DRAIN_MAX, task).await);
         }
         self.inner.groups.stop().await;
-        self.inner.groups.volume.close();
+        let volume = self.inner.groups.volume.clone();
+        drop(tokio::task::spawn_blocking(move || volume.close()).await);
     }
 
     fn groups(&self) -> &Arc<Groups> {

@@ -14,6 +14,7 @@ use types::{AccountId, MailResult, NodeId, ShardId};
 
 use crate::Node;
 use crate::bootstrap::propose;
+use crate::mail::blocking;
 use crate::shard::Shard;
 
 /// Between rounds when nothing changes in the directory.
@@ -24,6 +25,8 @@ const STEADY_ROUNDS: u32 = 5;
 const LAG_ENTRIES_MAX: u64 = 100;
 /// Rounds between looks for accounts that the directory no longer has.
 const SWEEP_ROUNDS: u64 = 30;
+/// Accounts looked at in one visit to the disk.
+const SWEEP_ACCOUNTS: usize = 4_096;
 /// Leaders handed over in one round.
 const TRANSFERS_MAX: usize = 8;
 /// sysexits.h EX_IOERR.
@@ -201,19 +204,25 @@ async fn sweep_accounts(node: &Node) -> MailResult<()> {
         if !shard.group.leads() {
             continue;
         }
-        let accounts = shard.state().accounts().map_err(types::MailError::from)?;
-        let gone: Vec<AccountId> = {
-            let directory = node.groups().directory_state.read();
-            let Some(next) = directory.cluster().map(|cluster| cluster.next_account_id) else { return Ok(()) };
-            accounts
-                .into_iter()
-                .map(|(id, _)| id)
-                .filter(|id| *id < next && directory.account_by_id(*id).is_none())
-                .collect()
-        };
-        for account in gone {
-            tracing::info!(shard = shard.id.0, account = account.0, "removed account dropped");
-            shard.propose(&Command::DropAccount { account }, None).await?;
+        let mut from = AccountId(0);
+        loop {
+            let state = shard.state();
+            let page = blocking(move || Ok(state.accounts_from(from, SWEEP_ACCOUNTS)?)).await?;
+            let Some(last) = page.last() else { break };
+            from = AccountId(last.0.saturating_add(1));
+            let is_last_page = page.len() < SWEEP_ACCOUNTS;
+            let gone: Vec<AccountId> = {
+                let directory = node.groups().directory_state.read();
+                let Some(next) = directory.cluster().map(|cluster| cluster.next_account_id) else { return Ok(()) };
+                page.into_iter().filter(|id| *id < next && directory.account_by_id(*id).is_none()).collect()
+            };
+            for account in gone {
+                tracing::info!(shard = shard.id.0, account = account.0, "removed account dropped");
+                shard.propose(&Command::DropAccount { account }, None).await?;
+            }
+            if is_last_page {
+                break;
+            }
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -16,8 +16,9 @@ use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, ShardId, UidSet
 use crate::group::{Group, GroupContext};
 use crate::raft::{Applier, Proposal, Reply};
 
-/// Events that a slow watcher may lag behind before it is told to look for itself.
-const EVENTS_QUEUED: usize = 4_096;
+/// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
+/// and 64 KiB of memory in each shard that is watched.
+const EVENTS_QUEUED: usize = 1_024;
 /// Mailboxes whose \Recent mark is remembered; the oldest knowledge is dropped, and RFC 3501 §2.3.2 allows to call a
 /// message recent when in doubt.
 const RECENT_MARKS_MAX: usize = 100_000;
@@ -25,14 +26,14 @@ const RECENT_MARKS_MAX: usize = 100_000;
 pub struct Shard {
     pub id: ShardId,
     pub group: Group,
-    events: broadcast::Sender<WatchEvent>,
+    events: Arc<Events>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
     recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
 }
 
 impl Shard {
     pub async fn start(id: ShardId, storage: storage::Group, context: &GroupContext) -> io::Result<Arc<Shard>> {
-        let (events, _) = broadcast::channel(EVENTS_QUEUED);
+        let events = Arc::new(Events::default());
         let applier = Arc::new(ShardApplier { state: storage.shard(), events: events.clone() });
         let group = Group::start(storage, applier, context).await?;
         Ok(Arc::new(Shard { id, group, events, maildrops: Arc::default(), recent: Mutex::default() }))
@@ -62,7 +63,7 @@ impl Shard {
     }
 
     pub fn watch(&self) -> broadcast::Receiver<WatchEvent> {
-        self.events.subscribe()
+        self.events.0.get_or_init(|| broadcast::channel(EVENTS_QUEUED).0).subscribe()
     }
 
     /// The lock of RFC 1939 §3; held until the guard is dropped.
@@ -91,6 +92,10 @@ impl Shard {
     }
 }
 
+/// Where watchers are told. Made for the first of them: most replicas never lead, and nobody watches them.
+#[derive(Default)]
+struct Events(OnceLock<broadcast::Sender<WatchEvent>>);
+
 pub struct MaildropGuard {
     account: AccountId,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
@@ -116,7 +121,7 @@ pub fn unix_ms() -> i64 {
 
 struct ShardApplier {
     state: ShardState,
-    events: broadcast::Sender<WatchEvent>,
+    events: Arc<Events>,
 }
 
 impl Applier for ShardApplier {
@@ -124,13 +129,14 @@ impl Applier for ShardApplier {
         let (stamp, _request, command) = Command::decode(&proposal.head)?;
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let (outcome, events) = self.state.apply(index, stamp, command, body_octets, marker)?;
+        // Without watchers there is nobody to tell.
+        let Some(watchers) = self.events.0.get() else { return Ok(Reply::Shard(outcome)) };
         for ShardEvent { account, kind } in events {
             let (mailbox, mod_seq) = match kind {
                 ShardEventKind::Mailbox { id, mod_seq } => (id.0, mod_seq.0),
                 ShardEventKind::MailboxList => (0, index),
             };
-            // Without watchers there is nobody to tell.
-            drop(self.events.send(WatchEvent { account: account.0, mailbox, mod_seq }));
+            drop(watchers.send(WatchEvent { account: account.0, mailbox, mod_seq }));
         }
         Ok(Reply::Shard(outcome))
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::envelope;
 use crate::header::unfold;
-use crate::limits::{STRING_OCTETS_MAX, STRUCTURE_OCTETS_MAX};
+use crate::limits::STRING_OCTETS_MAX;
 use crate::mime::Mime;
 use crate::parameters::Parameters;
 use crate::part::{PartKind, octets};
@@ -13,8 +13,8 @@ use crate::scan::Node;
 use crate::writer::Writer;
 
 /// The rendered text and where its extension data stand, ascending.
-pub(crate) fn render(raw: &[u8], nodes: &[Node<'_>]) -> (Vec<u8>, Vec<Range<usize>>) {
-    let mut writer = Writer::new(STRUCTURE_OCTETS_MAX);
+pub(crate) fn render(raw: &[u8], nodes: &[Node<'_>], optional_octets_max: usize) -> (Vec<u8>, Vec<Range<usize>>) {
+    let mut writer = Writer::new(optional_octets_max);
     let mut extensions = Vec::new();
     // Containers whose parts are being written, outermost first.
     let mut open: Vec<&Node<'_>> = Vec::new();

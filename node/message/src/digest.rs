@@ -9,9 +9,11 @@ use crate::address::Address;
 use crate::body_structure;
 use crate::date;
 use crate::envelope::{self, EnvelopeItem};
-use crate::limits::ENVELOPE_OCTETS_MAX;
-use crate::part::{Part, octets};
-use crate::scan::scan;
+use crate::limits::{
+    DEPTH_MAX, DIGEST_OCTETS_MAX, ENVELOPE_OCTETS_MAX, PARTS_MAX, REFERENCES_MAX, STRUCTURE_OCTETS_MAX,
+};
+use crate::part::{Part, PartKind, octets};
+use crate::scan::{Tree, scan};
 use crate::thread::{self, BaseSubject};
 use crate::writer::Writer;
 
@@ -39,22 +41,48 @@ impl Digest {
     /// Never fails: what is broken is shown as plain text, what is too much is left out (see the limits). Linear in
     /// the octets; uses no stack to speak of.
     pub fn of(raw: &[u8]) -> Digest {
-        let tree = scan(raw);
+        let mut tree = scan(raw);
+        let mut limits = Limits::default();
+        loop {
+            let digest = Digest::within(raw, &tree, &limits);
+            let fits = digest.encoded_octets_max() <= DIGEST_OCTETS_MAX || digest.encode().len() <= DIGEST_OCTETS_MAX;
+            if fits || !limits.lower() {
+                return digest;
+            }
+            cut(&mut tree, limits.parts);
+        }
+    }
+
+    fn within(raw: &[u8], tree: &Tree<'_>, limits: &Limits) -> Digest {
         let header = tree.nodes.first().map(|root| octets(raw, &root.part.header())).unwrap_or_default();
         let fields = envelope::Fields::read(header);
-        let mut envelope = Writer::new(ENVELOPE_OCTETS_MAX);
+        let mut envelope = Writer::new(limits.envelope_octets);
         envelope::render(&mut envelope, &fields);
-        let (body_structure, extensions) = body_structure::render(raw, &tree.nodes);
+        let (body_structure, extensions) = body_structure::render(raw, &tree.nodes, limits.structure_octets);
+        let references = fields.references.map(|value| thread::references(value, limits.references));
         Digest {
             envelope: envelope.out.into(),
             body_structure: body_structure.into(),
             extensions,
             sent: fields.date.and_then(date::sent),
-            references: fields.references.map(thread::references).unwrap_or_default(),
-            parts: tree.nodes.into_iter().map(|node| node.part).collect(),
-            charsets: tree.charsets,
+            references: references.unwrap_or_default(),
+            parts: tree.nodes.iter().map(|node| node.part.clone()).collect(),
+            charsets: tree.charsets.clone(),
             size: raw.len() as u64,
         }
+    }
+
+    /// No less than what [`Digest::encode`] gives, by how wide each number can be in a message below 32 GiB.
+    fn encoded_octets_max(&self) -> usize {
+        const HEAD: usize = 96;
+        const LENGTH: usize = 6;
+        const NUMBER: usize = 5;
+        HEAD + self.envelope.len()
+            + self.body_structure.len()
+            + self.extensions.len() * 2 * NUMBER
+            + self.parts.len() * 6 * NUMBER
+            + self.charsets.iter().map(|charset| charset.len() + LENGTH).sum::<usize>()
+            + self.references.iter().map(|id| id.len() + LENGTH).sum::<usize>()
     }
 
     /// The value of BODY: BODYSTRUCTURE without extension data (RFC 3501 §7.4.2).
@@ -106,6 +134,50 @@ impl Digest {
     pub(crate) fn charset(&self, part: &Part) -> Option<&str> {
         self.charsets.get(usize::try_from(part.charset?).ok()?).map(String::as_str)
     }
+}
+
+/// How much of a message's structure is shown.
+struct Limits {
+    parts: usize,
+    envelope_octets: usize,
+    structure_octets: usize,
+    references: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            parts: PARTS_MAX,
+            envelope_octets: ENVELOPE_OCTETS_MAX,
+            structure_octets: STRUCTURE_OCTETS_MAX,
+            references: REFERENCES_MAX,
+        }
+    }
+}
+
+impl Limits {
+    /// False once nothing would become smaller. That is never needed: what is left then has some 120 KiB.
+    fn lower(&mut self) -> bool {
+        let before = self.parts + self.envelope_octets + self.structure_octets + self.references;
+        // A chain of containers and the part within the innermost: so that what is cut remains a tree.
+        self.parts = (self.parts * 3 / 4).max(DEPTH_MAX + 2);
+        self.envelope_octets = self.envelope_octets * 3 / 4;
+        self.structure_octets = self.structure_octets * 3 / 4;
+        // The first, which names the thread, and the last.
+        self.references = (self.references * 3 / 4).max(2);
+        before > self.parts + self.envelope_octets + self.structure_octets + self.references
+    }
+}
+
+/// Leaves parts out from the end. A container whose parts would all be left out goes with them.
+fn cut(tree: &mut Tree<'_>, parts_max: usize) {
+    tree.nodes.truncate(parts_max);
+    while tree.nodes.len() > 1 && tree.nodes.last().is_some_and(|node| node.part.kind != PartKind::Leaf) {
+        tree.nodes.pop();
+    }
+    // Numbered in the order in which the parts name them.
+    let named = tree.nodes.iter().filter_map(|node| node.part.charset).max().map_or(0, |last| last as usize + 1);
+    tree.charsets.truncate(named);
 }
 
 /// Days since 1970-01-01 of the Date field as written, the zone disregarded: what SENTBEFORE, SENTON and SENTSINCE

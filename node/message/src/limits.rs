@@ -1,6 +1,9 @@
 //! What bounds the work and the size of a digest. Each limit cuts the structure that is shown, never the bytes: the
 //! whole message is stored, and BODY[] gives it back whatever these say.
 
+/// Octets of an encoded digest. It travels in the log entry that brings the message, and no entry has more than 512 KiB;
+/// what remains is for the recipients. Where the limits below leave more than this, all are lowered by a quarter until they do not.
+pub const DIGEST_OCTETS_MAX: usize = 320 * 1024;
 /// Levels of multipart and message/rfc822 below the message itself. What nests deeper is shown as one part of
 /// application/octet-stream. Dovecot has the same number.
 pub const DEPTH_MAX: usize = 100;

@@ -1,7 +1,7 @@
 //! What THREAD and SORT compare: message ids and base subjects (RFC 5256 §2.1, §2.2).
 
 use crate::header::unfold;
-use crate::limits::{REFERENCES_MAX, STRING_OCTETS_MAX};
+use crate::limits::STRING_OCTETS_MAX;
 use crate::words;
 
 /// Octets of one message id; RFC 5322 §2.1.1 allows no longer line.
@@ -19,10 +19,10 @@ pub(crate) fn message_ids(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// The ids of a References field's value, oldest first: the first, which names the thread, and the last ones.
-pub(crate) fn references(value: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn references(value: &[u8], ids_max: usize) -> Vec<Vec<u8>> {
     let mut ids: Vec<_> = message_ids(value).collect();
-    if ids.len() > REFERENCES_MAX {
-        ids.drain(1..ids.len() - (REFERENCES_MAX - 1));
+    if ids.len() > ids_max {
+        ids.drain(1..ids.len() - ids_max.saturating_sub(1));
     }
     ids
 }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn the_first_reference_and_the_last_ones_are_kept() {
         let value: String = (0..10_000).map(|n| format!(" <{n}@x>\r\n")).collect();
-        let ids = references(value.as_bytes());
+        let ids = references(value.as_bytes(), REFERENCES_MAX);
         assert_eq!(ids.len(), REFERENCES_MAX);
         assert_eq!(ids.first(), Some(&b"0@x".to_vec()));
         assert_eq!(ids.get(1), Some(&b"9901@x".to_vec()));

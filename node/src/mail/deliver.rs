@@ -5,19 +5,32 @@ use message::Digest;
 use proto::Body;
 use proto::wire::{AppendReply, AppendRequest, DeliverReply, DeliverRequest, RecipientReply};
 use storage::{BodySource, Command, Outcome, Recipient};
-use types::{AccountId, InternalDate, MailError, MailResult, ModSeq};
+use types::{
+    AccountId, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, MAILBOX_NAME_OCTETS_MAX, MailError,
+    MailResult, ModSeq,
+};
 
 use super::{WRONG_OUTCOME, flags_from_wire, mailbox_name};
 use crate::Node;
+use crate::group::PROPOSAL_OCTETS_MAX;
 use crate::shard::{Shard, unix_ms};
 
-/// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
-const CHUNK_OCTETS: usize = 512 * 1024;
+/// What a command's head has beside recipients, mailbox name, flags and digest.
+const HEAD_OCTETS: usize = 256;
+/// A piece of a large body, in an entry of its own.
+const CHUNK_OCTETS: usize = PROPOSAL_OCTETS_MAX - HEAD_OCTETS;
 /// The largest message that a node takes; the routers' own limits are lower.
 const MESSAGE_OCTETS_MAX: u64 = 128 * 1024 * 1024;
 /// Bodies up to this are parsed where they arrive: some tens of microseconds.
 const PARSE_INLINE_OCTETS: usize = 64 * 1024;
-const RECIPIENTS_MAX: usize = 10_000;
+pub(super) const RECIPIENTS_MAX: usize = 10_000;
+/// Recipients in one command: more would not leave room for the digest. The others get the body in a command of their
+/// own; their fingerprints keep each of them exactly-once, whichever of the commands a retry repeats.
+const RECIPIENTS_PER_COMMAND: usize = 2_500;
+/// One of them in the command.
+const RECIPIENT_OCTETS: usize = 48;
+/// Mailbox name and flags of an APPEND; whoever writes more keywords than a mailbox may have has the command refused.
+const APPEND_OCTETS: usize = MAILBOX_NAME_OCTETS_MAX + KEYWORDS_PER_MAILBOX_MAX * (KEYWORD_OCTETS_MAX + 3);
 
 impl Node {
     pub(super) async fn deliver_body(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
@@ -40,12 +53,16 @@ impl Node {
             let bytes = whole(&body).await?;
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
-            let (outcome, _) =
-                put_body(&shard, bytes, |body| Command::Deliver { recipients, body, digest, date }).await?;
-            let Outcome::Delivered(outcomes) = outcome else {
-                return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
-            };
-            stored = outcomes;
+            for recipients in recipients.chunks(RECIPIENTS_PER_COMMAND) {
+                let head_octets = digest.len() + recipients.len() * RECIPIENT_OCTETS;
+                let (recipients, digest) = (recipients.to_vec(), digest.clone());
+                let command = |body| Command::Deliver { recipients, body, digest, date };
+                let (Outcome::Delivered(outcomes), _) = put_body(&shard, bytes.clone(), head_octets, command).await?
+                else {
+                    return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
+                };
+                stored.extend(outcomes);
+            }
         }
         let mut stored = stored.into_iter();
         let replies = known.into_iter().map(|checked| {
@@ -73,15 +90,17 @@ impl Node {
         self.check_account(account)?;
         let mailbox = mailbox_name(&request.mailbox)?;
         // Asked before the body goes through the log; apply decides again.
-        if shard.read().await?.mailbox(account, &mailbox).map_err(super::storage_error)?.is_none() {
+        let (state, name) = (shard.read().await?, mailbox.clone());
+        if super::blocking(move || state.mailbox(account, &name).map_err(super::storage_error)).await?.is_none() {
             return Err(MailError::NoSuchMailbox);
         }
         let flags = flags_from_wire(request.flags.as_ref())?;
         let bytes = whole(&body).await?;
         let digest = self.digest(&bytes).await?;
         let date = date(request.date);
+        let head_octets = digest.len() + APPEND_OCTETS;
         let command = |body| Command::Append { account, mailbox, flags, date, body, digest };
-        match put_body(&shard, bytes, command).await? {
+        match put_body(&shard, bytes, head_octets, command).await? {
             (Outcome::Appended { mailbox, uid, uid_validity }, mod_seq) => {
                 Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
             }
@@ -94,9 +113,13 @@ impl Node {
         if bytes.len() <= PARSE_INLINE_OCTETS {
             return Ok(Digest::of(bytes).encode().into());
         }
-        let _turn = self.bounds().parses.acquire().await.map_err(|_| MailError::Unavailable)?;
+        let turn = self.bounds().parses.clone().acquire_owned().await.map_err(|_| MailError::Unavailable)?;
         let bytes = bytes.clone();
-        super::blocking(move || Ok(Digest::of(&bytes).encode().into())).await
+        super::blocking(move || {
+            let _turn = turn;
+            Ok(Digest::of(&bytes).encode().into())
+        })
+        .await
     }
 }
 
@@ -115,14 +138,15 @@ async fn whole(body: &Body) -> MailResult<Bytes> {
     body.collect(MESSAGE_OCTETS_MAX).await.map_err(|e| MailError::Internal(e.to_string()))
 }
 
-/// Proposes a command with its body: within the command's own entry where it fits, else in chunks before it. Chunks
+/// Proposes a command with its body: within the command's own entry where both fit, else in chunks before it. Chunks
 /// of an upload that fails are dropped at once if possible, and otherwise when they are an hour old.
 async fn put_body(
     shard: &Shard,
     bytes: Bytes,
+    head_octets: usize,
     command: impl FnOnce(BodySource) -> Command,
 ) -> MailResult<(Outcome, ModSeq)> {
-    if bytes.len() <= CHUNK_OCTETS {
+    if bytes.len() + head_octets + HEAD_OCTETS <= PROPOSAL_OCTETS_MAX {
         return shard.propose_at(&command(BodySource::Inline), Some(bytes)).await;
     }
     let upload = upload_id()?;
@@ -140,4 +164,66 @@ fn upload_id() -> MailResult<u128> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| MailError::Internal(e.to_string()))?;
     Ok(u128::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use message::Digest;
+    use message::limits::DIGEST_OCTETS_MAX;
+    use storage::{BodySource, Command, Recipient, Stamp};
+    use types::{
+        AccountId, Flags, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, Keyword, MAILBOX_NAME_OCTETS_MAX,
+        MailboxName, SystemFlags,
+    };
+
+    use super::{APPEND_OCTETS, CHUNK_OCTETS, HEAD_OCTETS, RECIPIENT_OCTETS, RECIPIENTS_MAX, RECIPIENTS_PER_COMMAND};
+    use crate::group::PROPOSAL_OCTETS_MAX;
+
+    const LONG_AGO: InternalDate = InternalDate { unix_s: i64::MIN, offset_min: i16::MIN };
+
+    fn octets(command: &Command) -> usize {
+        command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len()
+    }
+
+    fn deliver(recipients: usize, digest: Bytes) -> Command {
+        let recipient = Recipient { account: AccountId(u64::MAX), fingerprint: [255; 32] };
+        let body = BodySource::Upload(u128::MAX);
+        Command::Deliver { recipients: vec![recipient; recipients], body, digest, date: LONG_AGO }
+    }
+
+    #[test]
+    fn the_largest_commands_that_bring_mail_fit_into_a_log_entry() {
+        let digest = Bytes::from(vec![b'd'; DIGEST_OCTETS_MAX]);
+        let largest = deliver(RECIPIENTS_PER_COMMAND, digest.clone());
+        assert!(octets(&largest) <= DIGEST_OCTETS_MAX + RECIPIENTS_PER_COMMAND * RECIPIENT_OCTETS + HEAD_OCTETS);
+        assert!(octets(&largest) <= PROPOSAL_OCTETS_MAX, "{}", octets(&largest));
+        let mut flags = Flags::system(SystemFlags::ALL);
+        for n in 0..KEYWORDS_PER_MAILBOX_MAX {
+            flags.insert_keyword(Keyword::parse(&format!("{n:k>KEYWORD_OCTETS_MAX$}")).unwrap());
+        }
+        let append = Command::Append {
+            account: AccountId(u64::MAX),
+            mailbox: MailboxName::parse(&"m".repeat(MAILBOX_NAME_OCTETS_MAX)).unwrap(),
+            flags,
+            date: LONG_AGO,
+            body: BodySource::Upload(u128::MAX),
+            digest,
+        };
+        assert!(octets(&append) <= DIGEST_OCTETS_MAX + APPEND_OCTETS + HEAD_OCTETS, "{}", octets(&append));
+        assert!(octets(&append) <= PROPOSAL_OCTETS_MAX);
+        let chunk = Command::Chunk { upload: u128::MAX };
+        assert!(octets(&chunk) + CHUNK_OCTETS <= PROPOSAL_OCTETS_MAX);
+        let settle = Command::Settle { fingerprints: vec![[255; 32]; RECIPIENTS_MAX] };
+        assert!(octets(&settle) <= PROPOSAL_OCTETS_MAX, "{}", octets(&settle));
+    }
+
+    /// The message that this is for: more MIME parts than an entry has room to describe.
+    #[test]
+    fn a_hostile_message_to_many_recipients_fits_into_a_log_entry() {
+        let part = format!("--b\r\nContent-Type: text/plain; charset={}\r\n\r\nx\r\n", "c".repeat(100));
+        let raw = format!("Content-Type: multipart/mixed; boundary=b\r\n\r\n{}", part.repeat(20_000));
+        let digest = Digest::of(raw.as_bytes()).encode().into();
+        assert!(octets(&deliver(RECIPIENTS_PER_COMMAND, digest)) <= PROPOSAL_OCTETS_MAX);
+    }
 }

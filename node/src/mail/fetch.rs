@@ -2,13 +2,15 @@
 //! client holds no thread and no snapshot.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use message::{Digest, Section as Place, SectionText};
 use proto::wire::fetch_item::Item;
 use proto::wire::{FetchItem, FetchRequest, FetchedMessage, FetchedSection, Section, SectionData, section};
 use proto::{BODY_PIECE_OCTETS, ItemStream, uid_set_from_wire};
-use storage::{BodyId, MessageMeta, ShardState};
+use storage::{BodyId, MessageMeta, PinnedBody, ShardState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, UidSet};
@@ -18,12 +20,18 @@ use crate::Node;
 
 /// Messages read in one visit to the blocking threads.
 const BATCH_MESSAGES: u32 = 256;
+/// Messages looked at in one visit, wanted or not: few may have changed since the MODSEQ that is asked for.
+const BATCH_VISITED: u32 = 16 * 1024;
 /// Sections' bytes read in one visit; a batch ends early above it.
 const BATCH_OCTETS: u64 = 1024 * 1024;
+/// Sections' bytes that come within their message's item; the rest follows piece by piece.
+const INLINE_OCTETS: u64 = 1024 * 1024;
 /// Items that wait for a slow client; each is at most a piece of a body.
 const ITEMS_QUEUED: usize = 8;
 /// Sections in one FETCH; a client that wants more asks twice.
 const SECTIONS_MAX: usize = 128;
+/// A router that takes nothing for so long, since its client does not, is let go: no body is held for ever.
+const STALL_MAX: Duration = Duration::from_secs(600);
 
 impl Node {
     pub(super) async fn fetch_stream(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
@@ -33,9 +41,6 @@ impl Node {
         let state = self.read(request.shard).await?;
         let uids = uid_set_from_wire(request.uids.as_ref())?;
         let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
-        if state.mailbox_by_id(account, mailbox).map_err(storage_error)?.is_none() {
-            return Err(MailError::MailboxGone);
-        }
         let fetch = Fetch { state, account, mailbox, request };
         let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
         tokio::spawn(async move {
@@ -63,8 +68,31 @@ struct Fetched {
 
 struct Rest {
     section: u32,
-    body: BodyId,
-    range: Range<u64>,
+    source: Source,
+}
+
+enum Source {
+    /// Held: what was announced comes, though another session expunges the message meanwhile (RFC 2180 §4.1).
+    Body(Arc<PinnedBody>, Range<u64>),
+    Fields(Bytes),
+}
+
+impl Source {
+    /// The next piece, and what is left after it. Reads the disk.
+    fn piece(self) -> MailResult<(Bytes, Option<Source>)> {
+        match self {
+            Source::Body(body, range) => {
+                let octets = (range.end - range.start).min(BODY_PIECE_OCTETS as u64);
+                let data = read_pinned(&body, range.start..range.start + octets)?;
+                let rest = range.start + octets..range.end;
+                Ok((data, (!rest.is_empty()).then_some(Source::Body(body, rest))))
+            }
+            Source::Fields(mut fields) => {
+                let data = fields.split_to(fields.len().min(BODY_PIECE_OCTETS));
+                Ok((data, (!fields.is_empty()).then_some(Source::Fields(fields))))
+            }
+        }
+    }
 }
 
 async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<()> {
@@ -73,11 +101,11 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
         let (fetch_batch, uids_batch) = (fetch.clone(), uids.clone());
         let (batch, next) = blocking(move || fetch_batch.batch(&uids_batch, first)).await?;
         for Fetched { message, rest } in batch {
-            if sender.send(Ok(FetchItem { item: Some(Item::Message(message)) })).await.is_err() {
+            if !send(sender, Item::Message(message)).await {
                 return Ok(());
             }
             for rest in rest {
-                if !send_rest(&fetch.state, rest, sender).await? {
+                if !send_rest(rest, sender).await? {
                     return Ok(());
                 }
             }
@@ -88,19 +116,22 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
 }
 
 /// Streams what a message's first item left out. False: the caller has gone.
-async fn send_rest(state: &ShardState, rest: Rest, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<bool> {
-    let mut at = rest.range.start;
-    while at < rest.range.end {
-        let octets = (rest.range.end - at).min(BODY_PIECE_OCTETS as u64);
-        let (state, body) = (state.clone(), rest.body);
-        let data = blocking(move || read_range(&state, body, at..at + octets)).await?;
-        let item = FetchItem { item: Some(Item::Data(SectionData { section: rest.section, data })) };
-        if sender.send(Ok(item)).await.is_err() {
+async fn send_rest(rest: Rest, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<bool> {
+    let mut source = Some(rest.source);
+    while let Some(left) = source {
+        let (data, after) = blocking(move || left.piece()).await?;
+        if !send(sender, Item::Data(SectionData { section: rest.section, data })).await {
             return Ok(false);
         }
-        at += octets;
+        source = after;
     }
     Ok(true)
+}
+
+/// False: the caller has gone, or takes nothing.
+async fn send(sender: &mpsc::Sender<MailResult<FetchItem>>, item: Item) -> bool {
+    let sent = tokio::time::timeout(STALL_MAX, sender.send(Ok(FetchItem { item: Some(item) })));
+    matches!(sent.await, Ok(Ok(())))
 }
 
 impl Fetch {
@@ -109,9 +140,10 @@ impl Fetch {
         let window = uids.intersection(&UidSet::from_range(first, u32::MAX));
         let mut metas: Vec<MessageMeta> = Vec::new();
         let since = ModSeq(self.request.changed_since);
-        let mut more = None;
+        let (mut more, mut visited) = (None, 0);
         self.state.messages(self.account, self.mailbox, &window, |meta| {
-            if metas.len() as u32 >= BATCH_MESSAGES {
+            visited += 1;
+            if metas.len() as u32 >= BATCH_MESSAGES || visited > BATCH_VISITED {
                 more = Some(meta.uid.0);
                 return false;
             }
@@ -163,20 +195,31 @@ impl Fetch {
                 message.body_structure = digest.body_structure.clone();
             }
         }
+        if request.sections.is_empty() {
+            return Ok(Fetched { message, rest });
+        }
+        let body = self.state.pin_body(meta.body).map_err(storage_error)?.ok_or(MailError::MailboxGone)?;
+        let body = Arc::new(body);
+        let mut inline = INLINE_OCTETS;
         for (i, section) in request.sections.iter().enumerate() {
-            let (fetched, more) = self.section(&meta, digest.as_ref(), section)?;
+            let (fetched, more) = self.section(&meta, digest.as_ref(), section, &body, inline)?;
+            inline -= fetched.data.len() as u64;
             message.sections.push(fetched);
-            rest.extend(more.map(|range| Rest { section: i as u32, body: meta.body, range }));
+            rest.extend(more.map(|source| Rest { section: i as u32, source }));
         }
         Ok(Fetched { message, rest })
     }
 
+    /// A section with at most `inline` of its octets, and where the others come from.
     fn section(
         &self,
         meta: &MessageMeta,
         digest: Option<&Digest>,
         section: &Section,
-    ) -> MailResult<(FetchedSection, Option<Range<u64>>)> {
+        body: &Arc<PinnedBody>,
+        inline: u64,
+    ) -> MailResult<(FetchedSection, Option<Source>)> {
+        let inline = inline.min(BODY_PIECE_OCTETS as u64);
         let text = match section.text() {
             section::Text::Full => SectionText::Full,
             section::Text::Header => SectionText::Header,
@@ -197,20 +240,23 @@ impl Fetch {
                     false => range,
                 };
                 let octets = range.end - range.start;
-                let now = range.start..range.start + octets.min(BODY_PIECE_OCTETS as u64);
-                let rest = (now.end < range.end).then_some(now.end..range.end);
-                let data = read_range(&self.state, meta.body, now)?;
+                let now = range.start..range.start + octets.min(inline);
+                let rest = (now.end < range.end).then(|| Source::Body(body.clone(), now.end..range.end));
+                let data = read_pinned(body, now)?;
                 Ok((FetchedSection { nil: false, octets, data }, rest))
             }
             Some(Place::Fields(header)) => {
-                let header = read_range(&self.state, meta.body, header)?;
+                let header = read_pinned(body, header)?;
                 let not = section.text() == section::Text::HeaderFieldsNot;
                 let mut fields = Bytes::from(message::header_fields(&header, &section.fields, not));
                 if section.has_partial {
                     let range = message::partial(0..fields.len() as u64, section.offset, section.octets_max);
                     fields = fields.slice(range.start as usize..range.end as usize);
                 }
-                Ok((FetchedSection { nil: false, octets: fields.len() as u64, data: fields }, None))
+                let octets = fields.len() as u64;
+                let data = fields.split_to(octets.min(inline) as usize);
+                let rest = (!fields.is_empty()).then_some(Source::Fields(fields));
+                Ok((FetchedSection { nil: false, octets, data }, rest))
             }
         }
     }
@@ -228,9 +274,13 @@ pub(super) fn digest(state: &ShardState, body: BodyId) -> MailResult<Digest> {
 /// the body any more.
 pub(super) fn read_range(state: &ShardState, body: BodyId, range: Range<u64>) -> MailResult<Bytes> {
     let pieces = state.body_range(body, range.start, range.end - range.start).map_err(storage_error)?;
-    let mut pieces = pieces.ok_or(MailError::MailboxGone)?;
-    if pieces.len() == 1 {
-        return Ok(pieces.remove(0));
-    }
-    Ok(pieces.concat().into())
+    Ok(joined(pieces.ok_or(MailError::MailboxGone)?))
+}
+
+fn read_pinned(body: &PinnedBody, range: Range<u64>) -> MailResult<Bytes> {
+    Ok(joined(body.read(range.start, range.end - range.start).map_err(storage_error)?))
+}
+
+fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() }
 }

@@ -6,6 +6,7 @@ mod fetch;
 mod search;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -31,18 +32,21 @@ use crate::shard::Shard;
 const SEARCHES_MAX: usize = 4;
 /// Large bodies parsed at once.
 const PARSES_MAX: usize = 4;
+/// Runs of UIDs in one command: two numbers of up to five octets each. A mailbox with more gaps than this among what a
+/// client means is rare, and costs several commands.
+const UID_RUNS_PER_COMMAND: usize = 40_000;
 /// The answer to a change with one of the other commands' outcomes: a fault of ours.
 const WRONG_OUTCOME: &str = "another command's outcome";
 
 /// What bounds the work that mail operations may cause at once.
 pub struct Bounds {
-    searches: Semaphore,
-    parses: Semaphore,
+    searches: Arc<Semaphore>,
+    parses: Arc<Semaphore>,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { searches: Semaphore::new(SEARCHES_MAX), parses: Semaphore::new(PARSES_MAX) }
+        Bounds { searches: Arc::new(Semaphore::new(SEARCHES_MAX)), parses: Arc::new(Semaphore::new(PARSES_MAX)) }
     }
 }
 
@@ -72,13 +76,46 @@ impl Node {
 }
 
 /// Disk reads leave the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> MailResult<T> + Send + 'static) -> MailResult<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> MailResult<T> + Send + 'static,
+) -> MailResult<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| MailError::Internal(e.to_string()))?
+}
+
+/// Tells long work that nobody waits for it any more.
+struct Cancelled(Arc<AtomicBool>);
+
+impl Cancelled {
+    /// Errs once the caller has gone or its deadline has passed: the transport drops the call then.
+    fn check(&self) -> MailResult<()> {
+        if self.0.load(Ordering::Relaxed) { Err(MailError::Deadline) } else { Ok(()) }
+    }
+}
+
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// As [`blocking`], for work whose length is up to what a client has stored: it is told when to stop.
+async fn cancellable<T: Send + 'static>(
+    work: impl FnOnce(&Cancelled) -> MailResult<T> + Send + 'static,
+) -> MailResult<T> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let _cancel = CancelOnDrop(flag.clone());
+    blocking(move || work(&Cancelled(flag))).await
 }
 
 /// The log has the whole story of a disk error; the caller learns its kind.
 fn storage_error(error: StorageError) -> MailError {
-    tracing::error!(%error, "storage read failed");
+    match error {
+        // The process ends, or the replica has gone elsewhere: no fault of the disk.
+        StorageError::Closed | StorageError::Dropped => tracing::debug!(%error, "storage read refused"),
+        _ => tracing::error!(%error, "storage read failed"),
+    }
     MailError::from(error)
 }
 
@@ -134,9 +171,12 @@ impl MailStore for Node {
     }
 
     async fn settle(&self, request: SettleRequest) -> MailResult<()> {
-        let fingerprints =
+        let fingerprints: Vec<_> =
             request.fingerprints.iter().map(|bytes| deliver::fingerprint(bytes)).collect::<MailResult<_>>()?;
-        self.change(request.shard, Command::Settle { fingerprints }).await.map(|_| ())
+        for some in fingerprints.chunks(deliver::RECIPIENTS_MAX) {
+            self.change(request.shard, Command::Settle { fingerprints: some.to_vec() }).await?;
+        }
+        Ok(())
     }
 
     async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
@@ -147,7 +187,7 @@ impl MailStore for Node {
         let account = AccountId(request.account);
         self.check_account(account)?;
         let state = self.read(request.shard).await?;
-        if state.account_exists(account).map_err(storage_error)? {
+        if blocking(move || state.account_exists(account).map_err(storage_error)).await? {
             return Ok(());
         }
         self.change(request.shard, Command::CreateAccount { account }).await.map(|_| ())
@@ -247,37 +287,48 @@ impl MailStore for Node {
     }
 
     async fn store(&self, request: StoreRequest) -> MailResult<StoreReply> {
-        let uids = uid_set_from_wire(request.uids.as_ref())?;
-        let command = Command::Store {
-            account: AccountId(request.account),
-            mailbox: MailboxId(request.mailbox),
-            uids,
-            action: match request.action() {
-                store_request::Action::Add => StoreAction::Add,
-                store_request::Action::Remove => StoreAction::Remove,
-                store_request::Action::Replace => StoreAction::Replace,
-            },
-            flags: flags_from_wire(request.flags.as_ref())?,
-            unchanged_since: Some(ModSeq(request.unchanged_since)).filter(|_| request.has_unchanged_since),
+        let action = match request.action() {
+            store_request::Action::Add => StoreAction::Add,
+            store_request::Action::Remove => StoreAction::Remove,
+            store_request::Action::Replace => StoreAction::Replace,
         };
-        match self.change(request.shard, command).await? {
-            Outcome::Stored { changed, modified, mod_seq } => Ok(StoreReply {
-                messages: changed.iter().map(|(uid, flags, mod_seq)| stored_message(uid.0, flags, *mod_seq)).collect(),
-                modified: Some(uid_set_to_wire(&modified)),
-                mod_seq: mod_seq.0,
-            }),
-            _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
+        let flags = flags_from_wire(request.flags.as_ref())?;
+        let mut reply = StoreReply::default();
+        let mut left_alone = UidSet::new();
+        for uids in in_commands(uid_set_from_wire(request.uids.as_ref())?) {
+            let command = Command::Store {
+                account: AccountId(request.account),
+                mailbox: MailboxId(request.mailbox),
+                uids,
+                action,
+                flags: flags.clone(),
+                unchanged_since: Some(ModSeq(request.unchanged_since)).filter(|_| request.has_unchanged_since),
+            };
+            let Outcome::Stored { changed, modified, mod_seq } = self.change(request.shard, command).await? else {
+                return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
+            };
+            reply.messages.extend(changed.iter().map(|(uid, flags, at)| stored_message(uid.0, flags, *at)));
+            left_alone = left_alone.union(&modified);
+            reply.mod_seq = mod_seq.0;
         }
+        reply.modified = Some(uid_set_to_wire(&left_alone));
+        Ok(reply)
     }
 
     async fn copy(&self, request: CopyRequest) -> MailResult<CopyReply> {
-        let command = Command::Copy {
-            account: AccountId(request.account),
-            from: MailboxId(request.mailbox),
-            uids: uid_set_from_wire(request.uids.as_ref())?,
-            to: mailbox_name(&request.to)?,
-            remove_source: request.remove_source,
-        };
+        let (account, from) = (AccountId(request.account), MailboxId(request.mailbox));
+        let mut uids = uid_set_from_wire(request.uids.as_ref())?;
+        if uids.ranges().len() > UID_RUNS_PER_COMMAND {
+            // COPY is all or nothing (RFC 3501 §6.4.7), so it is one command.
+            let state = self.read(request.shard).await?;
+            uids = blocking(move || Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids))).await?;
+        }
+        if uids.ranges().len() > UID_RUNS_PER_COMMAND {
+            let text = format!("too many messages that do not follow each other, at most {UID_RUNS_PER_COMMAND} runs");
+            return Err(MailError::Limit(text));
+        }
+        let command =
+            Command::Copy { account, from, uids, to: mailbox_name(&request.to)?, remove_source: request.remove_source };
         match self.change(request.shard, command).await? {
             Outcome::Copied { from, to, uid_validity, to_mailbox, mod_seq } => Ok(CopyReply {
                 from: Some(uid_set_to_wire(&from)),
@@ -291,18 +342,23 @@ impl MailStore for Node {
     }
 
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
-        match self.change(request.shard, expunge_command(&request)?).await? {
-            Outcome::Expunged { uids, mod_seq } => {
-                Ok(ExpungeReply { uids: Some(uid_set_to_wire(&uids)), mod_seq: mod_seq.0 })
-            }
-            _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
+        let mut reply = ExpungeReply::default();
+        let mut gone = UidSet::new();
+        for command in expunge_commands(&request)? {
+            let Outcome::Expunged { uids, mod_seq } = self.change(request.shard, command).await? else {
+                return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
+            };
+            gone = gone.union(&uids);
+            reply.mod_seq = mod_seq.0;
         }
+        reply.uids = Some(uid_set_to_wire(&gone));
+        Ok(reply)
     }
 
     async fn changes(&self, request: ChangesRequest) -> MailResult<ChangesReply> {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
-        blocking(move || changes(&shard, &state, &request)).await
+        cancellable(move |cancelled| changes(&shard, &state, &request, cancelled)).await
     }
 
     async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
@@ -354,21 +410,55 @@ impl MailStore for Node {
 
 /// Without a set only what is marked \Deleted may go (RFC 3501 §6.4.3), whatever the caller says: no request takes
 /// the whole mailbox.
-fn expunge_command(request: &ExpungeRequest) -> MailResult<Command> {
-    let uids = uid_set_from_wire(request.uids.as_ref())?;
-    Ok(Command::Expunge {
+fn expunge_commands(request: &ExpungeRequest) -> MailResult<Vec<Command>> {
+    let sets = match request.has_uids {
+        true => in_commands(uid_set_from_wire(request.uids.as_ref())?).into_iter().map(Some).collect(),
+        false => vec![None],
+    };
+    let command = |uids| Command::Expunge {
         account: AccountId(request.account),
         mailbox: MailboxId(request.mailbox),
-        uids: Some(uids).filter(|_| request.has_uids),
+        uids,
         only_deleted: request.only_deleted || !request.has_uids,
-    })
+    };
+    Ok(sets.into_iter().map(command).collect())
+}
+
+/// A set as those of as many commands as it needs; one for the empty set, which is answered too.
+fn in_commands(uids: UidSet) -> Vec<UidSet> {
+    if uids.ranges().len() <= UID_RUNS_PER_COMMAND {
+        return vec![uids];
+    }
+    uids.ranges().chunks(UID_RUNS_PER_COMMAND).map(|runs| runs.iter().copied().collect()).collect()
+}
+
+/// The set that means the same messages in fewer runs: what does not exist now never will under that UID.
+fn with_gaps_filled(uids: &UidSet, existing: &UidSet) -> UidSet {
+    let others = existing.difference(uids);
+    let mut others = others.ranges().iter().peekable();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &(first, last) in existing.intersection(uids).ranges() {
+        let before = runs.last().map_or(0, |run| run.1);
+        while others.next_if(|other| other.1 < before).is_some() {}
+        let another_between = others.peek().is_some_and(|other| other.0 < first);
+        match runs.last_mut() {
+            Some(run) if !another_between => run.1 = last,
+            _ => runs.push((first, last)),
+        }
+    }
+    runs.into_iter().collect()
 }
 
 fn stored_message(uid: u32, flags: &Flags, mod_seq: ModSeq) -> StoredMessage {
     StoredMessage { uid, flags: Some(flags.into()), mod_seq: mod_seq.0 }
 }
 
-fn changes(shard: &Shard, state: &ShardState, request: &ChangesRequest) -> MailResult<ChangesReply> {
+fn changes(
+    shard: &Shard,
+    state: &ShardState,
+    request: &ChangesRequest,
+    cancelled: &Cancelled,
+) -> MailResult<ChangesReply> {
     let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
     let selection = state.select(account, mailbox)?;
     let changes = state.changes(account, mailbox, ModSeq(request.since))?;
@@ -376,8 +466,9 @@ fn changes(shard: &Shard, state: &ShardState, request: &ChangesRequest) -> MailR
     let mut messages = Vec::new();
     state.messages(account, mailbox, &changed, |meta| {
         messages.push(stored_message(meta.uid.0, &meta.flags, meta.mod_seq));
-        true
+        cancelled.check().is_ok()
     })?;
+    cancelled.check()?;
     let recent = shard.recent(account, mailbox, &selection.uids, uid_next(&selection.info), request.take_recent);
     Ok(ChangesReply {
         mailbox: Some(mailbox_to_wire(&selection.info, recent.len())),
@@ -404,10 +495,17 @@ fn flagged(
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::ExpungeRequest;
-    use storage::Command;
+    use std::sync::Arc;
+    use std::sync::mpsc;
 
-    use super::expunge_command;
+    use proto::uid_set_to_wire;
+    use proto::wire::ExpungeRequest;
+    use storage::{Command, Stamp, StoreAction};
+    use tokio::sync::Semaphore;
+    use types::{AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, SystemFlags, UidSet};
+
+    use super::{UID_RUNS_PER_COMMAND, cancellable, expunge_commands, in_commands, with_gaps_filled};
+    use crate::group::PROPOSAL_OCTETS_MAX;
 
     #[test]
     fn an_expunge_without_a_set_takes_only_what_is_marked() {
@@ -415,10 +513,81 @@ mod tests {
             [(false, false, true), (false, true, true), (true, true, true), (true, false, false)]
         {
             let request = ExpungeRequest { has_uids, only_deleted, ..ExpungeRequest::default() };
-            let Ok(Command::Expunge { uids, only_deleted, .. }) = expunge_command(&request) else {
-                panic!("no command")
-            };
-            assert_eq!((uids.is_some(), only_deleted), (has_uids, expected));
+            let commands = expunge_commands(&request).unwrap();
+            let [Command::Expunge { uids, only_deleted, .. }] = commands.as_slice() else { panic!("no command") };
+            assert_eq!((uids.is_some(), *only_deleted), (has_uids, expected));
         }
+    }
+
+    /// Every other UID from `first` on, in as many runs.
+    fn runs(first: u32, count: usize) -> UidSet {
+        (0..count as u32).map(|n| first + 2 * n).collect()
+    }
+
+    #[test]
+    fn commands_about_any_set_of_messages_fit_into_a_log_entry() {
+        // The last UIDs are the longest.
+        let uids = runs(u32::MAX - 2 * UID_RUNS_PER_COMMAND as u32, UID_RUNS_PER_COMMAND);
+        let (account, mailbox) = (AccountId(u64::MAX), MailboxId(u64::MAX));
+        let to = MailboxName::parse(&"m".repeat(MAILBOX_NAME_OCTETS_MAX)).unwrap();
+        let flags = Flags::system(SystemFlags::ALL);
+        let unchanged_since = Some(ModSeq(u64::MAX));
+        let action = StoreAction::Replace;
+        for command in [
+            Command::Store { account, mailbox, uids: uids.clone(), action, flags, unchanged_since },
+            Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
+            Command::Copy { account, from: mailbox, uids, to, remove_source: true },
+        ] {
+            let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
+            assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");
+        }
+        let many = runs(1, 2 * UID_RUNS_PER_COMMAND + 1);
+        let request =
+            ExpungeRequest { has_uids: true, uids: Some(uid_set_to_wire(&many)), ..ExpungeRequest::default() };
+        let sets = expunge_commands(&request).unwrap().into_iter().map(|command| match command {
+            Command::Expunge { uids, .. } => uids.unwrap(),
+            _ => panic!("another command"),
+        });
+        let sets: Vec<UidSet> = sets.collect();
+        assert_eq!(sets.len(), 3);
+        assert_eq!(sets.iter().fold(UidSet::new(), |all, some| all.union(some)), many);
+        assert_eq!(in_commands(UidSet::new()), [UidSet::new()]);
+    }
+
+    #[test]
+    fn gaps_where_there_is_no_message_cost_nothing() {
+        let set = |text: &[(u32, u32)]| text.iter().copied().collect::<UidSet>();
+        for (uids, existing, filled) in [
+            (set(&[(1, 1), (3, 3), (5, 5)]), set(&[(1, 1), (3, 3), (5, 5), (9, 9)]), set(&[(1, 5)])),
+            (set(&[(1, 1), (3, 3), (5, 5)]), set(&[(1, 1), (3, 5)]), set(&[(1, 3), (5, 5)])),
+            (set(&[(1, 100)]), set(&[(50, 50), (70, 70)]), set(&[(50, 70)])),
+            (set(&[(1, 1), (2, 2)]), set(&[(3, 3)]), set(&[])),
+        ] {
+            assert_eq!(with_gaps_filled(&uids, &existing), filled);
+            assert_eq!(filled.intersection(&existing), uids.intersection(&existing));
+        }
+    }
+
+    #[tokio::test]
+    async fn work_for_a_client_that_has_gone_stops_and_holds_its_turn_until_then() {
+        let turns = Arc::new(Semaphore::new(1));
+        let turn = turns.clone().acquire_owned().await.unwrap();
+        let (started, running) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let call = tokio::spawn(cancellable(move |cancelled| {
+            let _turn = turn;
+            started.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            while cancelled.check().is_ok() {
+                std::thread::yield_now();
+            }
+            cancelled.check()
+        }));
+        tokio::task::spawn_blocking(move || running.recv()).await.unwrap().unwrap();
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+        assert_eq!(turns.available_permits(), 0, "the thread is still busy");
+        go_on.send(()).unwrap();
+        drop(turns.acquire().await.unwrap());
     }
 }

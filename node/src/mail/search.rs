@@ -10,7 +10,7 @@ use storage::{MessageMeta, ShardState};
 use types::{AccountId, Keyword, MailError, MailResult, MailboxId, SystemFlags, UidSet};
 
 use super::fetch::{digest, read_range};
-use super::{blocking, flagged};
+use super::{Cancelled, cancellable, flagged};
 use crate::Node;
 
 /// Nesting of keys; the router's parser allows less.
@@ -20,13 +20,15 @@ impl Node {
     pub(super) async fn search_mailbox(&self, request: SearchRequest) -> MailResult<SearchReply> {
         let state = self.read(request.shard).await?;
         let program = compile(request.key.as_ref(), 0)?;
-        let _turn = self.bounds().searches.acquire().await.map_err(|_| MailError::Unavailable)?;
-        blocking(move || {
+        // Held by the work itself, which may outlive the call by a message.
+        let turn = self.bounds().searches.clone().acquire_owned().await.map_err(|_| MailError::Unavailable)?;
+        cancellable(move |cancelled| {
+            let _turn = turn;
             let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
             let selection = state.select(account, mailbox)?;
             let recent = uid_set_from_wire(request.recent.as_ref())?;
             let search = Search { state, account, mailbox, all: selection.uids, recent };
-            search.run(&program)
+            search.run(&program, cancelled)
         })
         .await
     }
@@ -92,14 +94,14 @@ struct Search {
 }
 
 impl Search {
-    fn run(&self, program: &Program) -> MailResult<SearchReply> {
+    fn run(&self, program: &Program, cancelled: &Cancelled) -> MailResult<SearchReply> {
         let (candidates, exact) = self.narrow(program)?;
         let mut uids = UidSet::new();
         let mut mod_seq = 0;
         let mut failed = None;
         self.state.messages(self.account, self.mailbox, &candidates, |meta| {
             let mut candidate = Candidate { search: self, meta: &meta, digest: None, header: None, raw: None };
-            match if exact { Ok(true) } else { candidate.matches(program) } {
+            match cancelled.check().and_then(|()| if exact { Ok(true) } else { candidate.matches(program) }) {
                 Ok(true) => {
                     uids.insert(meta.uid.0);
                     mod_seq = mod_seq.max(meta.mod_seq.0);
@@ -255,5 +257,45 @@ fn cost(program: &Program) -> u8 {
         Program::Day { sent, .. } => u8::from(*sent),
         Program::Header { .. } => 1,
         Program::Body(_) | Program::Text(_) => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use bytes::Bytes;
+    use message::{Digest, Needle};
+    use storage::{BodySource, Command, GroupId, Recipient, Stamp, Volume, VolumeOptions};
+    use types::{AccountId, InternalDate, MailError, MailboxName, UidSet};
+
+    use super::{Cancelled, Program, Search};
+
+    #[test]
+    fn a_search_that_nobody_waits_for_any_more_stops() {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = Volume::open(VolumeOptions::new(directory.path())).unwrap();
+        let state = volume.group(GroupId(0)).unwrap().shard();
+        let account = AccountId(1);
+        let body = b"Subject: x\r\n\r\nbody\r\n";
+        let deliver = Command::Deliver {
+            recipients: vec![Recipient { account, fingerprint: [1; 32] }],
+            body: BodySource::Inline,
+            digest: Digest::of(body).encode().into(),
+            date: InternalDate::utc(1),
+        };
+        // The body itself is not in the log: a search that reads it fails, one that has stopped does not get there.
+        let applied = state.apply(1, Stamp::default(), deliver, Some(body.len() as u64), Bytes::from_static(b"1"));
+        applied.unwrap().0.unwrap();
+        let mailbox = state.mailbox(account, &MailboxName::inbox()).unwrap().unwrap().id;
+        let all = state.select(account, mailbox).unwrap().uids;
+        let search = Search { state, account, mailbox, all, recent: UidSet::new() };
+        let flag = |set| Cancelled(Arc::new(AtomicBool::new(set)));
+        assert!(search.run(&Program::All, &flag(false)).is_ok());
+        assert_eq!(search.run(&Program::All, &flag(true)), Err(MailError::Deadline));
+        let text = Program::Text(Needle::new("body"));
+        assert!(matches!(search.run(&text, &flag(false)), Err(MailError::Corrupt { .. })));
+        assert_eq!(search.run(&text, &flag(true)), Err(MailError::Deadline));
     }
 }

@@ -5,6 +5,7 @@ use std::ops::{Bound, RangeBounds};
 
 use openraft::RaftLogReader;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use storage::TryAppend;
 use tokio::sync::{oneshot, watch};
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
@@ -40,7 +41,7 @@ pub struct GroupLog {
 }
 
 impl GroupLog {
-    /// Whatever the log holds when it is opened is on disk.
+    /// Whatever the log holds when it is opened is on disk. Reads the disk.
     pub fn open(group: storage::Group) -> io::Result<GroupLog> {
         let last = group.last_entry().map_err(io::Error::other)?.map_or(0, |entry| entry.index);
         Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))) })
@@ -89,6 +90,7 @@ impl RaftLogReader<Types> for GroupLog {
         Ok(all)
     }
 
+    /// Kept in memory by the log.
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         let vote = self.group.vote().map_err(io::Error::other)?;
         vote.map(|bytes| decode_vote(&bytes)).transpose()
@@ -103,9 +105,9 @@ impl RaftLogStorage<Types> for GroupLog {
     type LogReader = GroupLog;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
-        let purged = self.group.purged().map_err(io::Error::other)?;
+        let group = self.group.clone();
+        let (purged, last) = blocking(move || Ok((group.purged()?, group.last_entry()?))).await?;
         let purged: Option<LogId> = purged.map(|bytes| decode_log_id(&bytes)).transpose()?;
-        let last = self.group.last_entry().map_err(io::Error::other)?;
         let last = last.map(|entry| entry_id(&entry)).transpose()?;
         Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
     }
@@ -116,16 +118,19 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, saved) = oneshot::channel();
-        self.group.save_vote(encode_vote(vote), Box::new(move |result| drop(done.send(result))));
+        let (group, vote) = (self.group.clone(), encode_vote(vote));
+        // It may have to wait for room in the volume's queue. Votes are rare enough for a thread of their own.
+        tokio::task::spawn_blocking(move || group.save_vote(vote, Box::new(move |result| drop(done.send(result)))));
         saved.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 
+    /// Without another thread where the volume's queue has room; while it has none, this waits and no thread does.
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let entries: Vec<_> = entries.into_iter().map(entry_to_disk).collect();
+        let mut entries: Vec<_> = entries.into_iter().map(entry_to_disk).collect();
         let last = entries.last().map(|entry| entry.index);
         let synced = self.synced.clone();
         let done = move |result: Result<(), storage::StorageError>| {
@@ -135,7 +140,23 @@ impl RaftLogStorage<Types> for GroupLog {
             });
             callback.io_completed(result.map_err(io::Error::other));
         };
-        self.group.append(entries, Box::new(done)).map_err(io::Error::other)
+        let mut done: storage::Done = Box::new(done);
+        loop {
+            match self.group.try_append(entries, done).map_err(io::Error::other)? {
+                TryAppend::Queued => return Ok(()),
+                TryAppend::Full { entries: back, done: with } => (entries, done) = (back, with),
+                TryAppend::Busy { entries, done } => {
+                    let group = self.group.clone();
+                    return blocking(move || group.append(entries, done)).await;
+                }
+            }
+            let (notify, room) = oneshot::channel();
+            self.group.when_room(Box::new(move || {
+                let _ = notify.send(());
+            }));
+            // Dropped or called: either way it is worth another try.
+            drop(room.await);
+        }
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

@@ -27,7 +27,35 @@ pub trait Applier: Send + Sync + 'static {
 /// A snapshot on its way: out of this replica, or received whole and not yet installed.
 pub enum SnapshotData {
     Export(storage::Export),
-    Received(storage::Installer),
+    Received(Received),
+}
+
+/// A snapshot that comes in. Dropped before it is installed, it undoes what it wrote, off the async threads.
+pub struct Received(Option<storage::Installer>);
+
+impl Received {
+    /// Writes to the disk, as everything else here does.
+    pub fn new(group: &storage::Group, last_index: u64) -> Result<Received, storage::StorageError> {
+        group.installer(last_index).map(|installer| Received(Some(installer)))
+    }
+
+    pub fn push(&mut self, block: &[u8]) -> Result<(), storage::StorageError> {
+        self.0.as_mut().map_or(Err(storage::StorageError::Closed), |installer| installer.push(block))
+    }
+
+    fn finish(mut self, marker: Bytes) -> Result<(), storage::StorageError> {
+        self.0.take().map_or(Err(storage::StorageError::Closed), |installer| installer.finish(marker))
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let Some(installer) = self.0.take() else { return };
+        // Without a runtime there are no async threads to spare.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(installer));
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -40,6 +68,7 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Reads the disk.
     pub fn new(group: storage::Group, applier: Arc<dyn Applier>, synced: Synced) -> io::Result<Machine> {
         let marker = group.applied().map_err(io::Error::other)?;
         let marker = marker.map(|bytes| Marker::decode(&bytes)).transpose()?.unwrap_or_default();
@@ -119,15 +148,17 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
-        let SnapshotData::Received(installer) = snapshot else {
+        let SnapshotData::Received(received) = snapshot else {
             return Err(io::Error::other("a snapshot that was not received cannot be installed"));
         };
         let marker = Marker { applied: meta.last_log_id, membership: meta.last_membership.clone() };
         let machine = self.clone();
         let installed = tokio::task::spawn_blocking(move || {
-            installer.finish(marker.encode()).map_err(io::Error::other)?;
+            received.finish(marker.encode()).map_err(io::Error::other)?;
             machine.applier.installed().map_err(io::Error::other)?;
+            let index = marker.applied.map_or(0, |id| id.index);
             *machine.marker.lock() = marker;
+            tracing::info!(group = machine.group.id().0, index, "snapshot installed");
             io::Result::Ok(())
         });
         installed.await.map_err(io::Error::other)?

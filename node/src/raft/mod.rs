@@ -52,6 +52,8 @@ const ELECTION_MAX_MS: u64 = 3000;
 const INSTALL_SNAPSHOT_MAX: Duration = Duration::from_secs(600);
 /// Entries in one append call; the log reader bounds its bytes.
 const APPEND_ENTRIES_MAX: u64 = 512;
+/// Entries purged at a time: a purge is a synced write.
+const PURGE_ENTRIES: u64 = 256;
 /// Waiting proposals of one group; openraft's default of 65,536 slots costs memory in each of hundreds of groups.
 const PROPOSALS_MAX: u64 = 4_096;
 
@@ -94,9 +96,12 @@ pub fn config(log_entries_kept: u64) -> Arc<Config> {
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::LogsSinceLast((log_entries_kept / 4).max(1)),
         max_in_snapshot_log_to_keep: log_entries_kept,
-        purge_batch_size: 256,
+        // Never so many that what is kept becomes a multiple of what was asked for.
+        purge_batch_size: (log_entries_kept / 4).clamp(1, PURGE_ENTRIES),
         api_channel_size: Some(PROPOSALS_MAX),
         notification_channel_size: Some(PROPOSALS_MAX),
+        // Statistics that we do not compile in would reserve a thousand places for each of six stages.
+        log_stage_capacity: Some(1),
         // A leader that comes back within its own term could give out a log id that followers have for another entry.
         enable_leader_restore: Some(false),
         enable_pre_vote: Some(true),

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::codec::{
     entry_from_wire, log_id_from_wire, log_id_to_wire, membership_from_wire, vote_from_wire, vote_to_wire,
 };
-use super::machine::SnapshotData;
+use super::machine::{Received, SnapshotData};
 use super::{Raft, SnapshotMeta, StoredMembership, Types, Vote};
 
 /// Calls of one peer in work at once.
@@ -104,20 +104,25 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
         };
         let (vote, meta) = snapshot_meta(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let last_index = meta.last_log_id.map_or(0, |id| id.index);
-        let mut installer = storage.installer(last_index).map_err(|e| Status::internal(e.to_string()))?;
+        let mut received = blocking(move || Received::new(&storage, last_index))
+            .await?
+            .map_err(|e| Status::unavailable(e.to_string()))?;
         while let Some(part) = parts.message().await? {
             let Some(Part::Block(block)) = part.part else {
                 return Err(Status::invalid_argument("a second header in a snapshot"));
             };
-            installer = tokio::task::spawn_blocking(move || installer.push(&block).map(|()| installer))
-                .await
-                .map_err(|e| Status::internal(e.to_string()))?
+            received = blocking(move || received.push(&block).map(|()| received))
+                .await?
                 .map_err(|e| Status::data_loss(e.to_string()))?;
         }
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(installer) };
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let reply = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: Some(vote_to_wire(&reply.vote)) }))
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))
 }
 
 fn snapshot_meta(header: SnapshotHeader) -> io::Result<(Vote, SnapshotMeta)> {

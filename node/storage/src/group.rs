@@ -1,7 +1,7 @@
 //! A Raft group on a volume: its log, its state, its bodies. What is common to them: which space is current, removal,
 //! and purges, where bodies end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ use crate::keys::{
     space_range, u64_at,
 };
 use crate::records::{decode, encode, encode_bytes, payload};
-use crate::state::{Hints, ShardState};
+use crate::state::{Hints, ShardState, Totals};
 use crate::store::{Changes, Family, Store, walk};
 use crate::table::Table;
 use crate::tail::{self, LogState};
@@ -31,7 +31,8 @@ pub struct Group {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// Locks are taken in this order: `order`, `apply`, `space`, `log`; `installing` is innermost.
+/// Locks are taken in this order: `order`, `counting`, `apply`, `pins`, `space`, `log`; `installing` and `totals` are
+/// innermost.
 pub(crate) struct Inner {
     pub id: GroupId,
     pub shared: Arc<Shared>,
@@ -44,6 +45,12 @@ pub(crate) struct Inner {
     /// Read-locked until a reader has its snapshot; write-locked by the flip of an install.
     pub space: RwLock<SpaceRecord>,
     pub installing: Mutex<Option<Installing>>,
+    /// Blobs that somebody is reading, with how many do: what nothing refers to any more is not deleted under them.
+    pub pins: Mutex<BTreeMap<u64, u32>>,
+    /// What the shard holds in all, kept by apply once somebody has asked.
+    pub totals: Mutex<Totals>,
+    /// Held by whoever counts them for the first time.
+    pub counting: Mutex<()>,
     pub dropped: AtomicBool,
 }
 
@@ -86,6 +93,9 @@ impl Group {
             apply: Mutex::default(),
             space: RwLock::new(space),
             installing: Mutex::new(None),
+            pins: Mutex::default(),
+            totals: Mutex::default(),
+            counting: Mutex::default(),
             dropped: AtomicBool::new(false),
             shared,
         };
@@ -182,13 +192,16 @@ impl Inner {
         View { store: &self.shared.store, snapshot: None, space: self.space.read().space }
     }
 
-    /// Deletes blobs that nothing refers to and whose log entries are purged.
+    /// Deletes blobs that nothing refers to and whose log entries are purged. Those that somebody is reading stay noted
+    /// as garbage until a later purge: which replica deletes when is each replica's own affair.
     pub(crate) fn collect_garbage(&self, index: u64, changes: &mut Changes) -> Result<(), StorageError> {
         if self.id == GroupId::DIRECTORY {
             // Its state refers to no bodies.
             changes.delete_range(Family::Blob, (log_key(self.id, 0), log_key(self.id, index.saturating_add(1))));
             return Ok(());
         }
+        // Over the whole scan: a reader that comes later finds no body record of what is deleted here.
+        let pins = self.pins.lock();
         let view = self.latest();
         let prefix = view.key(Kind::Garbage);
         let range = (prefix.clone().done(), prefix.u64(index.saturating_add(1)).done());
@@ -196,6 +209,9 @@ impl Inner {
         view.scan_range(range, |key, _| {
             let blob =
                 u64_at(key, 5).ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "short key"))?;
+            if pins.contains_key(&blob) {
+                return Ok(true);
+            }
             changes.delete(Family::State, key.to_vec());
             changes.delete(Family::Blob, log_key(self.id, blob));
             blobs += 1;

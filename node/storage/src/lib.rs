@@ -25,14 +25,14 @@ pub use error::StorageError;
 pub use group::Group;
 pub use identity::{FORMAT, Identity};
 pub use keys::GroupId;
-pub use log::LogEntry;
+pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
     AccountTotals, BodyId, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta, Outcome,
-    Recipient, SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, Stamp, StoreAction,
-    UPLOAD_CHUNKS_MAX,
+    PinnedBody, Recipient, SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp,
+    StoreAction, UPLOAD_CHUNKS_MAX,
 };
 pub use table::Table;
 pub use volume::{Volume, VolumeStatistics};
-pub use writer::Done;
+pub use writer::{Done, Notify};

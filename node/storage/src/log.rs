@@ -15,13 +15,28 @@ use crate::keys::{GroupId, META_PURGED, META_VOTE, log_key, meta_key, printable,
 use crate::records::{decode, encode, encode_bytes};
 use crate::store::{Changes, Family, Store};
 use crate::tail::PurgedRecord;
-use crate::writer::{Done, Job};
+use crate::writer::{Done, Job, Notify, Place};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogEntry {
     pub index: u64,
     pub head: Bytes,
     pub body: Option<Bytes>,
+}
+
+/// What became of an append that must not wait.
+pub enum TryAppend {
+    Queued,
+    /// The volume's queue is full: [`Group::when_room`] tells when to try again.
+    Full {
+        entries: Vec<LogEntry>,
+        done: Done,
+    },
+    /// A snapshot is becoming the group's state at this moment: only [`Group::append`], which waits, can go on.
+    Busy {
+        entries: Vec<LogEntry>,
+        done: Done,
+    },
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -52,9 +67,33 @@ impl Group {
     /// from the writer's thread when they are durable. Blocks while the volume's queue is full. If this errs, `done`
     /// is not called.
     pub fn append(&self, entries: Vec<LogEntry>, done: Done) -> Result<(), StorageError> {
+        self.inner.check_write()?;
+        let _order = self.inner.order.lock();
+        self.append_ordered(entries, done, None)
+    }
+
+    /// As [`Group::append`], but never waits: neither for room in the queue nor for a lock that is held over a write
+    /// to the disk. What it does itself is memory only: the entries' records and their checksums.
+    pub fn try_append(&self, entries: Vec<LogEntry>, done: Done) -> Result<TryAppend, StorageError> {
         let inner = &self.inner;
         inner.check_write()?;
-        let _order = inner.order.lock();
+        // `space` and `log` are never held over a write without `order`.
+        let Some(_order) = inner.order.try_lock() else { return Ok(TryAppend::Busy { entries, done }) };
+        let bytes = entries.iter().map(LogEntry::bytes).sum();
+        let Some(place) = inner.shared.writer.try_reserve(bytes)? else {
+            return Ok(TryAppend::Full { entries, done });
+        };
+        self.append_ordered(entries, done, Some(place)).map(|()| TryAppend::Queued)
+    }
+
+    /// Calls back, from the writer's thread or at once, when the volume's queue has room or will never have any again.
+    pub fn when_room(&self, notify: Notify) {
+        self.inner.shared.writer.when_room(notify);
+    }
+
+    /// With `order` held. Waits for room in the queue unless a place is given.
+    fn append_ordered(&self, entries: Vec<LogEntry>, done: Done, place: Option<Place<'_>>) -> Result<(), StorageError> {
+        let inner = &self.inner;
         let mut changes = Changes::default();
         for entry in &entries {
             put_entry(&mut changes, inner.id, entry);
@@ -94,7 +133,12 @@ impl Group {
             }
             done(result);
         });
-        inner.shared.writer.push(Job { changes, entries: count, done }).map_err(|(error, _)| error)
+        let job = Job { changes, entries: count, done };
+        let pushed = match place {
+            Some(place) => place.push(job),
+            None => inner.shared.writer.push(job),
+        };
+        pushed.map_err(|(error, _)| error)
     }
 
     /// Entries from `from` up to, not including, `to`, with their bodies: at least one if there is one, no more when

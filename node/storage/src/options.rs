@@ -21,7 +21,7 @@ pub struct VolumeOptions {
     pub memtable_bytes: usize,
     /// Write-ahead logs kept; bounds both disk space and the replay at open.
     pub wal_bytes_max: u64,
-    /// Waiting log writes. A full queue blocks the caller.
+    /// Waiting log writes. A full queue takes no more; one job may exceed it.
     pub queue_bytes_max: usize,
     /// Log writes that share one sync.
     pub round_bytes_max: usize,

@@ -4,6 +4,9 @@
 //! push ──► queue (bounded in bytes) ──► round: one WriteBatch, write, sync, mark ──► done callbacks
 //! ```
 //!
+//! The queue takes a job while it is not full, however large the job: so no job waits for ever behind smaller ones,
+//! and the bound is exceeded by one job at most.
+//!
 //! Jobs are written in the order in which they came, and their callbacks run in that order on the writer's thread.
 //! A callback must not block, nor write to the volume: a full queue would wait for itself.
 
@@ -36,7 +39,12 @@ struct Waiting {
     /// Of the waiting jobs and of those in the round under way.
     bytes: usize,
     closing: bool,
+    /// Called, and forgotten, when a round has made room.
+    room: Vec<Notify>,
 }
+
+/// Tells somebody who must not block that the queue has room again. Must not block either.
+pub type Notify = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Writer {
     store: Arc<Store>,
@@ -65,25 +73,60 @@ impl Writer {
 
     /// Queues a job. Blocks while the queue is full. If the job is refused its callback is not called: it comes back.
     pub(crate) fn push(&self, job: Job) -> Result<(), (StorageError, Done)> {
-        let bytes = job.changes.bytes();
         let mut waiting = self.waiting.lock();
         loop {
-            if let Err(error) = self.store.check() {
+            if let Err(error) = self.check(&waiting) {
                 return Err((error, job.done));
             }
-            if waiting.closing {
-                return Err((StorageError::Closed, job.done));
-            }
-            // A job larger than the whole queue goes when it is alone.
-            if waiting.bytes == 0 || waiting.bytes + bytes <= self.queue_bytes_max {
+            if waiting.bytes < self.queue_bytes_max {
                 break;
             }
             self.room.wait(&mut waiting);
         }
-        waiting.bytes += bytes;
+        self.take_in(&mut waiting, job);
+        Ok(())
+    }
+
+    fn check(&self, waiting: &Waiting) -> Result<(), StorageError> {
+        self.store.check()?;
+        if waiting.closing { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
+    fn take_in(&self, waiting: &mut Waiting, job: Job) {
+        waiting.bytes += job.changes.bytes();
         waiting.jobs.push_back(job);
         self.work.notify_one();
-        Ok(())
+    }
+
+    /// Holds a place in the queue for a job of about `bytes`; `None` while the queue is full. Never waits.
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Result<Option<Place<'_>>, StorageError> {
+        let mut waiting = self.waiting.lock();
+        self.check(&waiting)?;
+        if waiting.bytes >= self.queue_bytes_max {
+            return Ok(None);
+        }
+        waiting.bytes += bytes;
+        Ok(Some(Place { writer: self, bytes }))
+    }
+
+    /// Calls back once the queue has room, at once if it has it now or takes no more jobs.
+    pub(crate) fn when_room(&self, notify: Notify) {
+        let mut waiting = self.waiting.lock();
+        if waiting.bytes < self.queue_bytes_max || self.check(&waiting).is_err() {
+            drop(waiting);
+            return notify();
+        }
+        waiting.room.push(notify);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let room = {
+            let mut waiting = self.waiting.lock();
+            waiting.bytes -= bytes;
+            if waiting.bytes < self.queue_bytes_max { std::mem::take(&mut waiting.room) } else { Vec::new() }
+        };
+        self.room.notify_all();
+        room.into_iter().for_each(|notify| notify());
     }
 
     /// Queues changes and waits until they are durable.
@@ -98,9 +141,14 @@ impl Writer {
 
     /// No more jobs; those that wait are still written.
     pub(crate) fn close(&self) {
-        self.waiting.lock().closing = true;
+        let room = {
+            let mut waiting = self.waiting.lock();
+            waiting.closing = true;
+            std::mem::take(&mut waiting.room)
+        };
         self.work.notify_all();
         self.room.notify_all();
+        room.into_iter().for_each(|notify| notify());
     }
 
     /// The thread: returns when closed and everything is written.
@@ -116,8 +164,7 @@ impl Writer {
                     self.store.fail("a completion callback panicked".to_owned());
                 }
             }
-            self.waiting.lock().bytes -= bytes;
-            self.room.notify_all();
+            self.give_back(bytes);
         }
         if self.store.check().is_ok() {
             // The state machine's writes since the last round are made durable too.
@@ -160,5 +207,29 @@ impl Writer {
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.entries.fetch_add(jobs.iter().map(|job| job.entries).sum(), Ordering::Relaxed);
         mark.note(sequence).map_err(|error| self.store.fail(error.to_string()))
+    }
+}
+
+/// A place in the queue: given back when it is dropped unused.
+pub(crate) struct Place<'a> {
+    writer: &'a Writer,
+    bytes: usize,
+}
+
+impl Place<'_> {
+    /// Queues a job in this place. If the job is refused its callback is not called: it comes back.
+    pub(crate) fn push(self, job: Job) -> Result<(), (StorageError, Done)> {
+        let mut waiting = self.writer.waiting.lock();
+        if let Err(error) = self.writer.check(&waiting) {
+            return Err((error, job.done));
+        }
+        self.writer.take_in(&mut waiting, job);
+        Ok(())
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.writer.give_back(self.bytes);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use bytes::Bytes;
 use common::{SHARD, append, done, entry, open, options};
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
-use storage::{GroupId, LogEntry, StorageError, Volume, VolumeOptions};
+use storage::{GroupId, LogEntry, StorageError, TryAppend, Volume, VolumeOptions};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -188,6 +188,47 @@ fn a_full_queue_blocks_and_loses_nothing() {
         .collect();
     assert!(order.is_sorted(), "callbacks come in the order of the appends");
     assert_eq!(group.read(0, 100, usize::MAX).unwrap().len(), 100);
+}
+
+/// The path of an async caller: what does not fit comes back at once, and the volume says when to try again.
+#[test]
+fn an_append_that_must_not_wait_comes_back_from_a_full_queue() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = Volume::open(VolumeOptions { queue_bytes_max: 10_000, ..options(directory.path()) }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    let other = volume.group(GroupId(8)).unwrap();
+    // The writer stands still in this callback, and what it has taken counts until the round is over.
+    let (release, released) = mpsc::channel::<()>();
+    let (started, standing) = mpsc::channel();
+    let first = other.try_append(
+        vec![entry(0, vec![0; 20_000], None)],
+        Box::new(move |result| {
+            started.send(result).unwrap();
+            released.recv().unwrap();
+        }),
+    );
+    assert!(matches!(first.unwrap(), TryAppend::Queued), "one job is taken, however large");
+    standing.recv().unwrap().unwrap();
+    let (callback, appended) = done();
+    let TryAppend::Full { entries, done } = group.try_append(vec![entry(0, "head", None)], callback).unwrap() else {
+        panic!("a full queue takes no more");
+    };
+    assert!(group.last_entry().unwrap().is_none(), "what was not taken is not in the log");
+    let (room_sender, room) = mpsc::channel();
+    group.when_room(Box::new(move || room_sender.send(()).unwrap()));
+    assert!(room.try_recv().is_err());
+    release.send(()).unwrap();
+    room.recv().unwrap();
+    assert!(matches!(group.try_append(entries, done).unwrap(), TryAppend::Queued));
+    appended.recv().unwrap().unwrap();
+    assert_eq!(group.read(0, 9, usize::MAX).unwrap().len(), 1);
+    // With room there is nothing to wait for, and a closed volume keeps nobody waiting.
+    let (room_sender, room) = mpsc::channel();
+    group.when_room(Box::new(move || room_sender.send(()).unwrap()));
+    room.recv().unwrap();
+    volume.close();
+    let (callback, _) = common::done();
+    assert_eq!(group.try_append(vec![entry(1, "x", None)], callback).err(), Some(StorageError::Closed));
 }
 
 #[test]

@@ -168,6 +168,39 @@ fn a_body_ends_when_no_message_refers_to_it_and_the_log_is_purged() {
     replica.run_with(deliver(3), some_body()).unwrap();
 }
 
+/// RFC 2180 §4.1: a session that was told a literal's length gets its octets, though another expunges the message.
+#[test]
+fn a_body_that_is_being_read_outlives_its_last_message_and_the_purge() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    replica.run_with(Command::Chunk { upload: 1 }, Some(Bytes::from(vec![b'a'; 700]))).unwrap();
+    let last = Command::Deliver {
+        recipients: vec![Recipient { account: ALICE, fingerprint: [1; 32] }],
+        body: BodySource::Upload(1),
+        digest: Bytes::from_static(b"digest"),
+        date: InternalDate::utc(1),
+    };
+    replica.run_with(last, Some(Bytes::from(vec![b'b'; 300]))).unwrap();
+    let shard = replica.group.shard();
+    let pins = [1, 2].map(|_| shard.pin_body(BodyId(2)).unwrap().unwrap());
+    expunge_all(&mut replica);
+    assert!(shard.pin_body(BodyId(2)).unwrap().is_none());
+    let mut whole = vec![b'a'; 700];
+    whole.resize(1000, b'b');
+    for pin in pins {
+        replica.group.purge_to(replica.next - 1, marker(0)).unwrap();
+        assert_eq!(pin.read(0, u64::MAX).unwrap().concat(), whole);
+        assert_eq!(pin.read(650, 100).unwrap().concat(), whole[650..750]);
+        assert_eq!(replica.group.blob_count().unwrap(), 2);
+    }
+    // Let go, it goes with the next purge.
+    replica.run_with(deliver(3), some_body()).unwrap();
+    expunge_all(&mut replica);
+    replica.group.purge_to(replica.next - 1, marker(0)).unwrap();
+    assert_eq!(replica.group.blob_count().unwrap(), 0);
+}
+
 #[test]
 fn a_deleted_and_recreated_mailbox_has_a_greater_uid_validity_even_in_the_same_second() {
     let directory = tempfile::tempdir().unwrap();

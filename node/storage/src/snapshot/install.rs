@@ -352,6 +352,7 @@ impl<'a> Filling<'a> {
         inner.shared.writer.write_and_wait(changes)?;
         *space = *install;
         *hints = Hints::default();
+        *inner.totals.lock() = Default::default();
         Ok(())
     }
 }

@@ -195,6 +195,7 @@ fn drop_account(edit: &mut Edit<'_>, account: AccountId) -> Step<Outcome> {
     if !edit.account_exists(account)? {
         return Ok(Outcome::Done);
     }
+    edit.account(account)?;
     for (id, _) in read::mailbox_records(&edit.view, account)? {
         edit.remove_mailbox(account, id)?;
     }

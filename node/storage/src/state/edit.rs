@@ -10,6 +10,7 @@ use types::{AccountId, MailError, MailboxId, MailboxName, ModSeq, SpecialUse};
 use super::command::{BodySource, Stamp};
 use super::mailbox::MailboxEdit;
 use super::outcome::{ShardEvent, ShardEventKind};
+use super::totals::Grown;
 use super::wire::{flat, special_use_number};
 use super::{MAILBOXES_MAX, SUBSCRIPTIONS_MAX, UPLOAD_CHUNKS_MAX};
 use crate::error::StorageError;
@@ -59,6 +60,8 @@ pub(crate) struct Edit<'a> {
     /// Records that the command may read again.
     records: BTreeMap<Vec<u8>, Option<Bytes>>,
     accounts: BTreeMap<AccountId, AccountRecord>,
+    /// Of the accounts that were there before: what they held then.
+    accounts_before: BTreeMap<AccountId, AccountRecord>,
     pub mailboxes: BTreeMap<(AccountId, MailboxId), MailboxEdit>,
     bodies: BTreeMap<u64, BodyRecord>,
     lists: BTreeSet<AccountId>,
@@ -75,6 +78,7 @@ impl<'a> Edit<'a> {
             puts: Changes::default(),
             records: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            accounts_before: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             bodies: BTreeMap::new(),
             lists: BTreeSet::new(),
@@ -128,6 +132,7 @@ impl<'a> Edit<'a> {
             let key = self.key(Kind::Account).account(account).done();
             match self.record(&key)? {
                 Some(record) => {
+                    self.accounts_before.insert(account, AccountRecord::clone(&record));
                     self.accounts.insert(account, record);
                 }
                 None => self.create_account(account)?,
@@ -350,8 +355,11 @@ impl<'a> Edit<'a> {
 
     // The end.
 
-    /// Everything as one batch, with the marker.
-    pub(crate) fn finish(mut self, marker: &[u8]) -> Result<(Changes, Vec<ShardEvent>), StorageError> {
+    /// Everything as one batch, with the marker; who is to be told; and what the shard's totals grow by.
+    pub(crate) fn finish(mut self, marker: &[u8]) -> Result<(Changes, Vec<ShardEvent>, Grown), StorageError> {
+        let mut grown = Grown::default();
+        self.accounts.values().for_each(|record| grown.came(record));
+        self.accounts_before.values().for_each(|record| grown.went(record));
         let mut events = std::mem::take(&mut self.events);
         let bodies = std::mem::take(&mut self.bodies);
         for (body, record) in bodies {
@@ -386,7 +394,7 @@ impl<'a> Edit<'a> {
             }
         }
         put_marker(&mut changes, self.view.space, marker);
-        Ok((changes, events))
+        Ok((changes, events, grown))
     }
 
     fn finish_mailbox(

@@ -2,6 +2,7 @@
 //! not synced, for the log is: after a crash the commands behind the marker are applied again.
 
 mod apply;
+mod body;
 mod command;
 mod edit;
 mod mailbox;
@@ -17,10 +18,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use types::MailError;
 
+pub use body::PinnedBody;
 pub use command::{BodySource, Command, Recipient, Stamp, StoreAction};
 pub use outcome::{
-    AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent, ShardEventKind,
+    AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent,
+    ShardEventKind, ShardTotals,
 };
+pub(crate) use totals::Totals;
 
 use crate::error::StorageError;
 use crate::group::{Inner, View};
@@ -101,8 +105,9 @@ impl ShardState {
                 }
             }
         };
-        let (changes, events) = edit.finish(marker)?;
+        let (changes, events, grown) = edit.finish(marker)?;
         self.group.shared.store.write_changes(&changes)?;
+        self.group.totals.lock().add(grown);
         Ok((result, events))
     }
 }

@@ -112,6 +112,14 @@ pub struct Changes {
     pub highest: ModSeq,
 }
 
+/// What a shard holds in all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardTotals {
+    pub accounts: u64,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AccountTotals {
     pub mailboxes: u32,

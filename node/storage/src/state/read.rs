@@ -15,7 +15,9 @@ use super::wire::{ranges, special_use_of};
 use crate::error::StorageError;
 use crate::group::View;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
-use crate::records::{AccountRecord, BodyRecord, ChangeRecord, MailboxRecord, MessageRecord, decode, payload};
+use crate::records::{
+    AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, MessageRecord, decode, payload,
+};
 use crate::store::Family;
 
 /// Between two wanted messages that are this near, stepping over the others is cheaper than a seek.
@@ -182,28 +184,45 @@ impl ShardState {
     pub fn body_range(&self, body: BodyId, offset: u64, len: u64) -> Result<Option<Vec<Bytes>>, StorageError> {
         let view = self.view()?;
         let Some(record) = body_record(&view, body)? else { return Ok(None) };
-        let end = offset.saturating_add(len).min(record.size);
-        let (mut start, mut found) = (0u64, Vec::new());
-        for chunk in &record.chunks {
-            let next = start.saturating_add(chunk.len);
-            if next > offset && start < end {
-                let key = log_key(self.group.id, chunk.index);
-                let damaged = |reason| StorageError::corrupt(printable(Family::Blob, &key), reason);
-                let bytes = view.get_in(Family::Blob, &key)?.ok_or_else(|| damaged("missing"))?;
-                if bytes.len() as u64 != chunk.len {
-                    return Err(damaged("wrong length"));
-                }
-                let from = offset.saturating_sub(start) as usize;
-                let to = (end.min(next) - start) as usize;
-                found.push(bytes.slice(from..to));
-            }
-            start = next;
-        }
-        Ok(Some(found))
+        let found = chunks_in(&record.chunks, record.size, offset, len, |index| {
+            let key = log_key(self.group.id, index);
+            let bytes = view.get_in(Family::Blob, &key)?;
+            bytes.ok_or_else(|| StorageError::corrupt(printable(Family::Blob, &key), "missing"))
+        });
+        found.map(Some)
     }
 }
 
-fn body_record(view: &View<'_>, body: BodyId) -> Result<Option<BodyRecord>, StorageError> {
+/// The bytes of a body of `size` from `offset`, at most `len` of them, by its chunks.
+pub(crate) fn chunks_in(
+    chunks: &[ChunkRecord],
+    size: u64,
+    offset: u64,
+    len: u64,
+    read: impl Fn(u64) -> Result<Bytes, StorageError>,
+) -> Result<Vec<Bytes>, StorageError> {
+    let end = offset.saturating_add(len).min(size);
+    let (mut start, mut found) = (0u64, Vec::new());
+    if end <= offset {
+        return Ok(found);
+    }
+    for chunk in chunks {
+        let next = start.saturating_add(chunk.len);
+        if next > offset && start < end {
+            let bytes = read(chunk.index)?;
+            if bytes.len() as u64 != chunk.len {
+                return Err(StorageError::corrupt(format!("blob at log index {}", chunk.index), "wrong length"));
+            }
+            let from = offset.saturating_sub(start) as usize;
+            let to = (end.min(next) - start) as usize;
+            found.push(bytes.slice(from..to));
+        }
+        start = next;
+    }
+    Ok(found)
+}
+
+pub(crate) fn body_record(view: &View<'_>, body: BodyId) -> Result<Option<BodyRecord>, StorageError> {
     view.record(&view.key(Kind::Body).u64(body.0).done())
 }
 

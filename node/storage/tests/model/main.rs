@@ -11,7 +11,7 @@ use bytes::Bytes;
 use common::{Replica, SHARD, append, blocks, entry, marker, marker_index, name, open, stamp};
 use plain::{Account, Answer, Mailbox, Model, keywords};
 use proptest::prelude::{any, prop, prop_assert_eq, proptest};
-use storage::{BodyId, BodySource, Command, Outcome, Recipient, ShardState, StoreAction, Volume};
+use storage::{BodyId, BodySource, Command, Outcome, Recipient, ShardState, ShardTotals, StoreAction, Volume};
 use types::{
     AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
 };
@@ -54,6 +54,20 @@ fn compare(shard: &ShardState, model: &Model) {
             compare_mailbox(shard, id, info.id, mailbox, model);
         }
     }
+    let existing: Vec<AccountId> = model.accounts.keys().copied().map(AccountId).collect();
+    assert_eq!(shard.accounts_from(AccountId(0), 10).unwrap(), existing);
+    assert_eq!(
+        shard.accounts_from(AccountId(2), 1).unwrap(),
+        existing.into_iter().filter(|id| id.0 == 2).collect::<Vec<_>>()
+    );
+    // Counted by the first call, kept up by each command from then on.
+    let each = model.accounts.keys().map(|id| shard.account_totals(AccountId(*id)).unwrap());
+    let expected = each.fold(ShardTotals::default(), |sum, one| ShardTotals {
+        accounts: sum.accounts + 1,
+        messages: sum.messages + one.messages,
+        bytes: sum.bytes + one.bytes,
+    });
+    assert_eq!(shard.totals().unwrap(), expected);
 }
 
 fn compare_mailbox(shard: &ShardState, account: AccountId, id: MailboxId, mailbox: &Mailbox, model: &Model) {
