@@ -35,13 +35,19 @@ impl Node {
             }
             known.push(checked);
         }
+        let settle: Vec<[u8; 32]> = request.settle.iter().map(|bytes| fingerprint(bytes)).collect::<MailResult<_>>()?;
         let mut stored = Vec::new();
-        if !recipients.is_empty() {
+        if recipients.is_empty() {
+            // Nothing to store, yet the caller takes these for settled.
+            if !settle.is_empty() {
+                shard.propose(&Command::Settle { fingerprints: settle }, None).await?;
+            }
+        } else {
             let bytes = whole(&body).await?;
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
             let (outcome, _) =
-                put_body(&shard, bytes, |body| Command::Deliver { recipients, body, digest, date }).await?;
+                put_body(&shard, bytes, |body| Command::Deliver { recipients, body, digest, date, settle }).await?;
             let Outcome::Delivered(outcomes) = outcome else {
                 return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
             };
