@@ -198,3 +198,46 @@ fn exists(client: &mut ImapClient, messages: u32) -> Result<()> {
         }
     }
 }
+
+#[test]
+fn a_router_that_starts_before_its_nodes_or_loses_one_says_so_once() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&["user0"])?;
+    for process in cluster.nodes.iter_mut().chain(&mut cluster.routers) {
+        process.kill()?;
+    }
+    let warnings = |cluster: &Cluster| -> Result<Vec<String>> {
+        let log = cluster.routers[0].log()?;
+        Ok(log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).map(str::to_owned).collect())
+    };
+    let before = warnings(&cluster)?.len();
+    cluster.routers[0].start()?;
+    eventually("the router misses its directory", PATIENCE, || {
+        ensure!(warnings(&cluster)?.len() > before);
+        Ok(())
+    })?;
+    // Mail that cannot be taken yet, several rounds of it, is nothing to warn of.
+    for _ in 0..5 {
+        let mut client = SmtpClient::connect(cluster.smtp(0))?;
+        client.command("MAIL FROM:<>", 250)?;
+        client.command(&format!("RCPT TO:<{}>", user(0)), 451)?;
+    }
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    deliver(&cluster, 0, "one", Instant::now() + PATIENCE)?;
+    let started = warnings(&cluster)?;
+    ensure!(started.len() == before + 1, "{started:?}");
+
+    let (node, _) = most_leading(&cluster)?;
+    cluster.nodes[node].kill()?;
+    for _ in 0..10 {
+        deliver(&cluster, 0, "two", Instant::now() + PATIENCE)?;
+        subjects(&cluster, 0, Instant::now() + PATIENCE)?;
+    }
+    cluster.nodes[node].start()?;
+    cluster.nodes[node].wait_ready()?;
+    deliver(&cluster, 0, "three", Instant::now() + PATIENCE)?;
+    let lost = warnings(&cluster)?;
+    ensure!(lost.len() <= started.len() + 1, "{lost:?}");
+    Ok(())
+}

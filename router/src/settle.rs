@@ -30,6 +30,8 @@ use crate::metrics::Metrics;
 const SETTLES_MAX: usize = 200_000;
 /// Fingerprints that one log entry settles.
 const SETTLE_BATCH: usize = 1_000;
+/// Of them, those that a delivery settles beside: what has gathered since the one before it.
+const ALONG_MAX: usize = 250;
 /// A fingerprint waits so long for others of its shard to share a log entry with, unless somebody waits to use it
 /// again. Short, because another router that is given the same mail on purpose meanwhile takes it for a retry.
 const SETTLE_LINGER: Duration = Duration::from_millis(500);
@@ -179,7 +181,7 @@ impl Settler {
     /// What waits for a shard, to go along with a delivery to it.
     pub fn hand_along(&self, shard: ShardId) -> HandedAlong {
         let mut queue = self.shared.queue.lock();
-        let fingerprints = queue.waiting.get_mut(&shard).map(Waiting::take_batch).unwrap_or_default();
+        let fingerprints = queue.waiting.get_mut(&shard).map(|waiting| waiting.take(ALONG_MAX)).unwrap_or_default();
         HandedAlong { settler: self.clone(), shard, fingerprints }
     }
 
@@ -203,8 +205,8 @@ impl Settler {
 }
 
 impl Waiting {
-    fn take_batch(&mut self) -> Vec<Fingerprint> {
-        let keep = self.fingerprints.len().saturating_sub(SETTLE_BATCH);
+    fn take(&mut self, max: usize) -> Vec<Fingerprint> {
+        let keep = self.fingerprints.len().saturating_sub(max);
         self.fingerprints.split_off(keep)
     }
 }
@@ -306,7 +308,7 @@ async fn settle_shard(shared: Arc<Settling>, shard: ShardId) {
             () = wake.notified() => {}
         }
         let batch = match shared.queue.lock().waiting.get_mut(&shard) {
-            Some(waiting) => waiting.take_batch(),
+            Some(waiting) => waiting.take(SETTLE_BATCH),
             None => return,
         };
         // All may have gone along with a delivery.

@@ -18,11 +18,16 @@ const MESSAGE_OCTETS_MAX: u64 = 128 * 1024 * 1024;
 /// Bodies up to this are parsed where they arrive: some tens of microseconds.
 const PARSE_INLINE_OCTETS: usize = 64 * 1024;
 const RECIPIENTS_MAX: usize = 10_000;
+/// Fingerprints that a delivery settles beside: so many that they hardly count in its entry.
+const SETTLE_ALONG_MAX: usize = 1_000;
 
 impl Node {
     pub(super) async fn deliver_body(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         if request.recipients.is_empty() || request.recipients.len() > RECIPIENTS_MAX {
             return Err(MailError::Invalid("no recipients, or too many".to_owned()));
+        }
+        if request.settle.len() > SETTLE_ALONG_MAX {
+            return Err(MailError::Invalid("too many fingerprints to settle along with a delivery".to_owned()));
         }
         let shard = self.shard(request.shard)?;
         let mut recipients = Vec::with_capacity(request.recipients.len());
