@@ -98,6 +98,12 @@ impl LineClient {
         Ok(buffer)
     }
 
+    /// Goes away without a word: the other end sees a reset.
+    pub fn reset(self) -> Result<()> {
+        socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO))?;
+        Ok(())
+    }
+
     /// Reads until the other end closes; true if it did so within the patience.
     pub fn closes(&mut self) -> bool {
         let mut rest = Vec::new();

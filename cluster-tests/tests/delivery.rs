@@ -32,6 +32,47 @@ fn a_thousand_recipients_over_all_shards_each_get_one_copy() -> Result<()> {
 }
 
 #[test]
+fn the_same_mail_is_stored_again_only_if_its_sender_knew_of_the_first() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&["ann", "ben", "cat"])?;
+    let message = b"Subject: the same\r\n\r\nhello\r\n";
+    let messages = |local: &str| cluster.imap_client(&format!("{local}@example.test"))?.select("INBOX");
+    // A client that reads its 250 and drops the connection, and does all of that again at once.
+    for sent in 1..=4 {
+        let mut client = cluster.smtp_client()?;
+        let (code, text) = client.deliver("s@example.test", &["ann@example.test"], message)?;
+        ensure!(code == 250, "{code} {text}");
+        drop(client);
+        ensure!(messages("ann")? == sent);
+    }
+    // Clients that do not know: gone before the answer, in peace and by a reset.
+    for (local, manner) in [("ben", "closed"), ("cat", "reset")] {
+        let to = format!("{local}@example.test");
+        let mut client = cluster.smtp_client()?;
+        client.command("MAIL FROM:<s@example.test>", 250)?;
+        client.command(&format!("RCPT TO:<{to}>"), 250)?;
+        client.command("DATA", 354)?;
+        client.line.send(&cluster_tests::dot_stuffed(message))?;
+        match manner {
+            "reset" => client.line.reset()?,
+            _ => drop(client),
+        }
+        eventually("the message is stored", PATIENCE, || {
+            ensure!(messages(local)? == 1);
+            Ok(())
+        })?;
+        let mut again = cluster.smtp_client()?;
+        let (code, text) = again.deliver("s@example.test", &[&to], message)?;
+        ensure!(code == 250, "{code} {text}");
+        ensure!(messages(local)? == 1, "{manner}: {} messages", messages(local)?);
+        // Now it is known, and meant.
+        let (code, text) = again.deliver("s@example.test", &[&to], message)?;
+        ensure!(code == 250 && messages(local)? == 2, "{manner}: {code} {text}");
+    }
+    Ok(())
+}
+
+#[test]
 fn aliases_postmaster_and_refusals_are_as_configured() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions { nodes: 1, replicas: 1, ..ClusterOptions::default() })?;
     cluster.add_accounts(&["ann", "ben"])?;

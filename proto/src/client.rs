@@ -1,8 +1,8 @@
 //! The gRPC client: a node over the network, behind the same traits as a node in this process.
 
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt, stream};
@@ -35,6 +35,9 @@ use crate::wire::{
 
 /// A node on the same network answers a connect in well under this.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// After a failed connect, what waits for the connection fails at once for so long: each would else wait for an attempt
+/// of its own, one after another.
+const CONNECT_AGAIN_AFTER: Duration = Duration::from_millis(150);
 /// One operation, from send to reply: longer than an election, shorter than a mail client's patience.
 const CALL_MAX: Duration = Duration::from_secs(15);
 /// One operation that carries a body: 64 MiB over a slow link.
@@ -57,9 +60,13 @@ pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
         .initial_stream_window_size(STREAM_WINDOW_OCTETS)
         .initial_connection_window_size(CONNECTION_WINDOW_OCTETS);
     let connector = TlsConnector::from(tls);
+    let failed_at: Arc<Mutex<Option<Instant>>> = Arc::default();
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
-        let connector = connector.clone();
+        let (connector, failed_at) = (connector.clone(), failed_at.clone());
         async move {
+            if lock(&failed_at).is_some_and(|at| at.elapsed() < CONNECT_AGAIN_AFTER) {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
             let authority = uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
             let connecting = async {
                 let stream = TcpStream::connect(authority).await?;
@@ -67,10 +74,16 @@ pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
                 let name = ServerName::try_from(ROLE_NODE).map_err(io::Error::other)?;
                 connector.connect(name, stream).await
             };
-            let stream = tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(io::Error::from)??;
-            io::Result::Ok(TokioIo::new(stream))
+            let connected = tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(io::Error::from);
+            let connected = connected.and_then(|connected| connected);
+            *lock(&failed_at) = connected.is_err().then(Instant::now);
+            connected.map(TokioIo::new)
         }
     })))
+}
+
+fn lock(failed_at: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
+    failed_at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A node over gRPC. Cloning shares the connection.

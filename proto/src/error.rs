@@ -24,6 +24,8 @@ pub fn mail_error(status: &Status) -> MailError {
     }
     match status.code() {
         Code::Unavailable if never_sent(status) => MailError::Unavailable,
+        // Made here and not received: the connection broke, by whatever name.
+        _ if std::error::Error::source(status).is_some() => MailError::Deadline,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => MailError::Deadline,
         Code::PermissionDenied | Code::Unauthenticated => MailError::Denied,
         Code::ResourceExhausted => MailError::Busy,

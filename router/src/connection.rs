@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -28,6 +28,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
 /// reset the connection and take our last word with it.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_OCTETS_MAX: usize = 8 * 1024 * 1024;
+/// A client that closed before our last word came to it answers it with a reset: a round trip, and retransmissions.
+const RESET_WAIT: Duration = Duration::from_secs(2);
 
 enum Stream {
     Plain(TcpStream),
@@ -56,6 +58,8 @@ pub struct Connection {
     output: BytesMut,
     write_max: Duration,
     stop: Stop,
+    /// A read has failed: the connection was reset, or the like. An end in peace is not that.
+    broken: bool,
 }
 
 impl Connection {
@@ -67,6 +71,7 @@ impl Connection {
             output: BytesMut::new(),
             write_max,
             stop,
+            broken: false,
         }
     }
 
@@ -102,8 +107,45 @@ impl Connection {
         self.give_back();
         match timeout(wait, self.fill()).await {
             Ok(Ok(true)) => Incoming::Data,
-            Ok(Ok(false) | Err(_)) => Incoming::Closed,
+            Ok(Ok(false)) => Incoming::Closed,
+            Ok(Err(_)) => {
+                self.broken = true;
+                Incoming::Closed
+            }
             Err(_) => Incoming::Idle,
+        }
+    }
+
+    /// Whether a client that has closed, or has been told all, has what was written, as far as TCP tells. One that
+    /// closed before answers with a reset; one whose program closes while it lies unread sends a reset in place of
+    /// the end (RFC 1122 §4.2.2.13). Our side stays open meanwhile: after both have ended no reset would be noticed,
+    /// and with TLS our own farewell, which clients do not wait for, would draw one.
+    pub async fn was_heard(&mut self) -> bool {
+        if self.broken || self.flush().await.is_err() {
+            return false;
+        }
+        let until = Instant::now() + LINGER;
+        let mut dropped = 0;
+        loop {
+            self.input = BytesMut::new();
+            match timeout_at(until, self.fill()).await {
+                Ok(Ok(true)) if dropped < LINGER_OCTETS_MAX => dropped += self.input.len(),
+                Ok(Ok(false)) => break,
+                Ok(Err(_)) => return false,
+                // It stays so long after our last word.
+                Ok(Ok(true)) | Err(_) => return self.tcp().is_some_and(|tcp| matches!(tcp.take_error(), Ok(None))),
+            }
+        }
+        let Some(tcp) = self.tcp() else { return false };
+        let errs = timeout(RESET_WAIT, tcp.ready(Interest::ERROR)).await.is_ok();
+        !errs && matches!(tcp.take_error(), Ok(None))
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(stream) => Some(stream),
+            Stream::Tls(stream) => Some(stream.get_ref().0),
+            Stream::Closed => None,
         }
     }
 
@@ -187,9 +229,12 @@ impl Connection {
         let _ = timeout(LINGER, parted).await;
     }
 
-    /// False at the stream's end.
+    /// False at the stream's end, also where TLS was not ended first.
     async fn fill(&mut self) -> io::Result<bool> {
-        poll_fn(|cx| self.poll_fill(cx)).await
+        match poll_fn(|cx| self.poll_fill(cx)).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            filled => filled,
+        }
     }
 
     /// Reads by way of the stack: a buffer on the heap exists only once there is something to put into it.

@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::Semaphore;
+
 use crate::auth::Auth;
 use crate::cluster::Cluster;
-use crate::delivery::Settler;
 use crate::listener::Slots;
 use crate::metrics::Metrics;
 use crate::settings::RouterSettings;
+use crate::settle::Settler;
 use crate::spool::SpoolMemory;
 use crate::tls::ClientTls;
+
+/// Connections that have ended and are held to see whether the client has its answer; more are held by their sessions.
+const PARTINGS_MAX: usize = 2_000;
 
 pub struct Context {
     pub settings: RouterSettings,
@@ -22,6 +27,7 @@ pub struct Context {
     pub(crate) slots: Arc<Slots>,
     pub(crate) spools: Arc<SpoolMemory>,
     pub(crate) settler: Settler,
+    pub(crate) partings: Arc<Semaphore>,
     connections: AtomicU64,
     transactions: AtomicU32,
     /// Tells apart the ids of routers and of their restarts.
@@ -36,6 +42,7 @@ impl Context {
             auth: Auth::new(cluster.clone(), metrics.clone())?,
             spools: SpoolMemory::new(settings.limits.spool_memory_octets_max),
             settler: Settler::new(cluster.shards().clone(), metrics.clone()),
+            partings: Arc::new(Semaphore::new(PARTINGS_MAX)),
             settings,
             cluster,
             metrics,

@@ -1,5 +1,5 @@
 //! A complete message to all of its recipients: one Deliver a shard, in parallel, each with fingerprints that keep a
-//! retry from storing a second copy; and the settling of those fingerprints once the sender knows.
+//! retry from storing a second copy. Fingerprints that wait to be settled travel along.
 //!
 //! The outcome is one reply for all recipients (RFC 5321 §4.2.5):
 //! - all stored: 250;
@@ -9,33 +9,22 @@
 //!   RCPT tells which;
 //! - else the permanent refusal, which is of the message and so the same for all.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use parking_lot::Mutex;
 use proto::Body;
-use proto::wire::{DeliverReply, DeliverRequest, Recipient, SettleRequest};
-use tokio::sync::Notify;
+use proto::wire::{DeliverReply, DeliverRequest, Recipient};
 use tracing::debug;
 use types::{AccountId, InternalDate, MailError, MailResult, ShardId};
 
 use crate::cluster::{LocalRecipient, ShardClient};
-use crate::metrics::Metrics;
+use crate::settle::{Claim, Fingerprint, Fingerprints, Settler};
 
 /// Shards that one transaction asks at once.
 const SHARDS_AT_ONCE: usize = 16;
-/// Fingerprints to settle; more are left to the nodes, which forget them in time. Some 20 MiB.
-const SETTLES_MAX: usize = 200_000;
-/// Fingerprints in one Settle.
-const SETTLE_BATCH: usize = 1_000;
-const SETTLE_TRIES: u32 = 5;
-/// The same mail sent again waits so long for the one before it.
-const CLAIM_WAIT: Duration = Duration::from_secs(10);
-
-pub type Fingerprint = [u8; 32];
+/// With a larger body nothing travels along: it takes its time, and somebody may wait to use a fingerprint again.
+const ALONG_OCTETS_MAX: u64 = 64 * 1024;
 
 /// What identifies a delivery to one recipient over all retries: nothing that we add, and no time.
 pub fn fingerprint(reverse_path: &str, recipient: AccountId, content: &[u8; 32]) -> Fingerprint {
@@ -60,22 +49,18 @@ pub struct Delivery {
     pub date: InternalDate,
 }
 
-/// Every recipient has it. To be settled when the sender knows; dropped unsettled where that is doubtful, so that a
-/// retry finds it.
-pub struct Stored {
-    claim: Claim,
-}
-
 impl Delivery {
-    pub async fn deliver(self, shards: &ShardClient, settler: &Settler) -> MailResult<Stored> {
+    /// Returns when every recipient has it. The claim is to be settled when the sender knows, and dropped where that is
+    /// doubtful, so that a retry finds what is stored.
+    pub async fn deliver(self, shards: &ShardClient, settler: &Settler) -> MailResult<Claim> {
         let mut by_shard: BTreeMap<ShardId, BTreeMap<AccountId, Fingerprint>> = BTreeMap::new();
         for recipient in &self.recipients {
             let fingerprint = fingerprint(&self.reverse_path, recipient.account, &self.digest);
             by_shard.entry(recipient.shard).or_default().insert(recipient.account, fingerprint);
         }
-        let fingerprints: BTreeMap<ShardId, Vec<Fingerprint>> =
+        let fingerprints: Fingerprints =
             by_shard.iter().map(|(shard, accounts)| (*shard, accounts.values().copied().collect())).collect();
-        let claim = settler.claim(fingerprints).await;
+        let claim = settler.claim(fingerprints).await?;
 
         let body = self.content.with_prefix(self.trace);
         let date = Some(self.date.into());
@@ -92,20 +77,37 @@ impl Delivery {
                     .collect(),
                 date,
                 body_octets: body.octets(),
+                settle: Vec::new(),
             })
             .collect();
         let mut outcome = Outcome::default();
         let mut replies = stream::iter(requests)
             .map(|request| {
-                let (recipients, body) = (request.recipients.len(), body.clone());
-                async move { (recipients, shards.deliver(request, body).await) }
+                let body = body.clone();
+                async move { (request.recipients.len(), deliver_to_shard(request, body, shards, settler).await) }
             })
             .buffer_unordered(SHARDS_AT_ONCE);
         while let Some((recipients, reply)) = replies.next().await {
             outcome.add(recipients, reply);
         }
-        outcome.result().map(|()| Stored { claim })
+        outcome.result().map(|()| claim)
     }
+}
+
+async fn deliver_to_shard(
+    mut request: DeliverRequest,
+    body: Body,
+    shards: &ShardClient,
+    settler: &Settler,
+) -> MailResult<DeliverReply> {
+    if request.body_octets > ALONG_OCTETS_MAX {
+        return shards.deliver(request, body).await;
+    }
+    let along = settler.hand_along(ShardId(request.shard));
+    request.settle = along.to_wire();
+    let reply = shards.deliver(request, body).await?;
+    along.settled();
+    Ok(reply)
 }
 
 /// Gathers the answers of all shards.
@@ -156,154 +158,6 @@ impl Outcome {
             (_, 0) => Err(MailError::NoSuchAccount),
             _ => Err(MailError::Unavailable),
         }
-    }
-}
-
-/// Knows which fingerprints are in use here, and tells shards to forget those that are settled, one call a shard at a
-/// time with all that came together meanwhile. Settling is best effort: what is not settled only keeps the same mail
-/// from being stored twice for a while. Cloning shares.
-#[derive(Clone)]
-pub struct Settler {
-    shared: Arc<Settling>,
-}
-
-struct Settling {
-    shards: ShardClient,
-    metrics: Arc<Metrics>,
-    queue: Mutex<Queue>,
-    /// Some claims have ended.
-    freed: Notify,
-}
-
-#[derive(Default)]
-struct Queue {
-    /// Being delivered, stored but not yet known to the sender, or about to be settled.
-    claimed: HashSet<Fingerprint>,
-    /// To be settled. A shard that is here has a task.
-    waiting: HashMap<ShardId, Vec<Fingerprint>>,
-}
-
-/// Fingerprints that no other delivery of this router uses meanwhile.
-struct Claim {
-    settler: Settler,
-    fingerprints: BTreeMap<ShardId, Vec<Fingerprint>>,
-    /// Those that are ours to free.
-    owned: Vec<Fingerprint>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.settler.shared.free(&self.owned);
-    }
-}
-
-impl Settler {
-    pub fn new(shards: ShardClient, metrics: Arc<Metrics>) -> Settler {
-        Settler { shared: Arc::new(Settling { shards, metrics, queue: Mutex::default(), freed: Notify::new() }) }
-    }
-
-    /// The sender has its 250.
-    pub fn settle(&self, mut stored: Stored) {
-        let mut owned: HashSet<Fingerprint> = std::mem::take(&mut stored.claim.owned).into_iter().collect();
-        let mut queue = self.shared.queue.lock();
-        for (shard, fingerprints) in std::mem::take(&mut stored.claim.fingerprints) {
-            if queue.waiting.values().map(Vec::len).sum::<usize>() + fingerprints.len() > SETTLES_MAX {
-                self.shared.metrics.settles_lost.inc_by(fingerprints.len() as u64);
-                continue;
-            }
-            for fingerprint in &fingerprints {
-                owned.remove(fingerprint);
-                queue.claimed.insert(*fingerprint);
-            }
-            if let Some(waiting) = queue.waiting.get_mut(&shard) {
-                waiting.extend(fingerprints);
-            } else {
-                queue.waiting.insert(shard, fingerprints);
-                tokio::spawn(settle_shard(self.shared.clone(), shard));
-            }
-        }
-        drop(queue);
-        self.shared.free(&owned.into_iter().collect::<Vec<_>>());
-    }
-
-    /// The same mail sent again on purpose, or on two connections at once, is to be stored again: each waits until the
-    /// one before it is settled, or its sender is gone. Not for ever: then what is stored already counts for both.
-    async fn claim(&self, fingerprints: BTreeMap<ShardId, Vec<Fingerprint>>) -> Claim {
-        let all: Vec<Fingerprint> = fingerprints.values().flatten().copied().collect();
-        let free = async {
-            loop {
-                let freed = self.shared.freed.notified();
-                tokio::pin!(freed);
-                // Enabled before the look, so that nothing falls between.
-                freed.as_mut().enable();
-                if let Some(owned) = self.shared.take(&all, false) {
-                    return owned;
-                }
-                freed.await;
-            }
-        };
-        let owned = match tokio::time::timeout(CLAIM_WAIT, free).await {
-            Ok(owned) => owned,
-            Err(_) => {
-                debug!("the same mail is still under way elsewhere");
-                self.shared.take(&all, true).unwrap_or_default()
-            }
-        };
-        Claim { settler: self.clone(), fingerprints, owned }
-    }
-}
-
-impl Settling {
-    /// Claims all, or none; with `anyway` those that are free. Returns those claimed.
-    fn take(&self, all: &[Fingerprint], anyway: bool) -> Option<Vec<Fingerprint>> {
-        let mut queue = self.queue.lock();
-        if !anyway && all.iter().any(|fingerprint| queue.claimed.contains(fingerprint)) {
-            return None;
-        }
-        Some(all.iter().filter(|fingerprint| queue.claimed.insert(**fingerprint)).copied().collect())
-    }
-
-    fn free(&self, fingerprints: &[Fingerprint]) {
-        if fingerprints.is_empty() {
-            return;
-        }
-        let mut queue = self.queue.lock();
-        for fingerprint in fingerprints {
-            queue.claimed.remove(fingerprint);
-        }
-        drop(queue);
-        self.freed.notify_waiters();
-    }
-}
-
-/// Until nothing waits for the shard.
-async fn settle_shard(shared: Arc<Settling>, shard: ShardId) {
-    loop {
-        let batch = {
-            let mut queue = shared.queue.lock();
-            let Some(waiting) = queue.waiting.get_mut(&shard) else { return };
-            if waiting.is_empty() {
-                queue.waiting.remove(&shard);
-                return;
-            }
-            let keep = waiting.len().saturating_sub(SETTLE_BATCH);
-            waiting.split_off(keep)
-        };
-        let request = SettleRequest {
-            shard: shard.0,
-            fingerprints: batch.iter().map(|fingerprint| Bytes::copy_from_slice(fingerprint)).collect(),
-        };
-        let mut left = SETTLE_TRIES;
-        while let Err(error) = shared.shards.settle(request.clone()).await {
-            left -= 1;
-            if left == 0 {
-                debug!(%shard, %error, "fingerprints not settled");
-                shared.metrics.settles_lost.inc_by(batch.len() as u64);
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        shared.free(&batch);
     }
 }
 

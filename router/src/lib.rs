@@ -16,6 +16,7 @@ mod listener;
 mod metrics;
 pub mod session;
 pub mod settings;
+mod settle;
 mod spool;
 mod stop;
 mod tls;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::AbortHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::context::Context;
 use crate::stop::Stopper;
@@ -35,6 +36,9 @@ pub use cluster::Cluster;
 pub use settings::RouterSettings;
 pub use stop::Stop;
 pub use tls::ClientTls;
+
+/// At shutdown, what senders know already is settled, if the shards answer within this.
+const SETTLE_AT_SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 
 /// A router that serves. Dropping it cuts every session off; see [`Router::shutdown`].
 pub struct Router {
@@ -109,6 +113,9 @@ impl Router {
             self.stopper.kill();
             // They end as soon as they are polled.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.stopper.all_gone()).await;
+        }
+        if tokio::time::timeout(SETTLE_AT_SHUTDOWN_MAX, self.context.settler.finish()).await.is_err() {
+            debug!("fingerprints left unsettled at shutdown");
         }
         self.context.cluster.stop();
         info!("router stopped");

@@ -31,11 +31,18 @@ const RECIPIENTS_PER_COMMAND: usize = 2_500;
 const RECIPIENT_OCTETS: usize = 48;
 /// Mailbox name and flags of an APPEND; whoever writes more keywords than a mailbox may have has the command refused.
 const APPEND_OCTETS: usize = MAILBOX_NAME_OCTETS_MAX + KEYWORDS_PER_MAILBOX_MAX * (KEYWORD_OCTETS_MAX + 3);
+/// Fingerprints that a delivery settles beside: so many that they hardly count in its entry.
+const SETTLE_ALONG_MAX: usize = 1_000;
+/// One of them in the command.
+const FINGERPRINT_OCTETS: usize = 34;
 
 impl Node {
     pub(super) async fn deliver_body(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         if request.recipients.is_empty() || request.recipients.len() > RECIPIENTS_MAX {
             return Err(MailError::Invalid("no recipients, or too many".to_owned()));
+        }
+        if request.settle.len() > SETTLE_ALONG_MAX {
+            return Err(MailError::Invalid("too many fingerprints to settle along with a delivery".to_owned()));
         }
         let shard = self.shard(request.shard)?;
         let mut recipients = Vec::with_capacity(request.recipients.len());
@@ -48,15 +55,23 @@ impl Node {
             }
             known.push(checked);
         }
+        let mut settle: Vec<[u8; 32]> = request.settle.iter().map(|bytes| fingerprint(bytes)).collect::<MailResult<_>>()?;
         let mut stored = Vec::new();
-        if !recipients.is_empty() {
+        if recipients.is_empty() {
+            // Nothing to store, yet the caller takes these for settled.
+            if !settle.is_empty() {
+                shard.propose(&Command::Settle { fingerprints: settle }, None).await?;
+            }
+        } else {
             let bytes = whole(&body).await?;
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
             for recipients in recipients.chunks(RECIPIENTS_PER_COMMAND) {
-                let head_octets = digest.len() + recipients.len() * RECIPIENT_OCTETS;
+                let settle = std::mem::take(&mut settle);
+                let head_octets =
+                    digest.len() + recipients.len() * RECIPIENT_OCTETS + settle.len() * FINGERPRINT_OCTETS;
                 let (recipients, digest) = (recipients.to_vec(), digest.clone());
-                let command = |body| Command::Deliver { recipients, body, digest, date };
+                let command = |body| Command::Deliver { recipients, body, digest, date, settle };
                 let (Outcome::Delivered(outcomes), _) = put_body(&shard, bytes.clone(), head_octets, command).await?
                 else {
                     return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));

@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             body: BodySource::Inline,
             digest: Bytes::from(vec![0; 200]),
             date: InternalDate::default(),
+            settle: Vec::new(),
         };
         let head = command.encode(Stamp { unix_ms: 1_700_000_000_000, seed: 0 }, 0).into();
         let sender = sender.clone();

@@ -20,6 +20,7 @@ fn deliver(fingerprint: u8) -> Command {
         body: BodySource::Inline,
         digest: Bytes::from_static(b"digest"),
         date: InternalDate { unix_s: 77, offset_min: -120 },
+        settle: Vec::new(),
     }
 }
 
@@ -82,6 +83,23 @@ fn a_retried_delivery_is_known_until_it_is_settled() {
 }
 
 #[test]
+fn a_delivery_settles_earlier_ones_in_its_own_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    replica.run_with(deliver(5), some_body()).unwrap();
+    let mut other = deliver(6);
+    if let Command::Deliver { settle, .. } = &mut other {
+        *settle = vec![[5; 32], [7; 32]];
+    }
+    assert_eq!(delivered(replica.run_with(other.clone(), some_body())).uid, Uid(2));
+    // Tried again it settles again, and is known itself.
+    assert!(delivered(replica.run_with(other, some_body())).duplicate);
+    let again = delivered(replica.run_with(deliver(5), some_body()));
+    assert_eq!((again.uid, again.duplicate), (Uid(3), false));
+}
+
+#[test]
 fn unsettled_fingerprints_are_forgotten_after_a_week() {
     let directory = tempfile::tempdir().unwrap();
     let volume = open(directory.path());
@@ -112,8 +130,8 @@ fn an_upload_becomes_one_body_and_an_abandoned_one_is_swept() {
         replica.run_with(Command::Chunk { upload }, Some(Bytes::from(text))).unwrap();
     }
     let from_upload = |upload| {
-        let Command::Deliver { recipients, digest, date, .. } = deliver(upload as u8) else { unreachable!() };
-        Command::Deliver { recipients, body: BodySource::Upload(upload), digest, date }
+        let Command::Deliver { recipients, digest, date, settle, .. } = deliver(upload as u8) else { unreachable!() };
+        Command::Deliver { recipients, body: BodySource::Upload(upload), digest, date, settle }
     };
     let one = delivered(replica.run(from_upload(1)));
     assert_eq!(one.uid, Uid(1));

@@ -16,6 +16,7 @@ fn deliver(number: u8) -> Command {
         body: BodySource::Inline,
         digest: Bytes::from(vec![number; 10]),
         date: InternalDate::default(),
+        settle: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData}
 use proto::{ItemStream, uid_set_from_wire, uid_set_to_wire};
 use types::{MailError, MailResult, ShardId, UidSet};
 
-use super::shards::{Retry, ShardClient};
+use super::shards::ShardClient;
 
 /// Breaks in one fetch without an item between them.
 const BREAKS_MAX: u32 = 5;
@@ -83,7 +83,7 @@ impl FetchStream {
             let request = self.next_request();
             let shard = ShardId(request.shard);
             let request = &request;
-            let open = self.client.call(shard, Retry::Safe, |node| async move { node.fetch(request.clone()).await });
+            let open = self.client.open(shard, |node| async move { node.fetch(request.clone()).await });
             self.stream = Some(open.await?);
             return Ok(None);
         };

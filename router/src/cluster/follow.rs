@@ -27,13 +27,17 @@ pub(super) async fn follow(shared: Weak<Shared>) {
         let candidate = {
             let Some(shared) = shared.upgrade() else { return };
             let candidates = candidates(&shared);
-            candidates.get(turn.checked_rem(candidates.len()).unwrap_or(0)).cloned().and_then(|at| shared.pool.at(&at))
+            let address = candidates.get(turn.checked_rem(candidates.len()).unwrap_or(0)).cloned();
+            address.and_then(|address| Some((shared.pool.at(&address)?, address)))
         };
-        if let Some(node) = candidate {
+        if let Some((node, address)) = candidate {
             let mut heard = false;
             match follow_one(&shared, node, &mut heard).await {
                 Ok(()) => debug!("directory watch ended"),
-                Err(error) => debug!(%error, "directory watch failed"),
+                Err(error) => {
+                    debug!(%error, "directory watch failed");
+                    doubt(&shared, &address, &error);
+                }
             }
             if heard {
                 backoff.reset();
@@ -49,16 +53,33 @@ pub(super) async fn follow(shared: Weak<Shared>) {
     }
 }
 
-/// Addresses of the seeds and of every node that the directory names.
+/// Addresses of the seeds and of every node that the directory names; those that do not answer only if no other is left.
 fn candidates(shared: &Shared) -> Vec<String> {
     let mut all = shared.pool.seeds().to_vec();
     let view = shared.view.read();
-    for address in view.nodes().filter_map(|id| view.node_address(id)) {
-        if !all.iter().any(|known| **known == *address) {
+    let mut suspected = Vec::new();
+    for (id, address) in view.nodes().filter_map(|id| Some((id, view.node_address(id)?))) {
+        if shared.is_suspected(id) {
+            suspected.push(address);
+        } else if !all.iter().any(|known| **known == *address) {
             all.push(address.into());
         }
     }
-    all
+    let (others, suspected): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|one| !suspected.iter().any(|address| **address == **one));
+    if others.is_empty() { suspected } else { others }
+}
+
+/// Operations need not find out for themselves.
+fn doubt(shared: &Weak<Shared>, address: &str, error: &MailError) {
+    let Some(shared) = shared.upgrade() else { return };
+    if matches!(error, MailError::Unavailable | MailError::Deadline) {
+        let at_address = |view: &View| view.nodes().find(|id| view.node_address(*id).as_deref() == Some(address));
+        let id = at_address(&shared.view.read());
+        if let Some(id) = id {
+            shared.doubt(id);
+        }
+    }
 }
 
 /// Applies what one node tells, until it stops. `heard` is set once the view is whole.

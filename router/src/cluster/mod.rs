@@ -6,16 +6,21 @@ mod hub;
 mod pool;
 mod recipients;
 mod shards;
+mod suspects;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use proto::{ClusterTls, GrpcNode, NodeApi};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use types::{AccountId, AccountName, NodeId, ShardId};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+use types::{AccountId, AccountName, MailError, NodeId, ShardId};
+
+use self::suspects::{Suspects, Verdict};
 
 pub use fetch::FetchStream;
 pub use hub::{Hub, Notice, Subscription};
@@ -34,12 +39,16 @@ pub struct Cluster {
 
 struct Shared {
     pool: NodePool,
+    suspects: Mutex<Suspects>,
     view: RwLock<View>,
     /// The revision that the view has reached; `None` until it is whole for the first time.
     revision: watch::Sender<Option<u64>>,
-    follower: parking_lot::Mutex<Option<AbortHandle>>,
+    follower: Mutex<Option<AbortHandle>>,
 }
 
+/// A probe waits so long for its answer: longer than a connection to a node that does not answer is waited for, so that
+/// each probe sees the end of one.
+const PROBE_MAX: Duration = Duration::from_millis(2_500);
 /// How long an operation looks for its shard's leader, unless the settings say otherwise.
 const OPERATION_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -65,9 +74,10 @@ impl Cluster {
     pub fn with_connector(seeds: &[String], connector: Connector) -> Cluster {
         let shared = Arc::new(Shared {
             pool: NodePool::new(seeds, connector),
+            suspects: Mutex::default(),
             view: RwLock::default(),
             revision: watch::Sender::new(None),
-            follower: parking_lot::Mutex::default(),
+            follower: Mutex::default(),
         });
         let shards = ShardClient::new(shared.clone(), OPERATION_DEFAULT);
         Cluster { hub: Hub::new(shards.clone()), shards, shared }
@@ -152,6 +162,53 @@ impl Shared {
     fn node(&self, id: NodeId) -> Option<Arc<dyn NodeApi>> {
         let address = self.view.read().node_address(id)?;
         self.pool.node(id, &address)
+    }
+
+    /// An operation had no answer from a node: it is not asked again before it answers a probe.
+    fn doubt(self: &Arc<Shared>, id: NodeId) {
+        if self.suspects.lock().doubt(id, Instant::now()) {
+            tokio::spawn(probe(Arc::downgrade(self), id));
+        }
+    }
+
+    fn is_suspected(&self, id: NodeId) -> bool {
+        self.suspects.lock().is_suspected(id)
+    }
+}
+
+/// Until the node answers, whatever it answers.
+async fn probe(shared: Weak<Shared>, id: NodeId) {
+    loop {
+        let Some(node) = shared.upgrade().map(|shared| shared.node(id)) else { return };
+        let answered = match &node {
+            Some(node) => match timeout(PROBE_MAX, node.identify()).await {
+                Ok(Ok(_)) => true,
+                Ok(Err(error)) => !matches!(error, MailError::Unavailable | MailError::Deadline),
+                Err(_) => false,
+            },
+            None => false,
+        };
+        let Some(shared) = shared.upgrade() else { return };
+        if node.is_none() {
+            shared.suspects.lock().forget(id);
+            return;
+        }
+        let verdict = shared.suspects.lock().probed(id, answered, Instant::now());
+        drop(shared);
+        match verdict {
+            Verdict::Answers { silent_for } => {
+                if let Some(silent_for) = silent_for {
+                    info!(node = %id, ?silent_for, "node answers again");
+                }
+                return;
+            }
+            Verdict::Silent { first, again_after } => {
+                if first {
+                    warn!(node = %id, "node does not answer, others are asked");
+                }
+                sleep(again_after).await;
+            }
+        }
     }
 }
 

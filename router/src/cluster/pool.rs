@@ -1,6 +1,6 @@
 //! Connections to nodes, made when first needed and kept. Does not know who leads what.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -18,11 +18,19 @@ pub struct NodePool {
     /// By address, so that a node that is also a seed has one connection.
     connected: Mutex<HashMap<Box<str>, Arc<dyn NodeApi>>>,
     addresses: Mutex<HashMap<NodeId, Box<str>>>,
+    /// Addresses that cannot be used, which is told once.
+    unusable: Mutex<HashSet<Box<str>>>,
 }
 
 impl NodePool {
     pub fn new(seeds: &[String], connector: Connector) -> NodePool {
-        NodePool { seeds: seeds.to_vec(), connector, connected: Mutex::default(), addresses: Mutex::default() }
+        NodePool {
+            seeds: seeds.to_vec(),
+            connector,
+            connected: Mutex::default(),
+            addresses: Mutex::default(),
+            unusable: Mutex::default(),
+        }
     }
 
     /// Addresses to ask when nothing else is known.
@@ -56,7 +64,9 @@ impl NodePool {
                 Some(node)
             }
             Err(error) => {
-                warn!(%error, "node address cannot be used");
+                if self.unusable.lock().insert(address.into()) {
+                    warn!(%error, address, "node address cannot be used");
+                }
                 None
             }
         }

@@ -1,10 +1,12 @@
 //! Operations on a shard, wherever its leader is at the moment: asks the leader last known, follows hints, tries the
-//! other replicas, and gives up when the operation's time is over.
+//! other replicas, and gives up when the operation's time is over. Nodes that do not answer are left out until they
+//! answer a probe: no operation waits for one again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 use proto::wire::{
     AccountRequest, AppendReply, AppendRequest, ChangesReply, ChangesRequest, CopyReply, CopyRequest,
@@ -76,9 +78,24 @@ impl ShardClient {
         Unsafe copy(CopyRequest) -> CopyReply;
         Unsafe expunge(ExpungeRequest) -> ExpungeReply;
         Safe changes(ChangesRequest) -> ChangesReply;
-        Safe watch(WatchRequest) -> ItemStream<WatchEvent>;
-        // A lock that was granted unheard is freed with its stream.
-        Safe hold_maildrop(AccountRequest) -> ItemStream<Done>;
+    }
+
+    pub async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
+        self.open(ShardId(request.shard), |node| async move { node.watch(request).await }).await
+    }
+
+    /// The lock's stream; its first item, which says that the lock was granted, has come. A lock that was granted
+    /// unheard is freed with its stream.
+    pub async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
+        let hold = |node: Arc<dyn NodeApi>| async move {
+            let mut lock = node.hold_maildrop(request).await?;
+            match lock.next().await {
+                Some(Ok(Done {})) => Ok(lock),
+                Some(Err(error)) => Err(error),
+                None => Err(MailError::Unavailable),
+            }
+        };
+        self.open(ShardId(request.shard), hold).await
     }
 
     pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
@@ -98,9 +115,33 @@ impl ShardClient {
         FetchStream::new(self.clone(), request)
     }
 
+    /// Opens a stream at the shard's leader. Where it breaks, the next call looks for the leader anew.
+    pub(super) async fn open<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<ItemStream<T>>
+    where
+        T: Send + 'static,
+        A: Fn(Arc<dyn NodeApi>) -> F,
+        F: Future<Output = MailResult<ItemStream<T>>>,
+    {
+        let (id, stream) = self.call_leader(shard, Retry::Safe, attempt).await?;
+        let client = self.clone();
+        Ok(Box::pin(stream.inspect(move |item| match item {
+            Err(MailError::Unavailable | MailError::Deadline) => client.no_answer(shard, id),
+            Err(MailError::NotLeader { .. }) => client.forget(shard, id),
+            Ok(_) | Err(_) => {}
+        })))
+    }
+
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
     /// the node bounds it. [`MailError::Unavailable`]: certainly not done, or a `Safe` operation of unknown outcome.
     pub async fn call<T, F, A>(&self, shard: ShardId, retry: Retry, attempt: A) -> MailResult<T>
+    where
+        A: Fn(Arc<dyn NodeApi>) -> F,
+        F: Future<Output = MailResult<T>>,
+    {
+        self.call_leader(shard, retry, attempt).await.map(|(_, done)| done)
+    }
+
+    async fn call_leader<T, F, A>(&self, shard: ShardId, retry: Retry, attempt: A) -> MailResult<(NodeId, T)>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
@@ -109,7 +150,8 @@ impl ShardClient {
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
         loop {
-            let Some(id) = tour.next(|| self.replicas(shard)) else {
+            let suspected = |id| self.shared.is_suspected(id);
+            let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
                 if Instant::now() + wait >= deadline {
                     return Err(MailError::Unavailable);
@@ -122,14 +164,19 @@ impl ShardClient {
             match attempt(node).await {
                 Ok(done) => {
                     self.leaders.lock().insert(shard, id);
-                    return Ok(done);
+                    return Ok((id, done));
                 }
                 Err(MailError::NotLeader { hint }) => {
                     self.forget(shard, id);
                     tour.hint(hint);
                 }
-                Err(MailError::Unavailable) => self.forget(shard, id),
-                Err(MailError::Deadline) if retry == Retry::Safe => self.forget(shard, id),
+                Err(MailError::Unavailable) => self.no_answer(shard, id),
+                Err(MailError::Deadline) => {
+                    self.no_answer(shard, id);
+                    if retry == Retry::Unsafe {
+                        return Err(MailError::Deadline);
+                    }
+                }
                 Err(error) => return Err(error),
             }
             debug!(%shard, node = %id, "replica did not answer as leader");
@@ -146,6 +193,11 @@ impl ShardClient {
         }
     }
 
+    fn no_answer(&self, shard: ShardId, id: NodeId) {
+        self.forget(shard, id);
+        self.shared.doubt(id);
+    }
+
     /// The wanted replicas, then all other nodes: amid a move the actual ones may be others.
     fn replicas(&self, shard: ShardId) -> Vec<NodeId> {
         let view = self.shared.view.read();
@@ -157,7 +209,8 @@ impl ShardClient {
 }
 
 /// In which order replicas are asked. Each once a round, hints first; but a hint may send us back to one that was
-/// asked before it became the leader.
+/// asked before it became the leader. Suspected nodes are passed over, also where hints point at them: followers name
+/// a leader that is gone until they have elected another.
 struct Tour {
     first: Option<NodeId>,
     left: Option<Vec<NodeId>>,
@@ -172,22 +225,24 @@ impl Tour {
         Tour { first, left: None, hints: HINTS_A_ROUND }
     }
 
-    fn next(&mut self, replicas: impl FnOnce() -> Vec<NodeId>) -> Option<NodeId> {
-        let id = match self.first.take() {
-            Some(id) => id,
-            None => {
-                let left = self.left.get_or_insert_with(|| {
-                    let mut all = replicas();
-                    all.reverse();
-                    all
-                });
-                return left.pop();
+    fn next(&mut self, replicas: impl FnOnce() -> Vec<NodeId>, suspected: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        if let Some(id) = self.first.take().filter(|id| !suspected(*id)) {
+            if let Some(left) = &mut self.left {
+                left.retain(|other| *other != id);
             }
-        };
-        if let Some(left) = &mut self.left {
-            left.retain(|other| *other != id);
+            return Some(id);
         }
-        Some(id)
+        let left = self.left.get_or_insert_with(|| {
+            let mut all = replicas();
+            all.reverse();
+            all
+        });
+        loop {
+            let id = left.pop()?;
+            if !suspected(id) {
+                return Some(id);
+            }
+        }
     }
 
     fn hint(&mut self, hint: Option<NodeId>) {
@@ -249,20 +304,38 @@ mod tests {
 
     #[test]
     fn a_tour_asks_the_known_leader_then_hints_then_each_replica_once() {
-        let replicas = || vec![NodeId(1), NodeId(2), NodeId(3)];
         let mut tour = Tour::new(Some(NodeId(2)));
-        assert_eq!(tour.next(replicas), Some(NodeId(2)));
-        assert_eq!(tour.next(replicas), Some(NodeId(1)));
+        let next = |tour: &mut Tour| tour.next(|| vec![NodeId(1), NodeId(2), NodeId(3)], |_| false);
+        assert_eq!(next(&mut tour), Some(NodeId(2)));
+        assert_eq!(next(&mut tour), Some(NodeId(1)));
         tour.hint(Some(NodeId(3)));
-        assert_eq!(tour.next(replicas), Some(NodeId(3)));
-        assert_eq!(tour.next(replicas), Some(NodeId(2)));
-        assert_eq!(tour.next(replicas), None);
+        assert_eq!(next(&mut tour), Some(NodeId(3)));
+        assert_eq!(next(&mut tour), Some(NodeId(2)));
+        assert_eq!(next(&mut tour), None);
         for _ in 0..100 {
             tour.hint(Some(NodeId(1)));
         }
-        assert_eq!(tour.next(replicas), Some(NodeId(1)));
+        assert_eq!(next(&mut tour), Some(NodeId(1)));
         tour.hint(Some(NodeId(1)));
-        assert_eq!(tour.next(replicas), None);
+        assert_eq!(next(&mut tour), None);
+    }
+
+    #[test]
+    fn a_tour_passes_suspected_nodes_over_whoever_points_at_them() {
+        let mut tour = Tour::new(Some(NodeId(1)));
+        let next = |tour: &mut Tour, suspected: &[u64]| {
+            tour.next(|| vec![NodeId(1), NodeId(2), NodeId(3)], |id| suspected.contains(&id.0))
+        };
+        assert_eq!(next(&mut tour, &[1]), Some(NodeId(2)));
+        tour.hint(Some(NodeId(1)));
+        assert_eq!(next(&mut tour, &[1]), Some(NodeId(3)));
+        tour.hint(Some(NodeId(1)));
+        assert_eq!(next(&mut tour, &[1]), None);
+        // It has answered a probe.
+        tour.again();
+        assert_eq!(next(&mut tour, &[]), Some(NodeId(1)));
+        tour.again();
+        assert_eq!(next(&mut tour, &[1, 2, 3]), None);
     }
 
     #[test]

@@ -13,10 +13,10 @@ use proto::wire::{
 };
 use proto::{ItemStream, uid_set_to_wire};
 use tokio::time::Instant;
-use types::{MailError, MailResult, MailboxId, ShardId, UidSet};
+use types::{MailError, MailResult, MailboxId, UidSet};
 
 use crate::auth::Login;
-use crate::cluster::{FetchStream, Retry, ShardClient};
+use crate::cluster::{FetchStream, ShardClient};
 use crate::connection::Connection;
 
 /// A session that has just ended frees its lock over the network: the next one need not be told of it.
@@ -120,15 +120,7 @@ impl OpenMaildrop {
 async fn lock(shards: &ShardClient, account: AccountRequest, grace: Duration) -> MailResult<ItemStream<Done>> {
     let until = Instant::now() + grace;
     loop {
-        let locked = shards.call(ShardId(account.shard), Retry::Safe, |node| async move {
-            let mut lock = node.hold_maildrop(account).await?;
-            match lock.next().await {
-                Some(Ok(Done {})) => Ok(lock),
-                Some(Err(error)) => Err(error),
-                None => Err(MailError::Unavailable),
-            }
-        });
-        match locked.await {
+        match shards.hold_maildrop(account).await {
             Err(MailError::InUse) if Instant::now() < until => tokio::time::sleep(LOCK_POLL).await,
             other => return other,
         }

@@ -14,8 +14,9 @@ use crate::auth::Failures;
 use crate::cluster::{LocalRecipient, Refused};
 use crate::connection::{Connection, Incoming};
 use crate::context::unix_s;
-use crate::delivery::{Delivery, Stored};
+use crate::delivery::Delivery;
 use crate::settings::{ListenerTls, Protocol, Role};
+use crate::settle::Claim;
 use crate::spool::Spool;
 
 /// Accounts that one transaction may come to once aliases are expanded.
@@ -36,8 +37,39 @@ pub async fn run(connection: Connection, session: SessionContext) {
         failures: Failures::default(),
     };
     match conversation.converse().await {
-        Ok(()) => conversation.connection.close().await,
+        Ok(()) => part(conversation.connection, conversation.session, conversation.unsettled).await,
+        // Whether the client has its 250 is not known: nothing is settled.
         Err(error) => debug!(%error, "connection lost"),
+    }
+}
+
+/// Closes the connection. A client that had its 250 just before may have gone without it: where it has not, its
+/// fingerprints are settled. A router that is killed meanwhile leaves them to its retry.
+async fn part(mut connection: Connection, session: SessionContext, unsettled: Vec<Claim>) {
+    if unsettled.is_empty() {
+        return connection.close().await;
+    }
+    let context = session.context;
+    let mut stop = connection.stop().clone();
+    let turn = context.partings.clone().try_acquire_owned();
+    let parting = async move {
+        if connection.was_heard().await {
+            unsettled.into_iter().for_each(|claim| context.settler.settle(claim));
+        } else {
+            debug!(claims = unsettled.len(), "the client has gone without its answer");
+        }
+        connection.close().await;
+    };
+    match turn {
+        // Apart from the session, whose memory and whose place among the connections are then free.
+        Ok(turn) => drop(tokio::spawn(async move {
+            tokio::select! {
+                () = parting => {}
+                () = stop.killed() => {}
+            }
+            drop((turn, stop));
+        })),
+        Err(_) => parting.await,
     }
 }
 
@@ -68,7 +100,7 @@ struct Conversation {
     session: SessionContext,
     transaction: Option<Box<Transaction>>,
     /// Stored and answered with 250. The client's next word shows that it has the answer (RFC 1047).
-    unsettled: Vec<Stored>,
+    unsettled: Vec<Claim>,
     failures: Failures,
 }
 
@@ -118,10 +150,8 @@ impl Conversation {
                 }
             }
         }
-        self.connection.flush().await?;
-        // QUIT is the client's next word too, also where it came in one packet with the content.
-        self.client_spoke();
-        Ok(())
+        // A QUIT that came in one packet with the content does not show that the client has the 250 between.
+        self.connection.flush().await
     }
 
     async fn read(&mut self, idle: Duration) -> Incoming {
@@ -160,8 +190,8 @@ impl Conversation {
     }
 
     fn client_spoke(&mut self) {
-        for stored in std::mem::take(&mut self.unsettled) {
-            self.session.context.settler.settle(stored);
+        for claim in std::mem::take(&mut self.unsettled) {
+            self.session.context.settler.settle(claim);
         }
     }
 
@@ -293,8 +323,8 @@ impl Conversation {
         let recipients = transaction.recipients.len();
         let result = self.deliver(*transaction, &id).await;
         let reply = match result {
-            Ok(stored) => {
-                self.unsettled.push(stored);
+            Ok(claim) => {
+                self.unsettled.push(claim);
                 context.metrics.delivery("stored");
                 SmtpReply { code: 250, enhanced: "2.0.0", text: format!("stored as {id}") }
             }
@@ -307,7 +337,7 @@ impl Conversation {
         reply
     }
 
-    async fn deliver(&mut self, transaction: Transaction, id: &str) -> Result<Stored, SmtpReply> {
+    async fn deliver(&mut self, transaction: Transaction, id: &str) -> Result<Claim, SmtpReply> {
         let context = &self.session.context;
         let full = || SmtpReply { code: 452, enhanced: "4.3.1", text: "insufficient system storage".to_owned() };
         if transaction.broken {

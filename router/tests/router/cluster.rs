@@ -9,7 +9,7 @@ use proto::wire::{
 };
 use router::Cluster;
 use router::cluster::{Notice, Subscription};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use types::{AccountId, AccountName, MailError, MailboxId, ModSeq, ShardId};
 
 use crate::support::cluster::{Fault, TestCluster, shard_of};
@@ -18,7 +18,11 @@ use crate::support::router::PATIENCE;
 const ALICE: &str = "alice@example.test";
 
 async fn followed(test: &TestCluster) -> Cluster {
-    let cluster = test.cluster().with_operation_max(Duration::from_millis(800));
+    followed_for(test, Duration::from_millis(800)).await
+}
+
+async fn followed_for(test: &TestCluster, operation_max: Duration) -> Cluster {
+    let cluster = test.cluster().with_operation_max(operation_max);
     cluster.follow();
     timeout(PATIENCE, cluster.wait_ready()).await.unwrap();
     cluster
@@ -79,6 +83,72 @@ async fn an_unknown_outcome_is_tried_again_only_where_twice_does_no_harm() {
     assert!(test.calls("create_mailbox") >= calls + 2);
     test.plan("status", ALICE, Fault::Before(MailError::Busy));
     assert_eq!(cluster.shards().status(status_of(&test, ALICE)).await, Err(MailError::Busy));
+}
+
+/// A paused node's clients find out after 4 s; an election takes up to 3 s meanwhile.
+#[tokio::test(start_paused = true)]
+async fn operations_leave_a_paused_leader_within_five_seconds_and_do_not_wait_for_it_again() {
+    let test = TestCluster::new();
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let request = status_of(&test, ALICE);
+    let shard = request.shard;
+    let asked = |node: u64| test.state.lock().asked.get(&node).copied().unwrap_or(0);
+    test.lead(shard, 1);
+    cluster.shards().status(request.clone()).await.unwrap();
+
+    let start = Instant::now();
+    test.pause(1);
+    // Under way when it was paused, and begun afterwards; what may have been done is said to be unknown, once.
+    let unknown = tokio::spawn({
+        let (cluster, request) = (cluster.clone(), create_for(&test, ALICE));
+        async move { cluster.shards().create_mailbox(request).await }
+    });
+    let mut waiting = tokio::task::JoinSet::new();
+    for after in [0, 100, 1_000, 2_500, 3_900, 4_100] {
+        let (cluster, request) = (cluster.clone(), request.clone());
+        waiting.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            cluster.shards().status(request).await
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Until now the others name the paused one as their leader.
+    test.lead(shard, 2);
+    while let Some(done) = waiting.join_next().await {
+        done.unwrap().unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(unknown.await.unwrap(), Err(MailError::Deadline));
+
+    let before = asked(1);
+    for name in [ALICE, "bob@example.test", "carol@example.test", "dave@example.org"] {
+        let request = create_for(&test, name);
+        test.lead(request.shard, 3);
+        let start = Instant::now();
+        cluster.shards().create_mailbox(request).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1), "{name}: {:?}", start.elapsed());
+    }
+    assert_eq!(asked(1), before);
+
+    test.state.lock().paused.remove(&1);
+    test.lead(shard, 1);
+    let start = Instant::now();
+    cluster.shards().status(request.clone()).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(6) && asked(1) > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_breaks_at_a_paused_leader_goes_on_at_the_next() {
+    let test = TestCluster::new();
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    test.lead(1, 1);
+    let mut subscription = cluster.hub().subscribe(ShardId(1), AccountId(1));
+    assert_eq!(notice(&mut subscription).await, Notice::Resync);
+    test.pause(1);
+    test.lead(1, 2);
+    assert_eq!(notice(&mut subscription).await, Notice::Resync);
+    drop(test.events.send((1, WatchEvent { account: 1, mailbox: 7, mod_seq: 3 })));
+    assert_eq!(notice(&mut subscription).await, Notice::Mailbox { mailbox: MailboxId(7), mod_seq: ModSeq(3) });
 }
 
 #[tokio::test]

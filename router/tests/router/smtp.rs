@@ -5,7 +5,7 @@ use types::MailError;
 
 use crate::support::client::Client;
 use crate::support::cluster::Fault;
-use crate::support::router::{SMTP, SUBMISSION, TestRouter};
+use crate::support::router::{PATIENCE, SMTP, SUBMISSION, TestRouter};
 
 const MESSAGE: &str = "Subject: hello\r\n\r\n..dot and text\r\n";
 const CONTENT: &str = "Subject: hello\r\n\r\n.dot and text\r\n";
@@ -149,19 +149,120 @@ async fn the_same_mail_on_two_connections_at_once_is_two_messages() {
     assert_eq!(router.cluster.contents("alice@example.test").len(), 2);
 }
 
-#[tokio::test]
-async fn a_250_that_never_arrived_is_not_settled_so_the_retry_adds_no_copy() {
-    let router = TestRouter::start().await;
-    let mut client = greeted(&router).await;
+/// How a client speaks, and how it goes.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Plain,
+    Tls,
+    /// Its end is a reset.
+    Rude,
+}
+
+async fn greeted_in(manner: Manner, router: &TestRouter) -> Client {
+    let mut client = match manner {
+        Manner::Rude => Client::connect_rude(router.address(SMTP)).await,
+        Manner::Plain | Manner::Tls => router.connect(SMTP).await,
+    };
+    client.line().await;
+    client.expect("EHLO client.example.net", "250").await;
+    if matches!(manner, Manner::Tls) {
+        client.expect("STARTTLS", "220 ").await;
+        client.start_tls().await;
+        client.expect("EHLO client.example.net", "250").await;
+    }
+    client
+}
+
+/// Up to the final dot, and what goes with it in one packet; its answer is not read.
+async fn send_to_alice(client: &mut Client, after: &str) {
     client.envelope("s@c.test", &["alice@example.test"]).await;
     client.expect("DATA", "354 ").await;
-    client.send(format!("{MESSAGE}.\r\n")).await;
-    // The sender goes away without having said another word: nobody knows whether it saw the 250.
-    drop(client);
-    router.eventually("the message is stored", |router| router.cluster.calls("deliver") == 1).await;
-    let mut client = greeted(&router).await;
-    assert!(client.mail("s@c.test", &["alice@example.test"], MESSAGE).await.starts_with("250 "));
-    assert_eq!(router.cluster.contents("alice@example.test"), [CONTENT]);
+    client.send(format!("{MESSAGE}.\r\n{after}")).await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_its_250_and_drops_the_connection_may_send_the_same_again() {
+    for manner in [Manner::Plain, Manner::Tls] {
+        let router = TestRouter::start().await;
+        for sent in 1..=3 {
+            let mut client = greeted_in(manner, &router).await;
+            let reply = client.mail("s@c.test", &["alice@example.test"], MESSAGE).await;
+            assert!(reply.starts_with("250 "), "{reply}");
+            drop(client);
+            assert_eq!(router.cluster.contents("alice@example.test").len(), sent, "{manner:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_250_that_never_arrived_is_not_settled_so_the_retry_adds_no_copy() {
+    for manner in [Manner::Plain, Manner::Tls, Manner::Rude] {
+        for after in ["", "QUIT\r\n"] {
+            // The sender goes at once, or when the 250 is there but not read.
+            for late in [false, true] {
+                let router = TestRouter::start().await;
+                let mut client = greeted_in(manner, &router).await;
+                send_to_alice(&mut client, after).await;
+                if late {
+                    let stored = |router: &TestRouter| router.router.metrics_text().contains("{result=\"stored\"} 1");
+                    router.eventually("the 250 is written", stored).await;
+                }
+                drop(client);
+                router.eventually("the message is stored", |router| router.cluster.calls("deliver") == 1).await;
+                let mut client = greeted_in(manner, &router).await;
+                let reply = client.mail("s@c.test", &["alice@example.test"], MESSAGE).await;
+                assert!(reply.starts_with("250 "), "{reply}");
+                let stored = router.cluster.contents("alice@example.test");
+                assert_eq!(stored, [CONTENT], "{manner:?} {after:?} late {late}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_quit_in_one_packet_with_the_message_is_settled_when_the_client_has_read_all() {
+    for manner in [Manner::Plain, Manner::Tls] {
+        let router = TestRouter::start().await;
+        for sent in 1..=2 {
+            let mut client = greeted_in(manner, &router).await;
+            send_to_alice(&mut client, "QUIT\r\n").await;
+            assert!(client.reply().await.starts_with("250 "));
+            assert!(client.reply().await.starts_with("221 "));
+            drop(client);
+            assert_eq!(router.cluster.contents("alice@example.test").len(), sent, "{manner:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_only_ends_its_own_side_has_its_250_and_is_let_go() {
+    let router = TestRouter::start().await;
+    for sent in 1..=2 {
+        let mut client = greeted(&router).await;
+        send_to_alice(&mut client, "").await;
+        client.shut_down().await;
+        assert!(client.rest().await.starts_with("250 "));
+        assert_eq!(router.cluster.contents("alice@example.test").len(), sent);
+    }
+}
+
+#[tokio::test]
+async fn what_senders_know_is_settled_before_the_router_stops() {
+    let router = TestRouter::start().await;
+    let mut quit = greeted(&router).await;
+    assert!(quit.mail("s@c.test", &["alice@example.test"], MESSAGE).await.starts_with("250 "));
+    quit.expect("QUIT", "221 ").await;
+    let mut dropped = greeted(&router).await;
+    assert!(dropped.mail("s@c.test", &["bob@example.test"], MESSAGE).await.starts_with("250 "));
+    drop(dropped);
+    // Told to try again elsewhere, amid the second in which it may have its 250 or not.
+    let mut told = greeted(&router).await;
+    assert!(told.mail("s@c.test", &["carol@example.test"], MESSAGE).await.starts_with("250 "));
+    let stopped = tokio::spawn(router.router.shutdown());
+    assert!(told.reply().await.starts_with("421 "));
+    drop(told);
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap();
+    assert_eq!(router.cluster.state.lock().fingerprints.len(), 0);
 }
 
 #[tokio::test]

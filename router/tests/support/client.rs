@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -29,6 +30,13 @@ impl Client {
         Client { wire: Some(Box::new(stream)), received: Vec::new() }
     }
 
+    /// Its end is a reset.
+    pub async fn connect_rude(address: SocketAddr) -> Client {
+        let client = TcpStream::connect(address).await.unwrap();
+        socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        Client { wire: Some(Box::new(client)), received: Vec::new() }
+    }
+
     /// Any certificate will do.
     pub async fn start_tls(&mut self) {
         assert!(self.received.is_empty());
@@ -53,6 +61,11 @@ impl Client {
         let wire = self.wire.as_mut().unwrap();
         wire.write_all(bytes.as_ref()).await?;
         wire.flush().await
+    }
+
+    /// Says that no more comes; what comes can still be read.
+    pub async fn shut_down(&mut self) {
+        self.wire.as_mut().unwrap().shutdown().await.unwrap();
     }
 
     /// The next line, without CRLF; empty at the stream's end.

@@ -14,6 +14,7 @@ use proto::wire::{
 };
 use router::Cluster;
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 use types::MailError;
 
 use super::node::Node;
@@ -55,6 +56,10 @@ pub struct State {
     pub settled: usize,
     pub leaders: BTreeMap<u32, u64>,
     pub down: BTreeSet<u64>,
+    /// They take what they are sent, and do nothing.
+    pub paused: BTreeMap<u64, Instant>,
+    /// Calls by the node that was sent them.
+    pub asked: HashMap<u64, usize>,
     /// By operation.
     pub faults: HashMap<&'static str, VecDeque<(u32, Fault)>>,
     /// Calls that arrived, by operation.
@@ -212,6 +217,10 @@ impl TestCluster {
         let _ = self.breaks.send(shard);
     }
 
+    pub fn pause(&self, node: u64) {
+        self.state.lock().paused.insert(node, Instant::now());
+    }
+
     pub fn lead(&self, shard: u32, node: u64) {
         self.state.lock().leaders.insert(shard, node);
         self.break_streams(shard);
@@ -219,6 +228,11 @@ impl TestCluster {
 }
 
 impl State {
+    pub fn settle(&mut self, fingerprints: &[bytes::Bytes]) {
+        self.settled += fingerprints.len();
+        self.fingerprints.retain(|(_, known)| !fingerprints.iter().any(|settled| settled == known));
+    }
+
     pub fn store(&mut self, account: u64, body: Vec<u8>, unix_s: i64) -> u32 {
         self.mod_seq += 1;
         let mod_seq = self.mod_seq;

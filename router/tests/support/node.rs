@@ -23,6 +23,9 @@ use super::cluster::{Fault, TestCluster};
 
 pub const INBOX: u64 = 1;
 pub const UID_VALIDITY: u32 = 77;
+/// What [`proto::connect`] takes to find a peer silent, and to find that it cannot be connected to.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Sections larger than this follow their message in pieces.
 const INLINE_OCTETS: usize = 16;
 
@@ -33,7 +36,9 @@ pub struct Node {
 
 impl Node {
     /// Counts the call, checks that this node is up and leads, and takes the fault that was planned.
-    fn enter(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
+    async fn enter(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
+        *self.cluster.state.lock().asked.entry(self.id).or_default() += 1;
+        self.awake().await?;
         let mut state = self.cluster.state.lock();
         *state.calls.entry(operation).or_default() += 1;
         if state.down.contains(&self.id) {
@@ -52,6 +57,17 @@ impl Node {
             Some(Fault::Before(error)) => Err(error),
             other => Ok(other),
         }
+    }
+
+    /// A node that is paused does not answer; the connection to it is found dead after a while.
+    async fn awake(&self) -> MailResult<()> {
+        let Some(since) = self.cluster.state.lock().paused.get(&self.id).copied() else { return Ok(()) };
+        if since.elapsed() < KEEP_ALIVE {
+            tokio::time::sleep_until(since + KEEP_ALIVE).await;
+            return Err(MailError::Deadline);
+        }
+        tokio::time::sleep(CONNECT_MAX).await;
+        Err(MailError::Unavailable)
     }
 
     fn leave<T>(&self, fault: Option<Fault>, done: T) -> MailResult<T> {
@@ -106,11 +122,12 @@ fn unsupported<T>() -> MailResult<T> {
 #[async_trait]
 impl MailStore for Node {
     async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
-        let fault = self.enter("deliver", request.shard)?;
+        let fault = self.enter("deliver", request.shard).await?;
         let bytes = body.collect(u64::MAX).await.map_err(|error| MailError::Internal(error.to_string()))?;
         assert_eq!(bytes.len() as u64, request.body_octets);
         let unix_s = request.date.unwrap_or_default().unix_s;
         let mut state = self.cluster.state.lock();
+        state.settle(&request.settle);
         let recipients = request.recipients.iter().map(|recipient| {
             let known = state.accounts.contains_key(&recipient.account);
             let error = match known {
@@ -131,10 +148,9 @@ impl MailStore for Node {
     }
 
     async fn settle(&self, request: SettleRequest) -> MailResult<()> {
-        let fault = self.enter("settle", request.shard)?;
+        let fault = self.enter("settle", request.shard).await?;
         let mut state = self.cluster.state.lock();
-        state.settled += request.fingerprints.len();
-        state.fingerprints.retain(|(_, known)| !request.fingerprints.iter().any(|settled| settled == known));
+        state.settle(&request.fingerprints);
         drop(state);
         self.leave(fault, ())
     }
@@ -144,7 +160,7 @@ impl MailStore for Node {
     }
 
     async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
-        let fault = self.enter("open_account", request.shard)?;
+        let fault = self.enter("open_account", request.shard).await?;
         self.leave(fault, ())
     }
 
@@ -153,7 +169,7 @@ impl MailStore for Node {
     }
 
     async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply> {
-        let fault = self.enter("create_mailbox", request.shard)?;
+        let fault = self.enter("create_mailbox", request.shard).await?;
         self.leave(fault, CreateMailboxReply { id: 2 })
     }
 
@@ -170,13 +186,13 @@ impl MailStore for Node {
     }
 
     async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox> {
-        let fault = self.enter("status", request.shard)?;
+        let fault = self.enter("status", request.shard).await?;
         let reply = Mailbox { id: INBOX, name: request.name, ..Mailbox::default() };
         self.leave(fault, reply)
     }
 
     async fn select(&self, request: SelectRequest) -> MailResult<SelectReply> {
-        let fault = self.enter("select", request.shard)?;
+        let fault = self.enter("select", request.shard).await?;
         assert!(request.examine && request.name == "INBOX");
         let state = self.cluster.state.lock();
         let mailbox = &state.accounts[&request.account];
@@ -191,7 +207,7 @@ impl MailStore for Node {
     }
 
     async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
-        let fault = self.enter("fetch", request.shard)?;
+        let fault = self.enter("fetch", request.shard).await?;
         let wanted = uid_set_from_wire(request.uids.as_ref())?;
         let mut items = Vec::new();
         for message in &self.cluster.state.lock().accounts[&request.account].messages {
@@ -251,7 +267,7 @@ impl MailStore for Node {
     }
 
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
-        let fault = self.enter("expunge", request.shard)?;
+        let fault = self.enter("expunge", request.shard).await?;
         assert!(request.has_uids && !request.only_deleted);
         let uids = uid_set_from_wire(request.uids.as_ref())?;
         let mut state = self.cluster.state.lock();
@@ -266,7 +282,7 @@ impl MailStore for Node {
     }
 
     async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
-        self.enter("watch", request.shard)?;
+        self.enter("watch", request.shard).await?;
         let events = self.cluster.events.subscribe();
         let state = self.cluster.state.clone();
         *state.lock().calls.entry("watching").or_default() += 1;
@@ -275,7 +291,7 @@ impl MailStore for Node {
     }
 
     async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
-        self.enter("hold_maildrop", request.shard)?;
+        self.enter("hold_maildrop", request.shard).await?;
         let mut state = self.cluster.state.lock();
         state.mod_seq += 1;
         let token = state.mod_seq;
@@ -334,7 +350,11 @@ impl DirectoryStore for Node {
     }
 
     async fn identify(&self) -> MailResult<Identity> {
-        Ok(Identity { node_id: self.id, ..Identity::default() })
+        self.awake().await?;
+        match self.cluster.state.lock().down.contains(&self.id) {
+            true => Err(MailError::Unavailable),
+            false => Ok(Identity { node_id: self.id, ..Identity::default() }),
+        }
     }
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {

@@ -27,7 +27,8 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             sweep::uploads(edit, hints)?;
             return Ok(Outcome::Done);
         }
-        Command::Deliver { recipients, body, digest, date } => {
+        Command::Deliver { recipients, body, digest, date, settle: earlier } => {
+            settle(edit, earlier)?;
             let outcome = deliver(edit, hints, recipients, (body, body_len), digest, *date)?;
             sweep::fingerprints(edit, hints)?;
             sweep::uploads(edit, hints)?;

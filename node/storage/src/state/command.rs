@@ -58,6 +58,8 @@ pub enum Command {
         body: BodySource,
         digest: Bytes,
         date: InternalDate,
+        /// Of earlier deliveries, as by [`Command::Settle`].
+        settle: Vec<[u8; 32]>,
     },
     /// The sender knows that these arrived: the same mail sent again is new mail.
     Settle {

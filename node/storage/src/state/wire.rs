@@ -61,6 +61,8 @@ pub(crate) struct DeliverRecord {
     digest: Bytes,
     #[prost(message, required, tag = "4")]
     date: DateRecord,
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    settle: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -208,6 +210,14 @@ pub(crate) fn ranges(ends: &[u32]) -> Option<impl Iterator<Item = (u32, u32)> + 
     Some(pairs.filter_map(|pair| Some((*pair.first()?, *pair.last()?))))
 }
 
+fn fingerprints_to_wire(fingerprints: &[[u8; 32]]) -> Vec<Vec<u8>> {
+    fingerprints.iter().map(|one| one.to_vec()).collect()
+}
+
+fn fingerprints_from_wire(fingerprints: Vec<Vec<u8>>) -> Option<Vec<[u8; 32]>> {
+    fingerprints.into_iter().map(|one| one.try_into().ok()).collect()
+}
+
 pub(crate) fn to_wire(command: &Command) -> Wire {
     let name = |account: &AccountId, name: &MailboxName| NameRecord {
         account: account.0,
@@ -220,7 +230,7 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
         Command::DropUpload { upload } => Wire::DropUpload(upload.to_be_bytes().to_vec()),
         Command::CreateAccount { account } => Wire::CreateAccount(account.0),
         Command::DropAccount { account } => Wire::DropAccount(account.0),
-        Command::Deliver { recipients, body, digest, date } => Wire::Deliver(DeliverRecord {
+        Command::Deliver { recipients, body, digest, date, settle } => Wire::Deliver(DeliverRecord {
             recipients: recipients
                 .iter()
                 .map(|one| RecipientRecord { account: one.account.0, fingerprint: one.fingerprint.to_vec() })
@@ -228,9 +238,10 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
             upload: source_to_wire(body),
             digest: digest.clone(),
             date: date_to_wire(date),
+            settle: fingerprints_to_wire(settle),
         }),
         Command::Settle { fingerprints } => {
-            Wire::Settle(SettleRecord { fingerprints: fingerprints.iter().map(|one| one.to_vec()).collect() })
+            Wire::Settle(SettleRecord { fingerprints: fingerprints_to_wire(fingerprints) })
         }
         Command::Append { account, mailbox, flags, date, body, digest } => Wire::Append(AppendRecord {
             account: account.0,
@@ -297,10 +308,9 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
             body: source_from_wire(&record.upload)?,
             digest: record.digest,
             date: date_from_wire(record.date)?,
+            settle: fingerprints_from_wire(record.settle)?,
         },
-        Wire::Settle(record) => Command::Settle {
-            fingerprints: record.fingerprints.into_iter().map(|one| one.try_into().ok()).collect::<Option<_>>()?,
-        },
+        Wire::Settle(record) => Command::Settle { fingerprints: fingerprints_from_wire(record.fingerprints)? },
         Wire::Append(record) => Command::Append {
             account: AccountId(record.account),
             mailbox: name(&record.mailbox)?,

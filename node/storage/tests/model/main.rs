@@ -173,7 +173,8 @@ fn command(numbers: [u16; 6], index: u64, model: &Model) -> (Command, Option<Byt
             let recipients = (0..1 + b % 3)
                 .map(|n| Recipient { account: AccountId(1 + u64::from((a + n) % 2)), fingerprint: [(c % 5) as u8; 32] })
                 .collect();
-            (Command::Deliver { recipients, body: source, digest, date }, own)
+            let settle = if d % 3 == 0 { vec![[(e % 5) as u8; 32], [9; 32]] } else { Vec::new() };
+            (Command::Deliver { recipients, body: source, digest, date, settle }, own)
         }
         4 => (Command::Settle { fingerprints: vec![[(c % 5) as u8; 32], [9; 32]] }, None),
         5 | 6 => (Command::Append { account, mailbox: any_name(b), flags: flags(c), date, body: source, digest }, own),

@@ -154,8 +154,9 @@ impl Model {
                 self.accounts.remove(&account.0);
                 Ok(Outcome::Done)
             }
-            Command::Deliver { recipients, body, .. } => {
+            Command::Deliver { recipients, body, settle, .. } => {
                 let bytes = self.body(body, own)?;
+                self.fingerprints.retain(|(fingerprint, _), _| !settle.contains(fingerprint));
                 self.bodies.insert(index, bytes);
                 let mut all = Vec::new();
                 for recipient in recipients {

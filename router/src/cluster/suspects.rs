@@ -1,0 +1,126 @@
+//! Which nodes are not to be asked for now, as they did not answer. Pure: the clock is passed in, and the probing is
+//! the caller's.
+//!
+//! ```text
+//!            doubt: an operation had no answer            probe not answered
+//! trusted ─────────────────────────────────► doubted ─────────────────────► silent ─┐
+//!    ▲                                          │                            │  ▲   │ probe not answered
+//!    └──────────── probe answered ──────────────┴────────────────────────────┘  └───┘
+//! ```
+//!
+//! A node that answered an operation with an error is doubted too, where the error may also mean that it did not: its
+//! probe is answered within milliseconds, and meanwhile its replicas are as good.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use types::NodeId;
+
+/// Between the first probes of a node; doubles.
+const PROBE_AGAIN_FIRST: Duration = Duration::from_millis(200);
+/// A node that comes back is asked again within about this.
+const PROBE_AGAIN_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(super) struct Suspects {
+    nodes: HashMap<NodeId, Suspicion>,
+}
+
+struct Suspicion {
+    since: Instant,
+    /// Set by the first probe that was not answered.
+    silent: bool,
+    probe_again: Duration,
+}
+
+/// What a probe has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// No longer suspected. `silent_for`: since when it was, if a probe before had not been answered.
+    Answers { silent_for: Option<Duration> },
+    /// To be probed again. `first`: not so before.
+    Silent { first: bool, again_after: Duration },
+}
+
+impl Suspects {
+    /// An operation had no answer. True: the caller is to probe the node until it answers.
+    pub(super) fn doubt(&mut self, id: NodeId, now: Instant) -> bool {
+        let known = self.nodes.contains_key(&id);
+        if !known {
+            self.nodes.insert(id, Suspicion { since: now, silent: false, probe_again: PROBE_AGAIN_FIRST });
+        }
+        !known
+    }
+
+    pub(super) fn is_suspected(&self, id: NodeId) -> bool {
+        self.nodes.contains_key(&id)
+    }
+
+    pub(super) fn probed(&mut self, id: NodeId, answered: bool, now: Instant) -> Verdict {
+        let Some(suspicion) = self.nodes.get_mut(&id).filter(|_| !answered) else {
+            let before = self.nodes.remove(&id).filter(|before| before.silent);
+            return Verdict::Answers { silent_for: before.map(|before| now.duration_since(before.since)) };
+        };
+        let first = !std::mem::replace(&mut suspicion.silent, true);
+        let again_after = suspicion.probe_again;
+        suspicion.probe_again = (again_after * 2).min(PROBE_AGAIN_MAX);
+        Verdict::Silent { first, again_after }
+    }
+
+    /// The directory does not know the node any more.
+    pub(super) fn forget(&mut self, id: NodeId) {
+        self.nodes.remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+    use types::NodeId;
+
+    use super::{PROBE_AGAIN_MAX, Suspects, Verdict};
+
+    const NODE: NodeId = NodeId(7);
+
+    #[test]
+    fn a_node_that_does_not_answer_is_suspected_until_a_probe_is_answered() {
+        let mut suspects = Suspects::default();
+        let start = Instant::now();
+        assert!(!suspects.is_suspected(NODE));
+        // One prober, however many operations had no answer.
+        assert!(suspects.doubt(NODE, start) && !suspects.doubt(NODE, start));
+        assert!(suspects.is_suspected(NODE) && !suspects.is_suspected(NodeId(8)));
+        let mut now = start;
+        let mut waits = Vec::new();
+        for probe in 0..6 {
+            let Verdict::Silent { first, again_after } = suspects.probed(NODE, false, now) else { panic!() };
+            // Told to the operator once.
+            assert_eq!(first, probe == 0);
+            assert!(suspects.is_suspected(NODE) && !suspects.doubt(NODE, now));
+            now += again_after;
+            waits.push(again_after);
+        }
+        assert!(waits.is_sorted() && waits.last() == Some(&PROBE_AGAIN_MAX), "{waits:?}");
+        let silent_for = Some(now.duration_since(start));
+        assert_eq!(suspects.probed(NODE, true, now), Verdict::Answers { silent_for });
+        assert!(!suspects.is_suspected(NODE));
+        // The next outage is another.
+        assert!(suspects.doubt(NODE, now));
+        assert!(matches!(suspects.probed(NODE, false, now), Verdict::Silent { first: true, .. }));
+    }
+
+    #[test]
+    fn a_doubt_that_the_first_probe_clears_is_nothing_to_tell() {
+        let mut suspects = Suspects::default();
+        let start = Instant::now();
+        suspects.doubt(NODE, start);
+        let now = start + Duration::from_millis(3);
+        assert_eq!(suspects.probed(NODE, true, now), Verdict::Answers { silent_for: None });
+        suspects.doubt(NODE, now);
+        suspects.forget(NODE);
+        assert!(!suspects.is_suspected(NODE));
+    }
+}
