@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use proto::wire::{DigestShardReply, DigestShardRequest};
+use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
 
 use crate::imap::ImapClient;
@@ -49,6 +51,9 @@ pub struct Cluster {
     pub nodes: Vec<Process>,
     pub routers: Vec<Process>,
     listeners: Vec<Listeners>,
+    /// The nodes' gRPC addresses, and how many shards there are.
+    grpc: Vec<SocketAddr>,
+    shards: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -75,7 +80,14 @@ impl Cluster {
     /// Starts a cluster and waits until every process is ready.
     pub fn start(options: ClusterOptions) -> Result<Cluster> {
         let directory = tempfile::Builder::new().prefix("mailring-test-").tempdir()?;
-        let mut cluster = Cluster { directory, nodes: Vec::new(), routers: Vec::new(), listeners: Vec::new() };
+        let mut cluster = Cluster {
+            directory,
+            nodes: Vec::new(),
+            routers: Vec::new(),
+            listeners: Vec::new(),
+            grpc: Vec::new(),
+            shards: options.shards,
+        };
         cluster.certificates(options)?;
         cluster.configure(options)?;
         cluster.start_all()?;
@@ -171,6 +183,39 @@ impl Cluster {
         })
     }
 
+    /// The octets of all shards, if every replica of each is at the same index and holds the same.
+    pub fn compare_replicas(&self) -> Result<u64> {
+        let file = |name: &str| self.path().join("ca").join(name);
+        let files = ClusterTlsFiles { ca: file("ca.pem"), certificate: file("admin.pem"), key: file("admin.key") };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let tls = ClusterTls::load(&files)?.client;
+            let mut octets = 0;
+            let nodes: Vec<GrpcNode> = self
+                .grpc
+                .iter()
+                .map(|address| Ok(GrpcNode::new(proto::connect(&address.to_string(), tls.clone())?)))
+                .collect::<Result<_>>()?;
+            for shard in 0..self.shards {
+                let mut known: Option<DigestShardReply> = None;
+                for (node, process) in nodes.iter().zip(&self.nodes) {
+                    let digest = match node.digest_shard(DigestShardRequest { shard }).await {
+                        Ok(digest) => digest,
+                        // It holds no replica of this shard.
+                        Err(types::MailError::NotLeader { .. }) => continue,
+                        Err(error) => bail!("shard {shard} on {}: {error}", process.name),
+                    };
+                    let other = known.get_or_insert_with(|| digest.clone());
+                    if *other != digest {
+                        bail!("shard {shard} on {} differs: {digest:?}, elsewhere {other:?}", process.name);
+                    }
+                }
+                octets += known.with_context(|| format!("shard {shard} is nowhere"))?.octets;
+            }
+            Ok(octets)
+        })
+    }
+
     pub fn kill_all(&mut self) -> Result<()> {
         self.nodes.iter_mut().chain(&mut self.routers).try_for_each(Process::kill)
     }
@@ -195,6 +240,7 @@ impl Cluster {
         let addresses: Vec<(SocketAddr, SocketAddr)> =
             (0..options.nodes).map(|_| Ok((next()?, next()?))).collect::<Result<_>>()?;
         let seeds = addresses.iter().map(|(grpc, _)| format!("\"{grpc}\"")).collect::<Vec<_>>().join(", ");
+        self.grpc = addresses.iter().map(|(grpc, _)| *grpc).collect();
         let ca = self.path().join("ca");
         let cluster_id = "00112233445566778899aabbccddeeff";
         for (k, (grpc, http)) in addresses.iter().enumerate() {
