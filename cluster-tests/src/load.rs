@@ -398,7 +398,7 @@ pub fn message(marker: &str) -> Vec<u8> {
     };
     let mut message = format!("From: load@example.test\r\nSubject: {marker}\r\n\r\n").into_bytes();
     for _ in 0..lines {
-        let word = random.next();
+        let word = random.draw();
         message.extend_from_slice(format!(".{word:016x} {marker} {word:020} {:x}\r\n", !word).as_bytes());
     }
     message
@@ -472,7 +472,7 @@ impl Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -482,7 +482,7 @@ impl Random {
 
     /// 0 up to, not including, `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
+        self.draw() % bound.max(1)
     }
 }
 
