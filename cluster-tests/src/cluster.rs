@@ -5,19 +5,27 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use proto::wire::{DigestShardReply, DigestShardRequest};
+use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
 
 use crate::imap::ImapClient;
 use crate::pop3::Pop3Client;
+use crate::proxy::Proxy;
 use crate::smtp::SmtpClient;
 
 /// The password of every account that a test adds.
 pub const PASSWORD: &str = "correct-horse";
 /// The whole cluster comes up within this even on a busy machine.
 const START_MAX: Duration = Duration::from_secs(120);
+/// Where the ports of the tests' processes are.
+const PORT_FIRST: u32 = 12_000;
+const PORTS: u32 = 18_000;
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +34,13 @@ pub struct ClusterOptions {
     pub routers: usize,
     pub replicas: u32,
     pub shards: u32,
+    /// Puts a [`Proxy`] before every node.
+    pub proxied: bool,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, routers: 1, replicas: 3, shards: 8 }
+        ClusterOptions { nodes: 3, routers: 1, replicas: 3, shards: 8, proxied: false }
     }
 }
 
@@ -42,13 +52,18 @@ pub struct Process {
     log: PathBuf,
     http: SocketAddr,
     child: Option<Child>,
+    proxy: Arc<Proxy>,
 }
 
 pub struct Cluster {
     directory: TempDir,
+    options: ClusterOptions,
     pub nodes: Vec<Process>,
     pub routers: Vec<Process>,
     listeners: Vec<Listeners>,
+    /// The nodes' own gRPC addresses, no proxy before them.
+    grpc: Vec<SocketAddr>,
+    pub proxy: Arc<Proxy>,
 }
 
 #[derive(Clone, Copy)]
@@ -74,7 +89,7 @@ pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> R
 impl Cluster {
     /// Starts a cluster and waits until every process is ready.
     pub fn start(options: ClusterOptions) -> Result<Cluster> {
-        let mut cluster = Cluster::new()?;
+        let mut cluster = Cluster::new(options)?;
         let names = |role: &'static str, count: usize| (1..=count).map(move |k| (role, format!("{role}{k}")));
         cluster.certificates(names("node", options.nodes).chain(names("router", options.routers)))?;
         cluster.configure(options)?;
@@ -85,17 +100,25 @@ impl Cluster {
 
     /// Starts `mailring single`: one process, which is `nodes[0]` here and listens where a router would.
     pub fn single(shards: u32) -> Result<Cluster> {
-        let mut cluster = Cluster::new()?;
+        let mut cluster = Cluster::new(ClusterOptions { nodes: 1, replicas: 1, shards, ..ClusterOptions::default() })?;
         cluster.certificates([("node", "single1".to_owned())].into_iter())?;
-        cluster.configure_single(shards)?;
+        cluster.configure_single()?;
         cluster.start_all()?;
         cluster.wait_ready()?;
         Ok(cluster)
     }
 
-    fn new() -> Result<Cluster> {
+    fn new(options: ClusterOptions) -> Result<Cluster> {
         let directory = tempfile::Builder::new().prefix("mailring-test-").tempdir()?;
-        Ok(Cluster { directory, nodes: Vec::new(), routers: Vec::new(), listeners: Vec::new() })
+        Ok(Cluster {
+            directory,
+            options,
+            nodes: Vec::new(),
+            routers: Vec::new(),
+            listeners: Vec::new(),
+            grpc: Vec::new(),
+            proxy: Arc::default(),
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -186,6 +209,39 @@ impl Cluster {
         })
     }
 
+    /// The octets of all shards, if every replica of each is at the same index and holds the same.
+    pub fn compare_replicas(&self) -> Result<u64> {
+        let file = |name: &str| self.path().join("ca").join(name);
+        let files = ClusterTlsFiles { ca: file("ca.pem"), certificate: file("admin.pem"), key: file("admin.key") };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let tls = ClusterTls::load(&files)?.client;
+            let mut octets = 0;
+            let nodes: Vec<GrpcNode> = self
+                .grpc
+                .iter()
+                .map(|address| Ok(GrpcNode::new(proto::connect(&address.to_string(), tls.clone())?)))
+                .collect::<Result<_>>()?;
+            for shard in 0..self.options.shards {
+                let mut known: Option<DigestShardReply> = None;
+                for (node, process) in nodes.iter().zip(&self.nodes) {
+                    let digest = match node.digest_shard(DigestShardRequest { shard }).await {
+                        Ok(digest) => digest,
+                        // It holds no replica of this shard.
+                        Err(types::MailError::NotLeader { .. }) => continue,
+                        Err(error) => bail!("shard {shard} on {}: {error}", process.name),
+                    };
+                    let other = known.get_or_insert_with(|| digest.clone());
+                    if *other != digest {
+                        bail!("shard {shard} on {} differs: {digest:?}, elsewhere {other:?}", process.name);
+                    }
+                }
+                octets += known.with_context(|| format!("shard {shard} is nowhere"))?.octets;
+            }
+            Ok(octets)
+        })
+    }
+
     pub fn kill_all(&mut self) -> Result<()> {
         self.nodes.iter_mut().chain(&mut self.routers).try_for_each(Process::kill)
     }
@@ -207,10 +263,19 @@ impl Cluster {
         let mut next = move || ports.next().context("ports");
         let addresses: Vec<(SocketAddr, SocketAddr)> =
             (0..options.nodes).map(|_| Ok((next()?, next()?))).collect::<Result<_>>()?;
-        let seeds = addresses.iter().map(|(grpc, _)| format!("\"{grpc}\"")).collect::<Vec<_>>().join(", ");
+        self.grpc = addresses.iter().map(|(grpc, _)| *grpc).collect();
+        let mut reached = self.grpc.clone();
+        if options.proxied {
+            let mut proxy = Proxy::default();
+            for (k, address) in reached.iter_mut().enumerate() {
+                *address = proxy.before(&format!("node{}", k + 1), TcpListener::bind("127.0.0.1:0")?, *address)?;
+            }
+            self.proxy = Arc::new(proxy);
+        }
+        let seeds = reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
-            let tables = self.node_tables(&name, *grpc, &seeds, options.shards, options.replicas);
+            let tables = self.node_tables(&name, *grpc, reached[k], &seeds);
             let process = self.process(&name, "node", *http, &tables)?;
             self.nodes.push(process);
         }
@@ -227,12 +292,12 @@ impl Cluster {
         self.write_admin(&seeds)
     }
 
-    fn configure_single(&mut self, shards: u32) -> Result<()> {
+    fn configure_single(&mut self) -> Result<()> {
         let ports = free_ports(6)?;
         let [grpc, http, smtp, pop3, imap, imaps] = ports[..] else { bail!("ports") };
         let listeners = Listeners { smtp, pop3, imap, imaps };
         let (name, seeds) = ("single1", format!("\"{grpc}\""));
-        let tables = self.node_tables(name, grpc, &seeds, shards, 1) + &self.router_tables(name, listeners, "");
+        let tables = self.node_tables(name, grpc, grpc, &seeds) + &self.router_tables(name, listeners, "");
         let process = self.process(name, "single", http, &tables)?;
         self.nodes.push(process);
         self.listeners.push(listeners);
@@ -244,9 +309,11 @@ impl Cluster {
         Ok(fs::write(self.path().join("admin.toml"), admin)?)
     }
 
-    fn node_tables(&self, name: &str, grpc: SocketAddr, seeds: &str, shards: u32, replicas: u32) -> String {
+    /// `reached`: where others call the node.
+    fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
+        let ClusterOptions { shards, replicas, .. } = self.options;
         format!(
-            "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
+            "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
              [node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             disk = self.path().join(name).join("disk-a").display(),
@@ -279,7 +346,7 @@ impl Cluster {
         let path = self.path().join(format!("{name}.toml"));
         fs::write(&path, format!("http = \"{http}\"\n[log]\nfilter = \"info\"\n{tables}"))?;
         let log = self.path().join(format!("{name}.log"));
-        Ok(Process { name: name.to_owned(), role, config: path, log, http, child: None })
+        Ok(Process { name: name.to_owned(), role, config: path, log, http, child: None, proxy: self.proxy.clone() })
     }
 }
 
@@ -302,6 +369,7 @@ impl Process {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
+        self.proxy.knows(&self.name, child.id());
         self.child = Some(child);
         Ok(())
     }
@@ -407,11 +475,26 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
-/// Ports that were free a moment ago. All are held until all are known, so that none is given twice.
+/// Ports that were free a moment ago, below those that the kernel gives to outgoing connections, which would take them
+/// before the process that they are for.
 fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-    Ok(listeners.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>()?)
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 101;
+    let mut free = Vec::new();
+    for _ in 0..PORTS {
+        if free.len() == count {
+            break;
+        }
+        let port = PORT_FIRST + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
+            free.push(address);
+        }
+    }
+    if free.len() < count {
+        bail!("no {count} free ports from {PORT_FIRST} on");
+    }
+    Ok(free)
 }
 
 fn http_ok(address: SocketAddr, path: &str) -> Result<()> {

@@ -1,18 +1,28 @@
 //! Whole-cluster tests: a harness that runs real processes on free ports, deliberately dumb clients that send what they
 //! are told and read what comes, C:/S: transcripts, and the corpus of real and odd mail where there is one.
 
+mod checker;
 mod cluster;
 mod corpus;
+mod history;
 mod imap;
 mod line;
+mod load;
 mod pop3;
+mod proxy;
+mod scenario;
 mod smtp;
 mod transcript;
 
+pub use checker::check;
 pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
+pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};
+pub use load::{Load, LoadOptions, MAILBOXES, Random, message};
 pub use pop3::Pop3Client;
+pub use proxy::{Link, Proxy};
+pub use scenario::{Scenario, setting};
 pub use smtp::{SmtpClient, dot_stuffed};
 pub use transcript::{Transcript, play};

@@ -5,11 +5,11 @@ use directory::{Command, DirectoryError, NewAccount, PasswordHash};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::{
-    AccountResult, AdminReply, AdminRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus, Identity, NewAccounts,
-    NodeStatusReply, RegisterNodeRequest,
+    AccountResult, AdminReply, AdminRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStatusReply, RegisterNodeRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use types::{AccountName, DomainName, MailError, MailResult, NodeId};
+use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose};
@@ -173,5 +173,11 @@ impl DirectoryStore for Node {
             synced_writes: statistics.synced_writes,
             appended_entries: statistics.appended_entries,
         })
+    }
+
+    async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply> {
+        let shard = self.groups().shard(ShardId(request.shard))?;
+        let digest = tokio::task::spawn_blocking(move || shard.digest()).await;
+        digest.map_err(|e| MailError::Internal(e.to_string()))?
     }
 }

@@ -8,13 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use proto::wire::WatchEvent;
+use proto::wire::{DigestShardReply, WatchEvent};
 use storage::{Command, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
 use tokio::sync::broadcast;
 use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
-use crate::raft::{Applier, Proposal, Reply};
+use crate::raft::{Applier, Marker, Proposal, Reply};
 
 /// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
 /// and 64 KiB of memory in each shard that is watched.
@@ -47,6 +47,21 @@ impl Shard {
     pub async fn read(&self) -> MailResult<ShardState> {
         self.group.read_barrier().await?;
         Ok(self.state())
+    }
+
+    /// What this replica holds, summed up; a record or body that cannot be read is an error. Reads it all: to be called
+    /// off the async threads.
+    pub fn digest(&self) -> MailResult<DigestShardReply> {
+        let export = self.group.storage.export()?;
+        let marker = Marker::decode(&export.marker).map_err(|e| MailError::Internal(e.to_string()))?;
+        let (mut hash, mut octets) = (blake3::Hasher::new(), 0);
+        for block in export.blocks {
+            let block = block?;
+            hash.update(&block);
+            octets += block.len() as u64;
+        }
+        let digest = Bytes::copy_from_slice(hash.finalize().as_bytes());
+        Ok(DigestShardReply { applied_index: marker.applied.map_or(0, |id| id.index), digest, octets })
     }
 
     /// Returns the outcome once a majority has synced the command and this node has applied it.

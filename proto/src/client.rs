@@ -27,10 +27,10 @@ use crate::wire::mail_client::MailClient;
 use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, ChangesReply, ChangesRequest,
     CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest,
-    DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
-    IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest,
-    RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
-    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest,
+    FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -42,6 +42,8 @@ const CONNECT_AGAIN_AFTER: Duration = Duration::from_millis(150);
 const CALL_MAX: Duration = Duration::from_secs(15);
 /// One operation that carries a body: 64 MiB over a slow link.
 const BODY_CALL_MAX: Duration = Duration::from_secs(120);
+/// Reading all of a shard: tens of GiB from a slow disk.
+const DIGEST_CALL_MAX: Duration = Duration::from_secs(3_600);
 /// A peer that is gone without a word is noticed within the sum of the two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
@@ -248,5 +250,9 @@ impl DirectoryStore for GrpcNode {
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
         call!(self.directory, node_status, NodeStatusRequest {})
+    }
+
+    async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply> {
+        reply(DIGEST_CALL_MAX, self.directory.clone().digest_shard(timed(request, DIGEST_CALL_MAX))).await
     }
 }

@@ -20,11 +20,11 @@ use crate::wire::directory_server::Directory;
 use crate::wire::mail_server::Mail;
 use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, ChangesReply, ChangesRequest, CopyReply,
-    CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DirectoryEvent,
-    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
-    Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest, RegisterNodeRequest,
-    RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply,
-    StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply,
+    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -266,5 +266,9 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
     async fn node_status(&self, request: Request<NodeStatusRequest>) -> Result<Response<NodeStatusReply>, Status> {
         allow(&request, ANYBODY)?;
         self.store.node_status().await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn digest_shard(&self, request: Request<DigestShardRequest>) -> Result<Response<DigestShardReply>, Status> {
+        unary!(self, &[PeerRole::Admin], request, digest_shard)
     }
 }

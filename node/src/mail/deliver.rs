@@ -55,7 +55,8 @@ impl Node {
             }
             known.push(checked);
         }
-        let mut settle: Vec<[u8; 32]> = request.settle.iter().map(|bytes| fingerprint(bytes)).collect::<MailResult<_>>()?;
+        let mut settle: Vec<[u8; 32]> =
+            request.settle.iter().map(|bytes| fingerprint(bytes)).collect::<MailResult<_>>()?;
         let mut stored = Vec::new();
         if recipients.is_empty() {
             // Nothing to store, yet the caller takes these for settled.

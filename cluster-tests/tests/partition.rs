@@ -1,0 +1,130 @@
+//! The network between processes fails under load: a leader cut off, bytes that vanish one way, delays, links that flap.
+//! Nothing acknowledged is lost, nothing stale is acknowledged or read, and service goes on where there is a majority.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Link, PASSWORD, Random, Scenario, SmtpClient, setting};
+
+/// A cluster under load with a proxy before every node.
+fn start(seed: u64, rounds: u64) -> Result<Scenario> {
+    let options = ClusterOptions { routers: 2, proxied: true, ..ClusterOptions::default() };
+    Scenario::start(options, seed, rounds)
+}
+
+/// The node that leads most shards.
+fn first_leader(cluster: &Cluster) -> Result<usize> {
+    let shards: serde_json::Value = serde_json::from_str(&cluster.admin(&["shard", "list", "--json"])?)?;
+    let leads = |name: &str| {
+        shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
+    };
+    let counts: Vec<usize> = cluster.nodes.iter().map(|node| leads(&node.name)).collect();
+    (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
+}
+
+#[test]
+fn a_leader_in_the_minority_acknowledges_nothing_and_the_majority_goes_on() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 21), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = start(seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        let cluster = &scenario.cluster;
+        let minority = first_leader(cluster)?;
+        let name = |node: usize| cluster.nodes[node].name.clone();
+        // Router 2 is on the minority's side of the cut, with clients that may believe it.
+        for other in (0..3).filter(|other| *other != minority) {
+            cluster.proxy.between(&name(minority), &name(other), Link::Cut);
+            cluster.proxy.between("router2", &name(other), Link::Cut);
+        }
+        let cut = Instant::now();
+        for account in ["user0@example.test", "user1@example.test"] {
+            let mut client = SmtpClient::connect(cluster.smtp(1))?;
+            let message = format!("Subject: minority {seed}\r\n\r\nnot to be acknowledged\r\n");
+            let (code, text) = client.deliver("probe@example.test", &[account], message.as_bytes())?;
+            ensure!((400..500).contains(&code), "the minority answered {code} {text}");
+            // Whatever it answers, it shows nothing: what the majority has by now, it cannot know.
+            let mut imap = cluster_tests::ImapClient::login(cluster.imap(1), account, PASSWORD)?;
+            let (_, tagged) = imap.command("SELECT INBOX")?;
+            ensure!(tagged.starts_with("NO"), "the minority showed a mailbox: {tagged}");
+        }
+        println!("the minority refused after {:?}", cut.elapsed());
+        println!("the majority serves after {:?}", scenario.service_back()?);
+        scenario.cluster.proxy.heal();
+        println!("all serve {:?} after the cut was healed", scenario.service_back()?);
+    }
+    scenario.finish()
+}
+
+#[test]
+fn bytes_that_vanish_one_way_lose_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 22), setting("MAILRING_ROUNDS", 1));
+    let mut scenario = start(seed, rounds)?;
+    for _ in 0..rounds {
+        for outward in [true, false] {
+            scenario.progress()?;
+            let leader = first_leader(&scenario.cluster)?;
+            let name = scenario.cluster.nodes[leader].name.clone();
+            let (from, to) = if outward { (Some(name.as_str()), None) } else { (None, Some(name.as_str())) };
+            scenario.cluster.proxy.set(from, to, Link::Swallow);
+            println!("served {:?} after {name}'s bytes vanish, outward: {outward}", scenario.service_back()?);
+            scenario.progress()?;
+            scenario.cluster.proxy.heal();
+        }
+    }
+    scenario.finish()
+}
+
+#[test]
+fn two_hundred_milliseconds_on_every_link_lose_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 23), setting("MAILRING_ROUNDS", 1));
+    let mut scenario = start(seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        scenario.cluster.proxy.set(None, None, Link::Delay(Duration::from_millis(200)));
+        scenario.progress()?;
+        scenario.cluster.proxy.heal();
+    }
+    scenario.finish()
+}
+
+#[test]
+fn links_that_flap_in_random_order_lose_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 24), setting("MAILRING_ROUNDS", 8));
+    let mut random = Random::new(seed, u64::MAX);
+    let mut scenario = start(seed, rounds)?;
+    let names = ["node1", "node2", "node3", "router1", "router2"];
+    for _ in 0..rounds {
+        scenario.progress()?;
+        // Two links at a time, of those between nodes at most one: a majority stays connected somewhere.
+        let node = random.below(3) as usize;
+        let links = [(names[node], names[(node + 1) % 3]), (names[3 + random.below(2) as usize], names[node])];
+        for (one, other) in links {
+            let link = match random.below(3) {
+                0 => Link::Cut,
+                1 => Link::Swallow,
+                _ => Link::Delay(Duration::from_millis(50 + random.below(300))),
+            };
+            scenario.cluster.proxy.between(one, other, link);
+        }
+        scenario.progress()?;
+        scenario.cluster.proxy.heal();
+    }
+    scenario.finish()
+}
+
+#[test]
+fn a_leader_that_was_paused_under_load_has_nothing_stale_to_say() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 25), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = start(seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        let leader = first_leader(&scenario.cluster)?;
+        scenario.cluster.nodes[leader].signal("STOP")?;
+        println!("served {:?} after the leader was paused", scenario.service_back()?);
+        scenario.progress()?;
+        scenario.cluster.nodes[leader].signal("CONT")?;
+    }
+    scenario.finish()
+}
