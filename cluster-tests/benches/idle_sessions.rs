@@ -24,7 +24,8 @@ fn main() -> Result<()> {
     }
     for tls in [false, true] {
         // A router of its own for each, so that the second does not find the first one's memory.
-        let cluster = Cluster::start(ClusterOptions { nodes: 1, replicas: 1, shards: 16, routers: 1 })?;
+        let cluster =
+            Cluster::start(ClusterOptions { nodes: 1, replicas: 1, shards: 16, ..ClusterOptions::default() })?;
         add_accounts(&cluster)?;
         let ca = cluster.ca()?;
         let mut held = Vec::new();

@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     for (name, nodes, replicas) in [("1 node, R = 1", 1, 1), ("3 nodes, R = 3", 3, 3)] {
-        let mut cluster = Cluster::start(ClusterOptions { nodes, replicas, shards: 16, routers: 1 })?;
+        let mut cluster = Cluster::start(ClusterOptions { nodes, replicas, shards: 16, ..ClusterOptions::default() })?;
         let locals: Vec<String> = (0..ACCOUNTS).map(|i| format!("user{i}")).collect();
         cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
         for sessions in [10, 40] {

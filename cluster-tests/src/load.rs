@@ -220,6 +220,10 @@ impl Worker {
                 Ok(_) => {}
                 Err(_) => self.smtp = None,
             }
+            if self.stop.load(Ordering::Relaxed) {
+                self.record(began, change, Outcome::Unknown);
+                return Ok(());
+            }
             if Instant::now() >= deadline {
                 self.record(began, change, Outcome::Unknown);
                 bail!("{marker} was not taken in {RESEND_MAX:?}");

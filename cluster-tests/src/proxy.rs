@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ const UNDER_WAY_MAX: usize = 1024 * 1024;
 const PIECE_OCTETS: usize = 16 * 1024;
 /// How soon a change of the rules is noticed by a direction that waits.
 const LOOK: Duration = Duration::from_millis(20);
+/// A direction whose sink takes nothing does not look: nothing passes there anyway.
+const SEEN_MAX: Duration = Duration::from_secs(2);
 
 /// What happens to bytes from one process to another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,6 +43,10 @@ struct Shared {
     rules: Mutex<Rules>,
     /// Names of processes by id.
     processes: Mutex<BTreeMap<u32, String>>,
+    /// Of the rules, and which of them each direction of a connection has seen.
+    generation: AtomicU64,
+    seen: Mutex<BTreeMap<u64, u64>>,
+    next_pump: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -80,9 +86,19 @@ impl Proxy {
         lock(&self.shared.processes).insert(process, name.to_owned());
     }
 
-    /// Sets one direction. The most particular rule counts: both ends named, then the callee, then the caller.
+    /// Sets one direction; in force when this returns. The most particular rule counts: both ends named, then the
+    /// callee, then the caller.
     pub fn set(&self, from: Option<&str>, to: Option<&str>, link: Link) {
         lock(&self.shared.rules).insert((from.map(str::to_owned), to.map(str::to_owned)), link);
+        self.await_seen();
+    }
+
+    fn await_seen(&self) {
+        let generation = self.shared.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        let deadline = Instant::now() + SEEN_MAX;
+        while lock(&self.shared.seen).values().any(|seen| *seen < generation) && Instant::now() < deadline {
+            std::thread::sleep(LOOK / 4);
+        }
     }
 
     /// Both directions between two processes.
@@ -100,6 +116,7 @@ impl Proxy {
     /// Everything flows again.
     pub fn heal(&self) {
         lock(&self.shared.rules).clear();
+        self.await_seen();
     }
 }
 
@@ -131,7 +148,8 @@ impl Shared {
 
     /// Carries one connection until either end is done with it.
     fn carry(self: Arc<Self>, caller: TcpStream, callee: &str, target: SocketAddr) {
-        let name = caller.peer_addr().ok().and_then(|peer| self.caller(peer));
+        let ends = caller.peer_addr().ok().zip(caller.local_addr().ok());
+        let name = ends.and_then(|(peer, own)| self.caller(peer, own));
         let link = self.link(name.as_deref(), Some(callee));
         if link == Link::Cut {
             return;
@@ -153,12 +171,15 @@ impl Shared {
     /// One direction. Bytes are written when they have been under way for as long as the link says.
     fn pump(&self, mut source: TcpStream, sink: TcpStream, from: Option<&str>, to: Option<&str>) {
         let road = Road::default();
+        let number = self.next_pump.fetch_add(1, Ordering::Relaxed);
         std::thread::scope(|scope| {
             scope.spawn(|| road.unload(&sink));
             let mut piece = vec![0; PIECE_OCTETS];
             let mut free_at = Instant::now();
             loop {
+                let generation = self.generation.load(Ordering::SeqCst);
                 let link = self.link(from, to);
+                lock(&self.seen).insert(number, generation);
                 if link == Link::Cut || self.ended.load(Ordering::Relaxed) || road.is_closed() {
                     break;
                 }
@@ -188,14 +209,15 @@ impl Shared {
             }
             road.close();
         });
+        lock(&self.seen).remove(&number);
         // Either way out, the other direction ends too.
         drop(source.shutdown(Shutdown::Both));
         drop(sink.shutdown(Shutdown::Both));
     }
 
     /// The process at the other end of an accepted connection. It may have connected before we were told its id.
-    fn caller(&self, peer: SocketAddr) -> Option<String> {
-        let inode = socket_inode(peer)?;
+    fn caller(&self, peer: SocketAddr, own: SocketAddr) -> Option<String> {
+        let inode = socket_inode(peer, own)?;
         let wanted = format!("socket:[{inode}]");
         let processes = lock(&self.processes).clone();
         processes.into_iter().find_map(|(process, name)| {
@@ -212,15 +234,19 @@ fn is_pause(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
-/// The inode of the socket whose local address is `local`, from the kernel's table (proc(5), /proc/net/tcp).
-fn socket_inode(local: SocketAddr) -> Option<u64> {
-    let SocketAddr::V4(local) = local else { return None };
-    let address = u32::from_le_bytes(local.ip().octets());
-    let wanted = format!("{address:08X}:{:04X}", local.port());
+/// The inode of the socket from `local` to `remote`, from the kernel's table (proc(5), /proc/net/tcp). A local port
+/// alone may be in use towards several remote ones.
+fn socket_inode(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    let written = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => Some(format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port())),
+        SocketAddr::V6(_) => None,
+    };
+    let (local, remote) = (written(local)?, written(remote)?);
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
     table.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        (fields.nth(1)? == wanted).then(|| fields.nth(7)?.parse().ok())?
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = fields.get(1) == Some(&local.as_str()) && fields.get(2) == Some(&remote.as_str());
+        is_it.then(|| fields.get(9)?.parse().ok())?
     })
 }
 

@@ -129,7 +129,7 @@ fn everything_acknowledged_survives_the_death_of_all_processes() -> Result<()> {
 #[test]
 fn known_accounts_are_served_while_the_directory_has_no_quorum() -> Result<()> {
     // R = 1, so that some shards live on the node that stays; two of the three voters die.
-    let options = ClusterOptions { nodes: 3, routers: 1, replicas: 1, shards: 8 };
+    let options = ClusterOptions { replicas: 1, ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options)?;
     let locals: Vec<String> = (0..30).map(|i| format!("user{i}")).collect();
     cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -84,7 +84,7 @@ fn the_router_calls_the_node_without_a_connection() -> Result<()> {
     let pid = single.nodes[0].pid().context("not running")?;
     ensure!(!speaks_grpc(&single, pid)?, "the process is connected to its own port");
     // Two processes are: what is looked for can be found.
-    let two = Cluster::start(ClusterOptions { nodes: 1, replicas: 1, routers: 1, shards: SHARDS })?;
+    let two = Cluster::start(ClusterOptions { nodes: 1, replicas: 1, shards: SHARDS, ..ClusterOptions::default() })?;
     let pid = two.routers[0].pid().context("not running")?;
     ensure!(speaks_grpc(&two, pid)?, "the router is not connected to its node");
     Ok(())
