@@ -1,4 +1,4 @@
-//! Deliveries a second over SMTP and the time to SELECT a large mailbox, for `single`-like R = 1 and for three nodes,
+//! Deliveries a second over SMTP and the time to SELECT a large mailbox, for `single` and for three nodes and a router,
 //! over real processes. `cargo bench -p cluster-tests` prints a table; figures are of this machine, with everything on it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, ClusterOptions, SmtpClient};
 
+const SHARDS: u32 = 16;
 const ACCOUNTS: usize = 100;
 const MESSAGE_OCTETS: usize = 4 * 1024;
 const RUN: Duration = Duration::from_secs(10);
@@ -19,8 +20,11 @@ fn main() -> Result<()> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    for (name, nodes, replicas) in [("1 node, R = 1", 1, 1), ("3 nodes, R = 3", 3, 3)] {
-        let mut cluster = Cluster::start(ClusterOptions { nodes, replicas, shards: 16, ..ClusterOptions::default() })?;
+    for name in ["single", "3 nodes, R = 3"] {
+        let mut cluster = match name {
+            "single" => Cluster::single(SHARDS)?,
+            _ => Cluster::start(ClusterOptions { shards: SHARDS, ..ClusterOptions::default() })?,
+        };
         let locals: Vec<String> = (0..ACCOUNTS).map(|i| format!("user{i}")).collect();
         cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
         for sessions in [10, 40] {
