@@ -243,6 +243,8 @@ pub enum CaVerb {
         /// Days until it ends
         #[arg(long, default_value_t = 3652, value_parser = clap::value_parser!(u32).range(1..=36525))]
         days: u32,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Give a process its place in the cluster: NAME.pem and NAME.key
     Issue {
@@ -259,6 +261,8 @@ pub enum CaVerb {
         /// Days until it ends
         #[arg(long, default_value_t = 731, value_parser = clap::value_parser!(u32).range(1..=36525))]
         days: u32,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Make a router's certificate for mail clients: server.pem and server.key
     IssueServer {
@@ -277,6 +281,8 @@ pub enum CaVerb {
         /// Days until it ends
         #[arg(long, default_value_t = 731, value_parser = clap::value_parser!(u32).range(1..=36525))]
         days: u32,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -315,6 +321,22 @@ mod tests {
             verbs_listed += usize::from(!verbs.is_empty());
         }
         assert_eq!(verbs_listed, 6);
+    }
+
+    #[test]
+    fn every_command_that_prints_takes_json() {
+        const ROLES: [&str; 2] = ["router", "single"];
+        let cli = Cli::command();
+        let mut checked = 0;
+        for noun in cli.get_subcommands().filter(|noun| !ROLES.contains(&noun.get_name())) {
+            let verbs: Vec<_> = noun.get_subcommands().collect();
+            for command in if verbs.is_empty() { vec![noun] } else { verbs } {
+                let takes_json = command.get_arguments().any(|argument| argument.get_long() == Some("json"));
+                assert!(takes_json, "{} {}", noun.get_name(), command.get_name());
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 20);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
+use serde::Serialize;
 
 use crate::cli::{CaVerb, Cli, Command, NodeCommand, RoleCommand};
 use crate::failure::Failure;
@@ -67,15 +68,20 @@ fn administer(config: PathBuf, action: admin::Action) -> Result<(), Failure> {
 }
 
 fn certificates(verb: CaVerb) -> anyhow::Result<()> {
-    let written = match verb {
-        CaVerb::Create { dir, days } => ca::create(&dir, days)?,
-        CaVerb::Issue { dir, role, name, out, days } => ca::issue(&dir, role, &name, out.as_deref(), days)?,
-        CaVerb::IssueServer { dir, hostname, name, out, days } => {
-            ca::issue_server(&dir, &hostname, &name, out.as_deref(), days)?
+    let (written, output) = match verb {
+        CaVerb::Create { dir, days, output } => (ca::create(&dir, days)?, output),
+        CaVerb::Issue { dir, role, name, out, days, output } => {
+            (ca::issue(&dir, role, &name, out.as_deref(), days)?, output)
+        }
+        CaVerb::IssueServer { dir, hostname, name, out, days, output } => {
+            (ca::issue_server(&dir, &hostname, &name, out.as_deref(), days)?, output)
         }
     };
-    for path in written {
-        output::line(&path.display().to_string())?;
-    }
-    Ok(())
+    let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+    output.done(&Written { files: &files }, &files.join("\n"))
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    files: &'a [String],
 }

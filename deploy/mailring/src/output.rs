@@ -54,6 +54,11 @@ pub fn line(text: &str) -> Result<()> {
     }
 }
 
+/// "1 account", "2 accounts".
+pub fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 /// Octets as a person reads them.
 pub fn octets(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

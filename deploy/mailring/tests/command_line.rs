@@ -103,6 +103,9 @@ fn certificates_are_written_where_they_are_wanted_and_listed() {
     let output = mailring(&["ca", "issue-server", "--dir", ca, "--hostname", "localhost,127.0.0.1", "--out", out]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{out}/server.pem\n{out}/server.key\n"));
+    let output = mailring(&["ca", "issue", "--dir", ca, "--role", "node", "--name", "node1", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(listed, serde_json::json!({ "files": [format!("{ca}/node1.pem"), format!("{ca}/node1.key")] }));
     let refused = mailring(&["ca", "issue-server", "--dir", ca, "--hostname", "node.mailring.internal"]);
     assert_eq!(refused.status.code(), Some(1));
 }

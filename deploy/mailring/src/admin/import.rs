@@ -19,6 +19,7 @@ use crate::admin::account;
 use crate::admin::client::AdminClient;
 use crate::cli::OutputArgs;
 use crate::failure::Failure;
+use crate::output::counted;
 use crate::{names, password};
 
 /// Accounts in one change. The directory takes 500; fewer show progress sooner and lose less when a batch is lost.
@@ -83,9 +84,10 @@ pub async fn run(client: &mut AdminClient, file: &Path, output: OutputArgs) -> R
     }
     end_progress();
     hashing.join().map_err(|_| anyhow!("reading and hashing broke off; what was imported stays"))?;
+    let imported = counted(report.imported, "account");
     let sentence = match report.failed.len() {
-        0 => format!("{} accounts imported", report.imported),
-        failed => format!("{} accounts imported, {failed} lines failed", report.imported),
+        0 => format!("{imported} imported"),
+        failed => format!("{imported} imported, {} failed", counted(failed, "line")),
     };
     output.done(&report, &sentence)?;
     if report.failed.is_empty() { Ok(()) } else { Err(Failure::Told) }
@@ -108,9 +110,9 @@ async fn import_batch(client: &mut AdminClient, batch: Vec<(u64, Hashed)>, repor
     }
     let results = account::add(client, accounts.clone()).await.inspect_err(|_| {
         end_progress();
-        let done = report.imported;
+        let done = counted(report.imported, "account");
         let first = numbers.first().copied().unwrap_or(0);
-        eprintln!("mailring: stopped at line {first}: {done} accounts imported before it");
+        eprintln!("mailring: stopped at line {first}: {done} imported before it");
     })?;
     for ((line, account), result) in numbers.into_iter().zip(accounts).zip(results) {
         match result {
