@@ -256,3 +256,38 @@ impl DirectoryStore for GrpcNode {
         reply(DIGEST_CALL_MAX, self.directory.clone().digest_shard(timed(request, DIGEST_CALL_MAX))).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use futures_util::future::join_all;
+    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::net::TcpListener;
+    use types::MailError;
+
+    use super::{CONNECT_MAX, GrpcNode, connect};
+    use crate::store::DirectoryStore;
+
+    #[tokio::test]
+    async fn what_waits_for_a_connection_that_fails_fails_with_it() {
+        // As of a process that is stopped: the kernel accepts, and nobody answers.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let address = silent.local_addr().unwrap().to_string();
+        let node = GrpcNode::new(connect(&address, Arc::new(tls)).unwrap());
+        let started = Instant::now();
+        for outcome in join_all((0..8).map(|_| node.identify())).await {
+            // Certainly not sent.
+            assert_eq!(outcome.err(), Some(MailError::Unavailable));
+        }
+        // One after another they would take eight times as long as one.
+        assert!(started.elapsed() < CONNECT_MAX * 4, "{:?}", started.elapsed());
+    }
+}

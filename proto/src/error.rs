@@ -97,6 +97,9 @@ impl From<&ErrorDetail> for MailError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tonic::{Code, Status};
     use types::{MailError, NodeId};
 
     use super::{mail_error, status};
@@ -122,6 +125,17 @@ mod tests {
         ] {
             assert_eq!(mail_error(&status(&error)), error);
         }
+    }
+
+    #[test]
+    fn what_the_transport_says_leaves_the_outcome_open() {
+        for code in [Code::Internal, Code::Unknown, Code::Unavailable, Code::Cancelled, Code::ResourceExhausted] {
+            let mut broken = Status::new(code, "h2 protocol error: not a result of an error");
+            broken.set_source(Arc::new(std::io::Error::other("connection broke")));
+            assert_eq!(mail_error(&broken), MailError::Deadline, "{code:?}");
+        }
+        // A node said this one.
+        assert!(matches!(mail_error(&Status::new(Code::Internal, "x")), MailError::Internal(_)));
     }
 
     #[test]

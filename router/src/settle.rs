@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::wire::SettleRequest;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::debug;
@@ -116,7 +117,8 @@ impl HandedAlong {
 
 impl Drop for HandedAlong {
     fn drop(&mut self) {
-        if !self.fingerprints.is_empty() {
+        // Without a runtime the process ends, and nobody would settle them.
+        if !self.fingerprints.is_empty() && Handle::try_current().is_ok() {
             let fingerprints = std::mem::take(&mut self.fingerprints);
             self.settler.shared.wait(&mut self.settler.shared.queue.lock(), self.shard, fingerprints);
         }

@@ -142,7 +142,7 @@ async fn a_retrieval_goes_on_where_its_node_stopped() {
         assert_eq!(client.multi_line().await, message);
     }
     // Others may be asked meanwhile.
-    assert!(router.cluster.calls("fetch") >= 1 + 2 * 4);
+    assert!(router.cluster.calls("fetch") > 2 * 4);
 }
 
 #[tokio::test]
