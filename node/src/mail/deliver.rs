@@ -193,7 +193,10 @@ mod tests {
         MailboxName, SystemFlags,
     };
 
-    use super::{APPEND_OCTETS, CHUNK_OCTETS, HEAD_OCTETS, RECIPIENT_OCTETS, RECIPIENTS_MAX, RECIPIENTS_PER_COMMAND};
+    use super::{
+        APPEND_OCTETS, CHUNK_OCTETS, FINGERPRINT_OCTETS, HEAD_OCTETS, RECIPIENT_OCTETS, RECIPIENTS_MAX,
+        RECIPIENTS_PER_COMMAND, SETTLE_ALONG_MAX,
+    };
     use crate::group::PROPOSAL_OCTETS_MAX;
 
     const LONG_AGO: InternalDate = InternalDate { unix_s: i64::MIN, offset_min: i16::MIN };
@@ -205,14 +208,16 @@ mod tests {
     fn deliver(recipients: usize, digest: Bytes) -> Command {
         let recipient = Recipient { account: AccountId(u64::MAX), fingerprint: [255; 32] };
         let body = BodySource::Upload(u128::MAX);
-        Command::Deliver { recipients: vec![recipient; recipients], body, digest, date: LONG_AGO }
+        let settle = vec![[255; 32]; SETTLE_ALONG_MAX];
+        Command::Deliver { recipients: vec![recipient; recipients], body, digest, date: LONG_AGO, settle }
     }
 
     #[test]
     fn the_largest_commands_that_bring_mail_fit_into_a_log_entry() {
         let digest = Bytes::from(vec![b'd'; DIGEST_OCTETS_MAX]);
         let largest = deliver(RECIPIENTS_PER_COMMAND, digest.clone());
-        assert!(octets(&largest) <= DIGEST_OCTETS_MAX + RECIPIENTS_PER_COMMAND * RECIPIENT_OCTETS + HEAD_OCTETS);
+        let beside = RECIPIENTS_PER_COMMAND * RECIPIENT_OCTETS + SETTLE_ALONG_MAX * FINGERPRINT_OCTETS + HEAD_OCTETS;
+        assert!(octets(&largest) <= DIGEST_OCTETS_MAX + beside, "{}", octets(&largest));
         assert!(octets(&largest) <= PROPOSAL_OCTETS_MAX, "{}", octets(&largest));
         let mut flags = Flags::system(SystemFlags::ALL);
         for n in 0..KEYWORDS_PER_MAILBOX_MAX {

@@ -286,6 +286,7 @@ mod tests {
             body: BodySource::Inline,
             digest: Digest::of(body).encode().into(),
             date: InternalDate::utc(1),
+            settle: Vec::new(),
         };
         // The body itself is not in the log: a search that reads it fails, one that has stopped does not get there.
         let applied = state.apply(1, Stamp::default(), deliver, Some(body.len() as u64), Bytes::from_static(b"1"));

@@ -198,6 +198,7 @@ fn a_body_that_is_being_read_outlives_its_last_message_and_the_purge() {
         body: BodySource::Upload(1),
         digest: Bytes::from_static(b"digest"),
         date: InternalDate::utc(1),
+        settle: Vec::new(),
     };
     replica.run_with(last, Some(Bytes::from(vec![b'b'; 300]))).unwrap();
     let shard = replica.group.shard();
