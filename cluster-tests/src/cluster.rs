@@ -36,11 +36,13 @@ pub struct ClusterOptions {
     pub shards: u32,
     /// Puts a [`Proxy`] before every node.
     pub proxied: bool,
+    /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
+    pub log_entries_kept: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, routers: 1, replicas: 3, shards: 8, proxied: false }
+        ClusterOptions { nodes: 3, routers: 1, replicas: 3, shards: 8, proxied: false, log_entries_kept: None }
     }
 }
 
@@ -242,6 +244,42 @@ impl Cluster {
         })
     }
 
+    /// Waits until every replica has applied what the others have. Nobody may write meanwhile.
+    pub fn wait_caught_up(&self) -> Result<()> {
+        eventually("all replicas have applied the same", START_MAX, || {
+            for shard in 0..self.options.shards {
+                let shard: serde_json::Value =
+                    serde_json::from_str(&self.admin(&["shard", "show", &shard.to_string(), "--json"])?)?;
+                let replicas = shard["replicas"].as_array().context("replicas")?;
+                let applied: Vec<_> = replicas.iter().map(|replica| replica["applied_index"].as_u64()).collect();
+                let same = applied.first().is_some_and(|first| first.is_some() && applied.iter().all(|a| a == first));
+                if applied.len() != self.options.replicas as usize || !same {
+                    bail!("{shard}");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Where a node's mail lies.
+    pub fn disk(&self, node: usize) -> PathBuf {
+        self.path().join(&self.nodes[node].name).join("disk-a")
+    }
+
+    /// That no process logged a WARN or ERROR, which would have somebody look. `allowed`: texts of those that must come
+    /// in this test.
+    pub fn check_logs(&self, allowed: &[&str]) -> Result<()> {
+        for process in self.nodes.iter().chain(&self.routers) {
+            let alarms = process.alarms()?;
+            let unlisted: Vec<&String> =
+                alarms.iter().filter(|line| !allowed.iter().any(|text| line.contains(text))).collect();
+            if !unlisted.is_empty() {
+                bail!("{} logged {} lines that call for somebody: {unlisted:#?}", process.name, unlisted.len());
+            }
+        }
+        Ok(())
+    }
+
     pub fn kill_all(&mut self) -> Result<()> {
         self.nodes.iter_mut().chain(&mut self.routers).try_for_each(Process::kill)
     }
@@ -311,10 +349,11 @@ impl Cluster {
 
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
-        let ClusterOptions { shards, replicas, .. } = self.options;
+        let ClusterOptions { shards, replicas, log_entries_kept, .. } = self.options;
+        let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
-             [node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             {kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             disk = self.path().join(name).join("disk-a").display(),
             tls = tls_files(&self.path().join("ca"), name),
@@ -344,7 +383,7 @@ impl Cluster {
 
     fn process(&self, name: &str, role: &'static str, http: SocketAddr, tables: &str) -> Result<Process> {
         let path = self.path().join(format!("{name}.toml"));
-        fs::write(&path, format!("http = \"{http}\"\n[log]\nfilter = \"info\"\n{tables}"))?;
+        fs::write(&path, format!("http = \"{http}\"\n{tables}"))?;
         let log = self.path().join(format!("{name}.log"));
         Ok(Process { name: name.to_owned(), role, config: path, log, http, child: None, proxy: self.proxy.clone() })
     }
@@ -436,6 +475,20 @@ impl Process {
     /// Everything that it has logged.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
+    }
+
+    /// How many lines of the log hold a text.
+    pub fn logged(&self, text: &str) -> Result<usize> {
+        Ok(fs::read_to_string(&self.log)?.lines().filter(|line| line.contains(text)).count())
+    }
+
+    /// The lines of the log at WARN and ERROR, those of every start.
+    fn alarms(&self) -> Result<Vec<String>> {
+        let log = fs::read_to_string(&self.log)?;
+        // The level is the second word: "2026-01-01T00:00:00.000000Z  WARN router: text".
+        let level = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+        let alarming = |line: &&str| matches!(level(line).as_deref(), Some("WARN" | "ERROR"));
+        Ok(log.lines().filter(alarming).map(str::to_owned).collect())
     }
 
     pub fn log_tail(&self) -> String {

@@ -81,7 +81,7 @@ fn mail_comes_back_byte_exact_over_smtp_append_imap_and_pop3() -> Result<()> {
         ensure!(untagged.len() == appended.len(), "{item}: {} of {}", untagged.len(), appended.len());
     }
     println!("{} messages by BDAT, {} by APPEND", messages.len(), appended.len());
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 #[test]
@@ -114,5 +114,5 @@ fn data_keeps_bytes_and_never_splits_a_message() -> Result<()> {
         ensure!(is_with_trace(&stored, &expected), "{}: differs", message.name);
     }
     ensure!(kept.len() > 8, "only {} were kept", kept.len());
-    Ok(())
+    cluster.check_logs(&[])
 }

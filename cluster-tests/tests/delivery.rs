@@ -28,7 +28,7 @@ fn a_thousand_recipients_over_all_shards_each_get_one_copy() -> Result<()> {
             Ok(())
         })?;
     }
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn aliases_postmaster_and_refusals_are_as_configured() -> Result<()> {
         let text = smtp.command(&format!("RCPT TO:<{recipient}>"), code)?;
         ensure!(text.starts_with(enhanced), "{recipient}: {text}");
     }
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn idle_is_told_of_new_mail_and_of_other_sessions() -> Result<()> {
     idle.line.send(b"DONE\r\n")?;
     let (_, tagged) = idle.finish(&tag)?;
     ensure!(tagged.starts_with("OK"), "{tagged}");
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 fn wait_for(client: &mut cluster_tests::ImapClient, prefix: &str) -> Result<()> {
@@ -156,7 +156,7 @@ fn tls_works_on_every_protocol_and_plaintext_commands_do_not_cross_it() -> Resul
     ensure!(code == 503, "EHLO is needed again after TLS: {code} {text}");
     smtp.command("EHLO client.test", 250)?;
     smtp.command("STARTTLS", 503)?;
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn slow_and_silent_connections_cost_little_and_nobody_waits_for_them() -> Result
     ensure!(growth < 256 * 1024, "1,000 connections cost {growth} KiB");
     drop(held);
     ensure!(cluster.routers[0].is_running() && cluster.nodes[0].is_running());
-    Ok(())
+    cluster.check_logs(&[])
 }
 
 #[test]
@@ -202,5 +202,5 @@ fn large_messages_go_through_in_chunks() -> Result<()> {
     let untagged = imap.ok("UID FETCH 1 BODY.PEEK[]<1000000.10>")?;
     let expected = &stored[1_000_000..1_000_010];
     ensure!(untagged.iter().any(|line| line.windows(10).any(|ten| ten == expected)), "partial fetch");
-    Ok(())
+    cluster.check_logs(&[])
 }

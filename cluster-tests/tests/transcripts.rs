@@ -41,5 +41,6 @@ fn every_transcript_plays_as_written() {
     }
     assert!(!names.is_empty(), "no transcripts");
     assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), names.len(), failures.join("\n"));
+    cluster.check_logs(&[]).expect("nothing that calls for somebody");
     println!("{} transcripts played", names.len());
 }

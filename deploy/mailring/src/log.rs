@@ -4,8 +4,11 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
-/// openraft tells its whole state at `info`, of each of hundreds of groups.
-const FILTER: &str = "info,openraft=warn";
+/// openraft tells its whole state at `info`, of each of hundreds of groups; at `warn`, each heartbeat, vote and append
+/// that does not reach a peer, which is normal while a node is away and which `mailring status` shows; and in
+/// `openraft::raft` as an error that a call came to a group that has stopped, as any may when the process ends. Why a
+/// group stops other than by our wish it says in `openraft::core`, and we say it ourselves.
+const FILTER: &str = "info,openraft=error,openraft::raft=off";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -30,6 +30,9 @@ use crate::shard::Shard;
 
 /// Searches that read messages at once: each keeps a core and a disk busy.
 const SEARCHES_MAX: usize = 4;
+/// Searches at once that the index answers, among them the one before each FETCH that sets \Seen: they are short, and
+/// must not wait behind those that read messages.
+const INDEX_SEARCHES_MAX: usize = 32;
 /// Large bodies parsed at once.
 const PARSES_MAX: usize = 4;
 /// Runs of UIDs in one command: two numbers of up to five octets each. A mailbox with more gaps than this among what a
@@ -41,12 +44,17 @@ const WRONG_OUTCOME: &str = "another command's outcome";
 /// What bounds the work that mail operations may cause at once.
 pub struct Bounds {
     searches: Arc<Semaphore>,
+    index_searches: Arc<Semaphore>,
     parses: Arc<Semaphore>,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { searches: Arc::new(Semaphore::new(SEARCHES_MAX)), parses: Arc::new(Semaphore::new(PARSES_MAX)) }
+        Bounds {
+            searches: Arc::new(Semaphore::new(SEARCHES_MAX)),
+            index_searches: Arc::new(Semaphore::new(INDEX_SEARCHES_MAX)),
+            parses: Arc::new(Semaphore::new(PARSES_MAX)),
+        }
     }
 }
 

@@ -21,7 +21,9 @@ impl Node {
         let state = self.read(request.shard).await?;
         let program = compile(request.key.as_ref(), 0)?;
         // Held by the work itself, which may outlive the call by a message.
-        let turn = self.bounds().searches.clone().acquire_owned().await.map_err(|_| MailError::Unavailable)?;
+        let bounds = self.bounds();
+        let turns = if cost(&program) == 0 { &bounds.index_searches } else { &bounds.searches };
+        let turn = turns.clone().acquire_owned().await.map_err(|_| MailError::Unavailable)?;
         cancellable(move |cancelled| {
             let _turn = turn;
             let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));

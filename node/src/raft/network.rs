@@ -115,7 +115,7 @@ impl Peers {
         // Each lane has a connection of its own, so that a full send window of the one does not stop the other.
         let channel = proto::connect(&address, self.tls.clone())?;
         let (calls, receiver) = mpsc::channel(CALLS_QUEUED_MAX);
-        tokio::spawn(run_link(channel, receiver));
+        tokio::spawn(run_link(channel, receiver, (lane == Lane::Control).then_some(node)));
         let link = Link { address, calls };
         links.insert((node, lane), link.clone());
         Ok(link)
@@ -166,14 +166,24 @@ impl CallError {
 }
 
 /// Keeps a stream to a peer while there are calls; a broken stream fails the calls under way, and the next call makes
-/// a new one.
-async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>) {
+/// a new one. `told`: the peer whose going and coming is logged; openraft would tell of each call that fails.
+async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>, told: Option<u64>) {
+    let mut answers_calls = true;
     let client = RaftClient::new(channel)
         .max_decoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX)
         .max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
     while let Some(first) = calls.recv().await {
         let (sender, outgoing) = mpsc::channel(64);
         let stream = client.clone().calls(ReceiverStream::new(outgoing)).await;
+        if let Some(node) = told
+            && stream.is_ok() != answers_calls
+        {
+            answers_calls = stream.is_ok();
+            match answers_calls {
+                true => tracing::info!(node, "peer answers again"),
+                false => tracing::info!(node, "peer does not answer"),
+            }
+        }
         let Ok(response) = stream else {
             drop(first);
             let pause = tokio::time::sleep(RECONNECT_AFTER);
