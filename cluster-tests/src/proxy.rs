@@ -51,15 +51,10 @@ struct Shared {
 }
 
 /// One a cluster. Dropping it closes every connection.
+#[derive(Default)]
 pub struct Proxy {
     shared: Arc<Shared>,
     listeners: Vec<(SocketAddr, JoinHandle<()>)>,
-}
-
-impl Default for Proxy {
-    fn default() -> Proxy {
-        Proxy { shared: Arc::default(), listeners: Vec::new() }
-    }
 }
 
 impl Proxy {

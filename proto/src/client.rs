@@ -50,6 +50,8 @@ const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control: a body's worth under way on a stream, several on a connection.
 const STREAM_WINDOW_OCTETS: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_OCTETS: u32 = 8 * 1024 * 1024;
+/// Streams that were given up, whose late frames are ignored without an answer.
+const RESET_STREAMS_REMEMBERED: usize = 1_024;
 
 /// A connection to a node at `address` (host:port), made when first used and again when lost.
 pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
@@ -59,6 +61,9 @@ pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_MAX)
         .keep_alive_while_idle(true)
+        // What a stream that was given up still brings must not end the connection, and with it everybody's operations.
+        .http2_max_local_error_reset_streams(None)
+        .http2_max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
         .initial_stream_window_size(STREAM_WINDOW_OCTETS)
         .initial_connection_window_size(CONNECTION_WINDOW_OCTETS);
     let connector = TlsConnector::from(tls);

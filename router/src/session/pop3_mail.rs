@@ -181,6 +181,10 @@ impl Retrieval {
             };
         }
         stuffer.finish(connection.output());
+        if came >= self.octets {
+            // To its end, so that the stream is closed in peace and not reset.
+            while let Some(Ok(_)) = self.items.next().await {}
+        }
         Ok(())
     }
 }
