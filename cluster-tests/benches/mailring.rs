@@ -117,8 +117,10 @@ fn select(cluster: &mut Cluster, name: &str) -> Result<()> {
                 let cluster = &*cluster;
                 scope.spawn(move || -> Result<()> {
                     let mut client = cluster.smtp_client()?;
-                    for _ in (exists + filler..LARGE_MAILBOX).step_by(FILLERS) {
-                        let (code, text) = client.deliver("s@example.test", &[user], b"Subject: x\r\n\r\ny\r\n")?;
+                    for number in (exists + filler..LARGE_MAILBOX).step_by(FILLERS) {
+                        // Each its own: the same mail at once on several connections is taken one by one.
+                        let message = format!("Subject: {number}\r\n\r\ny\r\n");
+                        let (code, text) = client.deliver("s@example.test", &[user], message.as_bytes())?;
                         ensure!(code == 250, "{code} {text}");
                     }
                     Ok(())
