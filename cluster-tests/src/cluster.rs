@@ -143,6 +143,21 @@ impl Cluster {
         self.listeners[router].imaps
     }
 
+    /// Where a node itself serves gRPC.
+    pub fn grpc(&self, node: usize) -> SocketAddr {
+        self.grpc[node]
+    }
+
+    /// The certificate of a process or of `admin`, and the CA that others have theirs from.
+    pub fn tls_files(&self, name: &str) -> ClusterTlsFiles {
+        let file = |name: String| self.path().join("ca").join(name);
+        ClusterTlsFiles {
+            ca: file("ca.pem".to_owned()),
+            certificate: file(format!("{name}.pem")),
+            key: file(format!("{name}.key")),
+        }
+    }
+
     /// What a mail client must trust.
     pub fn ca(&self) -> Result<Vec<u8>> {
         Ok(fs::read(self.path().join("ca/ca.pem"))?)
@@ -213,8 +228,7 @@ impl Cluster {
 
     /// The octets of all shards, if every replica of each is at the same index and holds the same.
     pub fn compare_replicas(&self) -> Result<u64> {
-        let file = |name: &str| self.path().join("ca").join(name);
-        let files = ClusterTlsFiles { ca: file("ca.pem"), certificate: file("admin.pem"), key: file("admin.key") };
+        let files = self.tls_files("admin");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let tls = ClusterTls::load(&files)?.client;
@@ -339,6 +353,7 @@ impl Cluster {
         let process = self.process(name, "single", http, &tables)?;
         self.nodes.push(process);
         self.listeners.push(listeners);
+        self.grpc.push(grpc);
         self.write_admin(&seeds)
     }
 
