@@ -14,6 +14,7 @@ use proto::wire::{DigestShardReply, DigestShardRequest};
 use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
 
+use crate::disk::Disk;
 use crate::imap::ImapClient;
 use crate::pop3::Pop3Client;
 use crate::proxy::Proxy;
@@ -36,13 +37,23 @@ pub struct ClusterOptions {
     pub shards: u32,
     /// Puts a [`Proxy`] before every node.
     pub proxied: bool,
+    /// Gives every node a [`Disk`] of its own, whose power can be cut.
+    pub own_disks: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions { nodes: 3, routers: 1, replicas: 3, shards: 8, proxied: false, log_entries_kept: None }
+        ClusterOptions {
+            nodes: 3,
+            routers: 1,
+            replicas: 3,
+            shards: 8,
+            proxied: false,
+            own_disks: false,
+            log_entries_kept: None,
+        }
     }
 }
 
@@ -58,7 +69,6 @@ pub struct Process {
 }
 
 pub struct Cluster {
-    directory: TempDir,
     options: ClusterOptions,
     pub nodes: Vec<Process>,
     pub routers: Vec<Process>,
@@ -66,6 +76,9 @@ pub struct Cluster {
     /// The nodes' own gRPC addresses, no proxy before them.
     grpc: Vec<SocketAddr>,
     pub proxy: Arc<Proxy>,
+    /// Those of nodes, if they have their own. Unmounted behind the processes, and before the directory goes.
+    pub disks: Vec<Disk>,
+    directory: TempDir,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +133,7 @@ impl Cluster {
             listeners: Vec::new(),
             grpc: Vec::new(),
             proxy: Arc::default(),
+            disks: Vec::new(),
         })
     }
 
@@ -327,6 +341,11 @@ impl Cluster {
         let seeds = reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
+            if options.own_disks {
+                let mount = self.path().join(&name).join("disk-a");
+                fs::create_dir_all(&mount)?;
+                self.disks.push(Disk::create(self.path().join(format!("{name}.image")), mount)?);
+            }
             let tables = self.node_tables(&name, *grpc, reached[k], &seeds);
             let process = self.process(&name, "node", *http, &tables)?;
             self.nodes.push(process);

@@ -4,6 +4,7 @@
 mod checker;
 mod cluster;
 mod corpus;
+mod disk;
 mod history;
 mod imap;
 mod line;
@@ -18,6 +19,7 @@ mod transcript;
 pub use checker::check;
 pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
+pub use disk::{Disk, no_disks_because};
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};

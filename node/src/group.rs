@@ -61,11 +61,14 @@ impl Group {
         Ok(Group { id, raft, storage })
     }
 
-    /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it. `NotLeader`: certainly not done.
-    /// `Deadline`: the outcome is unknown. `Limit`: more than [`PROPOSAL_OCTETS_MAX`].
+    /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it.
+    /// `NotLeader`, `Unavailable`: certainly not done. `Deadline`: the outcome is unknown. `Limit`: more than [`PROPOSAL_OCTETS_MAX`].
     pub async fn propose(&self, head: Vec<u8>, body: Option<Bytes>) -> MailResult<(Reply, u64)> {
         if head.len() + body.as_ref().map_or(0, Bytes::len) > PROPOSAL_OCTETS_MAX {
             return Err(MailError::Limit(format!("too much for one change, at most {PROPOSAL_OCTETS_MAX} octets")));
+        }
+        if self.metrics().running_state.is_err() {
+            return Err(MailError::Unavailable);
         }
         let proposal = Proposal { head: head.into(), body };
         let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
@@ -77,8 +80,8 @@ impl Group {
                 ClientWriteError::ChangeMembershipError(error) => fatal(error),
                 ClientWriteError::PreconditionFailed(error) => fatal(error),
             }),
-            Ok(Err(RaftError::Fatal(error))) => Err(fatal(error)),
-            Err(_) => Err(MailError::Deadline),
+            // The disk failed or the node stops: others may have the entry by now, and commit it.
+            Ok(Err(RaftError::Fatal(_))) | Err(_) => Err(MailError::Deadline),
         }
     }
 
@@ -90,9 +93,10 @@ impl Group {
             let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|e| match e {
                 RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => not_leader(&forward),
                 RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => MailError::Unavailable,
-                RaftError::Fatal(error) => fatal(error),
+                // Another replica may lead by now.
+                RaftError::Fatal(_) => MailError::Unavailable,
             })?;
-            linearizer.await_ready(&self.raft).await.map_err(fatal).map(|_| ())
+            linearizer.await_ready(&self.raft).await.map_err(|_| MailError::Unavailable).map(|_| ())
         };
         tokio::time::timeout(READ_MAX, barrier).await.unwrap_or(Err(MailError::Unavailable))
     }

@@ -1,0 +1,93 @@
+//! A disk whose power can be cut: a file system in an image, mounted over a loop device. Killing a process proves nothing
+//! about fsync, for the page cache outlives it; this file system forgets what was not synced. Needs root.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::eventually;
+
+const OCTETS: u64 = 1024 * 1024 * 1024;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// EXT4_IOC_SHUTDOWN (linux/fs/ext4/ext4.h) without a flush of the log: what is not on the disk yet is lost.
+const CUT: &str = "import fcntl, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.ioctl(fd, 0x8004587d, struct.pack('I', 2))";
+
+/// Dropping it unmounts it.
+pub struct Disk {
+    image: PathBuf,
+    mount: PathBuf,
+    mounted: bool,
+}
+
+/// Why disks of this kind cannot be had here; None: they can.
+pub fn no_disks_because() -> Option<String> {
+    let attempt = || -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mount = directory.path().join("disk");
+        fs::create_dir(&mount)?;
+        Disk::create(directory.path().join("image"), mount)?.cut()
+    };
+    attempt().err().map(|error| format!("{error:#}"))
+}
+
+impl Disk {
+    /// A fresh file system, mounted at an existing directory.
+    pub fn create(image: PathBuf, mount: PathBuf) -> Result<Disk> {
+        File::create(&image)?.set_len(OCTETS)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+        let mut disk = Disk { image, mount, mounted: false };
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.mount))?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    /// From now on nothing reaches the disk; every write and sync fails.
+    pub fn cut(&self) -> Result<()> {
+        run(Command::new("python3").args(["-c", CUT]).arg(&self.mount))
+    }
+
+    /// The power comes back: what was synced is there. Nobody may have files open.
+    pub fn restore(&mut self) -> Result<()> {
+        self.unmount()?;
+        self.mount()
+    }
+
+    fn unmount(&mut self) -> Result<()> {
+        if self.mounted {
+            // A process that was killed a moment ago may still be on its way out.
+            eventually("the disk is free", PATIENCE, || run(Command::new("umount").arg(&self.mount)))?;
+            self.mounted = false;
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            eprintln!("{} cannot be unmounted: {error:#}", self.mount.display());
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {} {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
