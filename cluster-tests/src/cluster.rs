@@ -14,7 +14,7 @@ use proto::wire::{DigestShardReply, DigestShardRequest};
 use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
 
-use crate::disk::Disk;
+use crate::disk::{DISK_RESERVE_OCTETS, Disk};
 use crate::imap::ImapClient;
 use crate::pop3::Pop3Client;
 use crate::proxy::Proxy;
@@ -383,11 +383,13 @@ impl Cluster {
 
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
-        let ClusterOptions { shards, replicas, log_entries_kept, .. } = self.options;
+        let ClusterOptions { shards, replicas, log_entries_kept, own_disks, .. } = self.options;
+        // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
+        let reserve = if own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
         let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
-             {kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             disk_reserve_octets = {reserve}\n{kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             disk = self.path().join(name).join("disk-a").display(),
             tls = tls_files(&self.path().join("ca"), name),

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use crate::cluster::eventually;
 
 const OCTETS: u64 = 1024 * 1024 * 1024;
+/// What nodes on such disks keep free.
+pub const DISK_RESERVE_OCTETS: u64 = 128 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// EXT4_IOC_SHUTDOWN (linux/fs/ext4/ext4.h) without a flush of the log: what is not on the disk yet is lost.
 const CUT: &str = "import fcntl, os, struct, sys
@@ -69,6 +71,25 @@ impl Disk {
             self.mounted = false;
         }
         Ok(())
+    }
+
+    /// Leaves so many octets of room; whatever filled it before is gone.
+    pub fn fill(&self, left_octets: u64) -> Result<()> {
+        self.empty()?;
+        let found = rustix::fs::statvfs(&self.mount)?;
+        let octets = (found.f_bavail * found.f_frsize).saturating_sub(left_octets);
+        run(Command::new("fallocate").args(["-l", &octets.to_string()]).arg(self.filler()))
+    }
+
+    pub fn empty(&self) -> Result<()> {
+        match fs::remove_file(self.filler()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.mount.join("filler")
     }
 
     pub fn path(&self) -> &Path {

@@ -19,7 +19,7 @@ mod transcript;
 pub use checker::check;
 pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
-pub use disk::{Disk, no_disks_because};
+pub use disk::{DISK_RESERVE_OCTETS, Disk, no_disks_because};
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};

@@ -172,6 +172,8 @@ impl DirectoryStore for Node {
             directory_revision,
             synced_writes: statistics.synced_writes,
             appended_entries: statistics.appended_entries,
+            disk_free_octets: groups.space.free_octets(),
+            disk_full: groups.space.is_full(),
         })
     }
 

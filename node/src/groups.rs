@@ -12,12 +12,14 @@ use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
 use crate::raft::{Peers, Raft, RaftGroups};
 use crate::shard::Shard;
+use crate::space::Space;
 
 pub struct Groups {
     pub own: NodeId,
     pub peers: Arc<Peers>,
     context: GroupContext,
     pub volume: Volume,
+    pub space: Space,
     pub directory_state: Arc<DirectoryState>,
     pub directory: Group,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
@@ -25,7 +27,7 @@ pub struct Groups {
 
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
-    pub async fn start(volume: Volume, context: GroupContext) -> io::Result<Arc<Groups>> {
+    pub async fn start(volume: Volume, space: Space, context: GroupContext) -> io::Result<Arc<Groups>> {
         let opened = volume.clone();
         let opening = tokio::task::spawn_blocking(move || {
             let storage = opened.group(GroupId::DIRECTORY)?;
@@ -36,7 +38,8 @@ impl Groups {
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
         let directory = Group::start(storage, applier, &context).await?;
         let (own, peers) = (context.own, context.peers.clone());
-        let groups = Groups { own, peers, context, volume, directory_state, directory, shards: RwLock::default() };
+        let groups =
+            Groups { own, peers, context, volume, space, directory_state, directory, shards: RwLock::default() };
         let groups = Arc::new(groups);
         for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
             groups.start_shard(ShardId(group.0)).await?;
@@ -81,6 +84,10 @@ impl Groups {
 impl RaftGroups for Groups {
     fn own_id(&self) -> u64 {
         self.own.0
+    }
+
+    fn takes_entries(&self) -> bool {
+        self.space.takes_entries()
     }
 
     fn raft(&self, group: GroupId) -> Option<Raft> {

@@ -11,6 +11,7 @@ mod raft;
 mod reconcile;
 mod settings;
 mod shard;
+mod space;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::group::GroupContext;
 use crate::groups::Groups;
 use crate::mail::Bounds;
 use crate::raft::{Peers, RaftService};
+use crate::space::Space;
 
 pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
 
@@ -71,6 +73,7 @@ impl Node {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
         let disk = settings.volumes.first().and_then(|volume| volume.disks.first()).context("no disk")?.clone();
+        let disks = vec![disk.clone()];
         let cluster_id = settings.cluster.id.clone();
         let opening = tokio::task::spawn_blocking(move || open_disk(&disk, &cluster_id));
         let (identity, volume) = opening.await.context("open the disk")??;
@@ -78,7 +81,8 @@ impl Node {
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(identity.node_id.0, tls.client.clone());
         let context = GroupContext { own: identity.node_id, peers, log_entries_kept: settings.log_entries_kept };
-        let groups = Groups::start(volume, context).await.context("start the groups on disk")?;
+        let space = Space::new(disks, settings.disk_reserve_octets).context("room on the disk")?;
+        let groups = Groups::start(volume, space, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
             bounds: Bounds::default(),

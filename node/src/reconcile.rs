@@ -42,6 +42,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             tracing::error!(%error, "volume failed, process ends");
             std::process::exit(EXIT_VOLUME_FAILED);
         }
+        measure_space(&node).await;
         learn_addresses(&node);
         if let Err(error) = start_replicas(&node).await {
             tracing::error!(%error, "replica does not start");
@@ -63,6 +64,14 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             changed = revisions.changed() => if changed.is_err() { return },
             _ = stopped.wait_for(|stop| *stop) => return,
         }
+    }
+}
+
+async fn measure_space(node: &Node) {
+    let groups = node.groups().clone();
+    let measured = tokio::task::spawn_blocking(move || groups.space.measure()).await;
+    if let Err(error) = measured.map_err(std::io::Error::other).flatten() {
+        tracing::error!(%error, "room on the disk cannot be told");
     }
 }
 

@@ -28,6 +28,9 @@ pub struct NodeSettings {
     /// Log entries of a shard that are kept for replicas that were away; a replica away for longer gets a snapshot.
     #[serde(default = "default_log_entries_kept")]
     pub log_entries_kept: u64,
+    /// When a disk has less room than this, new mail is refused and what is there stays readable.
+    #[serde(default = "default_disk_reserve_octets")]
+    pub disk_reserve_octets: u64,
     pub tls: ClusterTlsFiles,
     pub cluster: ClusterSettings,
 }
@@ -61,6 +64,11 @@ fn default_zone() -> String {
 
 fn default_weight() -> u32 {
     1
+}
+
+/// Room for memtables, compactions and a snapshot under way.
+fn default_disk_reserve_octets() -> u64 {
+    1024 * 1024 * 1024
 }
 
 fn default_log_entries_kept() -> u64 {

@@ -62,6 +62,7 @@ impl From<MailError> for Failure {
             | MailError::MailboxExists
             | MailError::MailboxGone
             | MailError::OverQuota
+            | MailError::DiskFull
             | MailError::Limit(_)
             | MailError::Invalid(_)
             | MailError::CannotDo(_)

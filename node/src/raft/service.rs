@@ -35,6 +35,8 @@ const SNAPSHOTS_MAX: usize = 2;
 /// Where the service finds the groups of this node.
 pub trait RaftGroups: Send + Sync + 'static {
     fn own_id(&self) -> u64;
+    /// False: the disk is full, and what a leader sends is refused until there is room.
+    fn takes_entries(&self) -> bool;
     fn raft(&self, group: GroupId) -> Option<Raft>;
     fn storage(&self, group: GroupId) -> Option<storage::Group>;
 }
@@ -102,6 +104,9 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
         let (Some(raft), Some(storage)) = (self.groups.raft(group), self.groups.storage(group)) else {
             return Err(Status::failed_precondition("no such group on this node"));
         };
+        if !self.groups.takes_entries() {
+            return Err(Status::resource_exhausted("the disk is full"));
+        }
         let (vote, meta) = snapshot_meta(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let last_index = meta.last_log_id.map_or(0, |id| id.index);
         let mut received = blocking(move || Received::new(&storage, last_index))
@@ -140,6 +145,9 @@ async fn answer(groups: &impl RaftGroups, call: RaftCall) -> io::Result<Reply> {
     }
     let raft = groups.raft(GroupId(call.group)).ok_or_else(|| io::Error::other("no such group on this node"))?;
     match call.request {
+        Some(WireRequest::Append(call)) if !call.entries.is_empty() && !groups.takes_entries() => {
+            Err(io::Error::other("the disk is full"))
+        }
         Some(WireRequest::Append(call)) => append(&raft, call).await.map(Reply::Append),
         Some(WireRequest::Vote(call)) => {
             let answer = raft.vote(vote_request(call)?).await.map_err(io::Error::other)?;

@@ -30,6 +30,9 @@ pub enum MailError {
     MailboxGone,
     #[error("over quota")]
     OverQuota,
+    /// The shard's disk has no room for more mail; what makes room is still done.
+    #[error("insufficient storage")]
+    DiskFull,
     /// A named limit was met; the text says which.
     #[error("{0}")]
     Limit(String),
@@ -76,7 +79,7 @@ impl MailError {
             MailError::NoSuchAccount | MailError::NoSuchMailbox | MailError::MailboxGone => 5,
             MailError::MailboxExists => 6,
             MailError::Denied => 7,
-            MailError::Busy | MailError::OverQuota | MailError::Limit(_) => 8,
+            MailError::Busy | MailError::OverQuota | MailError::DiskFull | MailError::Limit(_) => 8,
             MailError::NotLeader { .. } | MailError::CannotDo(_) | MailError::InUse => 9,
             MailError::Internal(_) => 13,
             MailError::Unavailable => 14,
@@ -93,6 +96,7 @@ impl MailError {
             MailError::NoSuchAccount => (550, "5.1.1"),
             MailError::NoSuchMailbox | MailError::MailboxGone | MailError::MailboxExists => (451, "4.2.0"),
             MailError::OverQuota => (452, "4.2.2"),
+            MailError::DiskFull => (452, "4.3.1"),
             MailError::Limit(_) => (552, "5.3.4"),
             MailError::Invalid(_) | MailError::CannotDo(_) => (554, "5.6.0"),
             MailError::Denied => (550, "5.7.1"),
@@ -110,7 +114,7 @@ impl MailError {
             MailError::NoSuchMailbox | MailError::MailboxGone => Some("NONEXISTENT"),
             MailError::MailboxExists => Some("ALREADYEXISTS"),
             MailError::OverQuota => Some("OVERQUOTA"),
-            MailError::Limit(_) => Some("LIMIT"),
+            MailError::DiskFull | MailError::Limit(_) => Some("LIMIT"),
             MailError::CannotDo(_) => Some("CANNOT"),
             MailError::InUse => Some("INUSE"),
             MailError::NoSuchAccount | MailError::Denied => Some("NOPERM"),

@@ -64,8 +64,13 @@ fn report(survey: &Survey) -> StatusReport {
     let mut problems = Vec::new();
     for node in &survey.nodes {
         let name = &node.record.name;
-        if let Err(reason) = &node.status {
-            problems.push(format!("{name} is down: {reason}"));
+        match &node.status {
+            Err(reason) => problems.push(format!("{name} is down: {reason}")),
+            Ok(status) if status.disk_full => {
+                let free = octets(status.disk_free_octets);
+                problems.push(format!("{name} refuses new mail: its disk is full ({free} free)"));
+            }
+            Ok(_) => {}
         }
     }
     let leader = survey.directory_leader();

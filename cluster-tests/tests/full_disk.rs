@@ -1,0 +1,84 @@
+//! A disk fills up: new mail is refused with its proper answer, what is there is read, expunged and flagged, and all goes
+//! on by itself when there is room again.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, eventually, no_disks_because, setting};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Below the reserve, above the floor of a quarter of it.
+const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
+const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
+
+fn possible() -> bool {
+    let reason = no_disks_because();
+    if let Some(reason) = &reason {
+        println!("skipped: no disk of its own to fill: {reason}");
+    }
+    reason.is_none()
+}
+
+fn deliver(cluster: &Cluster, subject: &str) -> Result<(u16, String)> {
+    let message = format!("Subject: {subject}\r\n\r\nx\r\n");
+    cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], message.as_bytes())
+}
+
+#[test]
+fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    cluster.add_accounts(&["ann"])?;
+    for subject in ["one", "two"] {
+        let (code, text) = deliver(&cluster, subject)?;
+        ensure!(code == 250, "{code} {text}");
+    }
+    cluster.disks[0].fill(FULL_OCTETS)?;
+    eventually("new mail is refused", PATIENCE, || {
+        let (code, text) = deliver(&cluster, "late")?;
+        ensure!((code, text.starts_with("4.3.1")) == (452, true), "{code} {text}");
+        Ok(())
+    })?;
+    let mut imap = cluster.imap_client("ann@example.test")?;
+    let tag = imap.send("APPEND INBOX {3+}\r\na:b")?;
+    let (_, tagged) = imap.finish(&tag)?;
+    ensure!(tagged.starts_with("NO [LIMIT]"), "{tagged}");
+    let exists = imap.select("INBOX")?;
+    ensure!(exists >= 2 && imap.body(1)?.is_some(), "reads are refused");
+    imap.ok("STORE 1 +FLAGS (\\Deleted \\Seen)")?;
+    imap.ok("EXPUNGE")?;
+    ensure!(imap.select("INBOX")? == exists - 1, "nothing was expunged");
+    let status = cluster.admin(&["status"]);
+    ensure!(status.is_err_and(|error| format!("{error:#}").contains("disk is full")), "status does not tell");
+    cluster.disks[0].empty()?;
+    eventually("mail is taken again", PATIENCE, || {
+        let (code, text) = deliver(&cluster, "again")?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    })?;
+    ensure!(cluster.nodes[0].is_running(), "the node has ended");
+    cluster.check_logs(&["disk is full, new mail is refused"])
+}
+
+#[test]
+fn a_replica_without_room_waits_and_catches_up_while_the_others_serve() -> Result<()> {
+    if !possible() {
+        return Ok(());
+    }
+    let (seed, rounds) = (setting("MAILRING_SEED", 41), setting("MAILRING_ROUNDS", 1));
+    let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..ClusterOptions::default() }, seed, rounds)?;
+    for round in 0..rounds {
+        let node = (round % 3) as usize;
+        scenario.progress()?;
+        // Its leaders refuse mail, as they must; the shards that others lead go on.
+        scenario.cluster.disks[node].fill(BELOW_FLOOR_OCTETS)?;
+        scenario.progress()?;
+        scenario.cluster.disks[node].empty()?;
+        scenario.progress()?;
+        ensure!(scenario.cluster.nodes[node].is_running(), "the node has ended");
+    }
+    scenario.finish()
+}
