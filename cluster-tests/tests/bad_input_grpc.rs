@@ -74,7 +74,7 @@ async fn wrong_roles(cluster: &Cluster) -> Result<()> {
     }
     let answer = node(cluster, "admin")?.register_node(RegisterNodeRequest::default()).await;
     ensure!(answer == Err(MailError::Denied), "an admin that registers a node was answered {answer:?}");
-    let status = MailboxNameRequest { shard: 0, account: 1, name: "INBOX".to_owned() };
+    let status = MailboxNameRequest { shard: 0, account: 1, name: "INBOX".to_owned(), ..MailboxNameRequest::default() };
     let answer = node(cluster, "admin")?.status(status).await;
     ensure!(answer == Err(MailError::Denied), "an admin that reads mail was answered {answer:?}");
     Ok(())

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use proto::wire::{DigestShardReply, WatchEvent};
 use storage::{Command, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
 use tokio::sync::broadcast;
-use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, ShardId, UidSet};
+use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
 use crate::raft::{Applier, Marker, Proposal, Reply};
@@ -66,13 +66,13 @@ impl Shard {
 
     /// Returns the outcome once a majority has synced the command and this node has applied it.
     pub async fn propose(&self, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
-        self.propose_at(command, body).await.map(|(outcome, _)| outcome)
+        self.propose_request(0, command, body).await
     }
 
-    /// The same, with the MODSEQ that the command's changes have.
-    pub async fn propose_at(&self, command: &Command, body: Option<Bytes>) -> MailResult<(Outcome, ModSeq)> {
-        match self.group.propose(command.encode(stamp()?, 0), body).await? {
-            (Reply::Shard(outcome), index) => outcome.map(|outcome| (outcome, ModSeq(index))),
+    /// The same under a request id: a command that was done under it before is answered as it was then.
+    pub async fn propose_request(&self, request: u128, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
+        match self.group.propose(command.encode(stamp()?, request), body).await? {
+            (Reply::Shard(outcome), _) => outcome,
             (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
         }
     }
@@ -141,9 +141,9 @@ struct ShardApplier {
 
 impl Applier for ShardApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
-        let (stamp, _request, command) = Command::decode(&proposal.head)?;
+        let (stamp, request, command) = Command::decode(&proposal.head)?;
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
-        let (outcome, events) = self.state.apply(index, stamp, command, body_octets, marker)?;
+        let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
         // Without watchers there is nobody to tell.
         let Some(watchers) = self.events.0.get() else { return Ok(Reply::Shard(outcome)) };
         for ShardEvent { account, kind } in events {

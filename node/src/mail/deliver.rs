@@ -7,10 +7,10 @@ use proto::wire::{AppendReply, AppendRequest, DeliverReply, DeliverRequest, Reci
 use storage::{BodySource, Command, Outcome, Recipient};
 use types::{
     AccountId, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, MAILBOX_NAME_OCTETS_MAX, MailError,
-    MailResult, ModSeq,
+    MailResult,
 };
 
-use super::{WRONG_OUTCOME, flags_from_wire, mailbox_name};
+use super::{WRONG_OUTCOME, flags_from_wire, mailbox_name, request_id};
 use crate::Node;
 use crate::group::PROPOSAL_OCTETS_MAX;
 use crate::shard::{Shard, unix_ms};
@@ -74,7 +74,7 @@ impl Node {
                     digest.len() + recipients.len() * RECIPIENT_OCTETS + settle.len() * FINGERPRINT_OCTETS;
                 let (recipients, digest) = (recipients.to_vec(), digest.clone());
                 let command = |body| Command::Deliver { recipients, body, digest, date, settle };
-                let (Outcome::Delivered(outcomes), _) = put_body(&shard, bytes.clone(), head_octets, command).await?
+                let Outcome::Delivered(outcomes) = put_body(&shard, 0, bytes.clone(), head_octets, command).await?
                 else {
                     return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
                 };
@@ -105,7 +105,7 @@ impl Node {
         let shard = self.shard(request.shard)?;
         let account = AccountId(request.account);
         self.check_account(account)?;
-        let mailbox = mailbox_name(&request.mailbox)?;
+        let (id, mailbox) = (request_id(&request.request_id)?, mailbox_name(&request.mailbox)?);
         // Asked before the body goes through the log; apply decides again.
         let (state, name) = (shard.read().await?, mailbox.clone());
         if super::blocking(move || state.mailbox(account, &name).map_err(super::storage_error)).await?.is_none() {
@@ -118,8 +118,8 @@ impl Node {
         let date = date(request.date);
         let head_octets = digest.len() + APPEND_OCTETS;
         let command = |body| Command::Append { account, mailbox, flags, date, body, digest };
-        match put_body(&shard, bytes, head_octets, command).await? {
-            (Outcome::Appended { mailbox, uid, uid_validity }, mod_seq) => {
+        match put_body(&shard, id, bytes, head_octets, command).await? {
+            Outcome::Appended { mailbox, uid, uid_validity, mod_seq } => {
                 Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
             }
             _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
@@ -160,12 +160,13 @@ async fn whole(body: &Body) -> MailResult<Bytes> {
 /// of an upload that fails are dropped at once if possible, and otherwise when they are an hour old.
 async fn put_body(
     shard: &Shard,
+    request: u128,
     bytes: Bytes,
     head_octets: usize,
     command: impl FnOnce(BodySource) -> Command,
-) -> MailResult<(Outcome, ModSeq)> {
+) -> MailResult<Outcome> {
     if bytes.len() + head_octets + HEAD_OCTETS <= PROPOSAL_OCTETS_MAX {
-        return shard.propose_at(&command(BodySource::Inline), Some(bytes)).await;
+        return shard.propose_request(request, &command(BodySource::Inline), Some(bytes)).await;
     }
     let upload = upload_id()?;
     for start in (0..bytes.len()).step_by(CHUNK_OCTETS) {
@@ -175,7 +176,7 @@ async fn put_body(
             return Err(error);
         }
     }
-    shard.propose_at(&command(BodySource::Upload(upload)), None).await
+    shard.propose_request(request, &command(BodySource::Upload(upload)), None).await
 }
 
 fn upload_id() -> MailResult<u128> {

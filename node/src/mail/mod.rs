@@ -78,8 +78,8 @@ impl Node {
         Ok(())
     }
 
-    async fn change(&self, shard: u32, command: Command) -> MailResult<Outcome> {
-        self.shard(shard)?.propose(&command, None).await
+    async fn change(&self, shard: u32, request: u128, command: Command) -> MailResult<Outcome> {
+        self.shard(shard)?.propose_request(request, &command, None).await
     }
 }
 
@@ -135,6 +135,20 @@ fn selected_by_name(error: MailError) -> MailError {
     }
 }
 
+/// The id under which a caller may ask again; 0 where it gave none.
+fn request_id(id: &[u8]) -> MailResult<u128> {
+    if id.is_empty() {
+        return Ok(0);
+    }
+    let id = id.try_into().map_err(|_| MailError::Invalid("a request id has 16 octets".to_owned()))?;
+    Ok(u128::from_be_bytes(id))
+}
+
+/// The id of the n-th command of a request.
+fn nth_request(request: u128, n: usize) -> u128 {
+    if request == 0 { 0 } else { request.wrapping_add(n as u128) }
+}
+
 fn mailbox_name(name: &str) -> MailResult<MailboxName> {
     MailboxName::parse(name).map_err(|e| MailError::CannotDo(e.to_string()))
 }
@@ -182,7 +196,7 @@ impl MailStore for Node {
         let fingerprints: Vec<_> =
             request.fingerprints.iter().map(|bytes| deliver::fingerprint(bytes)).collect::<MailResult<_>>()?;
         for some in fingerprints.chunks(deliver::RECIPIENTS_MAX) {
-            self.change(request.shard, Command::Settle { fingerprints: some.to_vec() }).await?;
+            self.change(request.shard, 0, Command::Settle { fingerprints: some.to_vec() }).await?;
         }
         Ok(())
     }
@@ -198,7 +212,7 @@ impl MailStore for Node {
         if blocking(move || state.account_exists(account).map_err(storage_error)).await? {
             return Ok(());
         }
-        self.change(request.shard, Command::CreateAccount { account }).await.map(|_| ())
+        self.change(request.shard, 0, Command::CreateAccount { account }).await.map(|_| ())
     }
 
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {
@@ -222,7 +236,7 @@ impl MailStore for Node {
             name: mailbox_name(&request.name)?,
             special_use: special_use(&request.special_use)?,
         };
-        match self.change(request.shard, command).await? {
+        match self.change(request.shard, request_id(&request.request_id)?, command).await? {
             Outcome::MailboxCreated(id) => Ok(CreateMailboxReply { id: id.0 }),
             _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
         }
@@ -230,7 +244,8 @@ impl MailStore for Node {
 
     async fn delete_mailbox(&self, request: MailboxNameRequest) -> MailResult<()> {
         let (account, name) = (AccountId(request.account), mailbox_name(&request.name)?);
-        self.change(request.shard, Command::DeleteMailbox { account, name }).await.map(|_| ())
+        let id = request_id(&request.request_id)?;
+        self.change(request.shard, id, Command::DeleteMailbox { account, name }).await.map(|_| ())
     }
 
     async fn rename_mailbox(&self, request: RenameMailboxRequest) -> MailResult<()> {
@@ -239,7 +254,7 @@ impl MailStore for Node {
             from: mailbox_name(&request.from)?,
             to: mailbox_name(&request.to)?,
         };
-        self.change(request.shard, command).await.map(|_| ())
+        self.change(request.shard, request_id(&request.request_id)?, command).await.map(|_| ())
     }
 
     async fn subscribe(&self, request: SubscribeRequest) -> MailResult<()> {
@@ -248,7 +263,7 @@ impl MailStore for Node {
             name: mailbox_name(&request.name)?,
             on: request.subscribed,
         };
-        self.change(request.shard, command).await.map(|_| ())
+        self.change(request.shard, request_id(&request.request_id)?, command).await.map(|_| ())
     }
 
     async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox> {
@@ -303,7 +318,8 @@ impl MailStore for Node {
         let flags = flags_from_wire(request.flags.as_ref())?;
         let mut reply = StoreReply::default();
         let mut left_alone = UidSet::new();
-        for uids in in_commands(uid_set_from_wire(request.uids.as_ref())?) {
+        let id = request_id(&request.request_id)?;
+        for (n, uids) in in_commands(uid_set_from_wire(request.uids.as_ref())?).into_iter().enumerate() {
             let command = Command::Store {
                 account: AccountId(request.account),
                 mailbox: MailboxId(request.mailbox),
@@ -312,7 +328,9 @@ impl MailStore for Node {
                 flags: flags.clone(),
                 unchanged_since: Some(ModSeq(request.unchanged_since)).filter(|_| request.has_unchanged_since),
             };
-            let Outcome::Stored { changed, modified, mod_seq } = self.change(request.shard, command).await? else {
+            let Outcome::Stored { changed, modified, mod_seq } =
+                self.change(request.shard, nth_request(id, n), command).await?
+            else {
                 return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
             };
             reply.messages.extend(changed.iter().map(|(uid, flags, at)| stored_message(uid.0, flags, *at)));
@@ -337,7 +355,7 @@ impl MailStore for Node {
         }
         let command =
             Command::Copy { account, from, uids, to: mailbox_name(&request.to)?, remove_source: request.remove_source };
-        match self.change(request.shard, command).await? {
+        match self.change(request.shard, request_id(&request.request_id)?, command).await? {
             Outcome::Copied { from, to, uid_validity, to_mailbox, mod_seq } => Ok(CopyReply {
                 from: Some(uid_set_to_wire(&from)),
                 to: Some(uid_set_to_wire(&to)),
@@ -352,8 +370,10 @@ impl MailStore for Node {
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
         let mut reply = ExpungeReply::default();
         let mut gone = UidSet::new();
-        for command in expunge_commands(&request)? {
-            let Outcome::Expunged { uids, mod_seq } = self.change(request.shard, command).await? else {
+        let id = request_id(&request.request_id)?;
+        for (n, command) in expunge_commands(&request)?.into_iter().enumerate() {
+            let Outcome::Expunged { uids, mod_seq } = self.change(request.shard, nth_request(id, n), command).await?
+            else {
                 return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
             };
             gone = gone.union(&uids);

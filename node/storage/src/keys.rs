@@ -63,10 +63,14 @@ pub(crate) enum Kind {
     Garbage = 15,
     /// The directory's plain records.
     Table = 16,
+    /// request be128
+    Request = 17,
+    /// time | request
+    RequestTime = 18,
 }
 
 impl Kind {
-    const NAMES: [(Kind, &'static str); 16] = [
+    const NAMES: [(Kind, &'static str); 18] = [
         (Kind::Applied, "applied"),
         (Kind::Account, "account"),
         (Kind::Name, "name"),
@@ -83,6 +87,8 @@ impl Kind {
         (Kind::FingerprintTime, "fingerprint-time"),
         (Kind::Garbage, "garbage"),
         (Kind::Table, "table"),
+        (Kind::Request, "request"),
+        (Kind::RequestTime, "request-time"),
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Kind> {

@@ -424,3 +424,24 @@ fn commands_are_read_back_from_their_bytes_and_damage_is_refused() {
         let _ = Command::decode(&bytes[..cut]);
     }
 }
+
+#[test]
+fn a_request_is_known_for_ten_minutes_and_only_to_its_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    let create =
+        |account: u64| Command::CreateMailbox { account: AccountId(account), name: name("Work"), special_use: None };
+    let first = replica.run_as(7, create(1), None);
+    assert!(matches!(first, Ok(Outcome::MailboxCreated(_))), "{first:?}");
+    assert_eq!(replica.run_as(7, create(1), None), first);
+    // A new request is judged by what is there.
+    assert_eq!(replica.run_as(8, create(1), None), Err(MailError::MailboxExists));
+    // Somebody else's, or another kind of command: no answer leaks.
+    assert!(matches!(replica.run_as(7, create(2), None), Err(MailError::Invalid(_))));
+    let delete = Command::DeleteMailbox { account: AccountId(1), name: name("Work") };
+    assert!(matches!(replica.run_as(7, delete, None), Err(MailError::Invalid(_))));
+    replica.now_s += 11 * 60;
+    replica.run_as(9, create(3), None).unwrap();
+    assert_eq!(replica.run_as(7, create(1), None), Err(MailError::MailboxExists));
+}

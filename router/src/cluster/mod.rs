@@ -26,7 +26,7 @@ pub use fetch::FetchStream;
 pub use hub::{Hub, Notice, Subscription};
 pub use pool::{Connector, NodePool};
 pub use recipients::{ALIASES_EXPANDED_MAX, EXPANSION_RECIPIENTS_MAX, Refused, Resolution};
-pub use shards::{Retry, ShardClient};
+pub use shards::ShardClient;
 pub use view::{Account, View};
 
 /// Cloning shares.

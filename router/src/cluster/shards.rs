@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use proto::wire::{
@@ -26,16 +27,6 @@ use super::fetch::FetchStream;
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// What to do about [`MailError::Deadline`], which leaves open whether the operation was done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Retry {
-    /// Twice does no harm: reads, and deliveries, whose fingerprints keep them single.
-    Safe,
-    /// Twice would do harm (APPEND, COPY), or would answer differently (STORE, EXPUNGE): the caller is told
-    /// [`MailError::Deadline`]. It is tried again only where it was certainly not done.
-    Unsafe,
-}
-
 /// Cloning shares.
 #[derive(Clone)]
 pub struct ShardClient {
@@ -44,14 +35,26 @@ pub struct ShardClient {
     operation_max: Duration,
 }
 
-/// Operations that are a request and a reply, by the shard in the request.
+/// Operations that are a request and a reply, by the shard in the request. Reads and what is done twice without harm go
+/// as they are; a change gets an id, by which nodes know its attempts from each other.
 macro_rules! operations {
-    ($($retry:ident $name:ident($request:ty) -> $reply:ty;)*) => {
+    ($(read $name:ident($request:ty) -> $reply:ty;)* $(change $changes:ident($change:ty) -> $changed:ty;)*) => {
         $(pub async fn $name(&self, request: $request) -> MailResult<$reply> {
             let request = &request;
-            self.call(ShardId(request.shard), Retry::$retry, |node| async move { node.$name(request.clone()).await }).await
+            self.call(ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
+        })*
+        $(pub async fn $changes(&self, mut request: $change) -> MailResult<$changed> {
+            request.request_id = fresh_id()?;
+            let request = &request;
+            self.call(ShardId(request.shard), |node| async move { node.$changes(request.clone()).await }).await
         })*
     };
+}
+
+fn fresh_id() -> MailResult<Bytes> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|error| MailError::Internal(error.to_string()))?;
+    Ok(Bytes::copy_from_slice(&id))
 }
 
 impl ShardClient {
@@ -64,20 +67,20 @@ impl ShardClient {
     }
 
     operations! {
-        Safe settle(SettleRequest) -> ();
-        Safe open_account(AccountRequest) -> ();
-        Safe mailboxes(AccountRequest) -> MailboxesReply;
-        Unsafe create_mailbox(CreateMailboxRequest) -> CreateMailboxReply;
-        Unsafe delete_mailbox(MailboxNameRequest) -> ();
-        Unsafe rename_mailbox(RenameMailboxRequest) -> ();
-        Safe subscribe(SubscribeRequest) -> ();
-        Safe status(MailboxNameRequest) -> Mailbox;
-        Safe select(SelectRequest) -> SelectReply;
-        Safe search(SearchRequest) -> SearchReply;
-        Unsafe store(StoreRequest) -> StoreReply;
-        Unsafe copy(CopyRequest) -> CopyReply;
-        Unsafe expunge(ExpungeRequest) -> ExpungeReply;
-        Safe changes(ChangesRequest) -> ChangesReply;
+        read settle(SettleRequest) -> ();
+        read open_account(AccountRequest) -> ();
+        read mailboxes(AccountRequest) -> MailboxesReply;
+        read status(MailboxNameRequest) -> Mailbox;
+        read select(SelectRequest) -> SelectReply;
+        read search(SearchRequest) -> SearchReply;
+        read changes(ChangesRequest) -> ChangesReply;
+        change create_mailbox(CreateMailboxRequest) -> CreateMailboxReply;
+        change delete_mailbox(MailboxNameRequest) -> ();
+        change rename_mailbox(RenameMailboxRequest) -> ();
+        change subscribe(SubscribeRequest) -> ();
+        change store(StoreRequest) -> StoreReply;
+        change copy(CopyRequest) -> CopyReply;
+        change expunge(ExpungeRequest) -> ExpungeReply;
     }
 
     pub async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
@@ -101,13 +104,14 @@ impl ShardClient {
     pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         let (request, body) = (&request, &body);
         let deliver = |node: Arc<dyn NodeApi>| async move { node.deliver(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), Retry::Safe, deliver).await
+        self.call(ShardId(request.shard), deliver).await
     }
 
-    pub async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
+    pub async fn append(&self, mut request: AppendRequest, body: Body) -> MailResult<AppendReply> {
+        request.request_id = fresh_id()?;
         let (request, body) = (&request, &body);
         let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), Retry::Unsafe, append).await
+        self.call(ShardId(request.shard), append).await
     }
 
     /// Messages in ascending UID order. Goes on after a change of leader, even within a section.
@@ -122,7 +126,7 @@ impl ShardClient {
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<ItemStream<T>>>,
     {
-        let (id, stream) = self.call_leader(shard, Retry::Safe, attempt).await?;
+        let (id, stream) = self.call_leader(shard, attempt).await?;
         let client = self.clone();
         Ok(Box::pin(stream.inspect(move |item| match item {
             Err(MailError::Unavailable | MailError::Deadline) => client.no_answer(shard, id),
@@ -132,29 +136,30 @@ impl ShardClient {
     }
 
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
-    /// the node bounds it. [`MailError::Unavailable`]: certainly not done, or a `Safe` operation of unknown outcome.
-    pub async fn call<T, F, A>(&self, shard: ShardId, retry: Retry, attempt: A) -> MailResult<T>
+    /// the node bounds it. [`MailError::Unavailable`]: certainly not done. [`MailError::Deadline`]: nobody knows.
+    pub async fn call<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<T>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
     {
-        self.call_leader(shard, retry, attempt).await.map(|(_, done)| done)
+        self.call_leader(shard, attempt).await.map(|(_, done)| done)
     }
 
-    async fn call_leader<T, F, A>(&self, shard: ShardId, retry: Retry, attempt: A) -> MailResult<(NodeId, T)>
+    async fn call_leader<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
     {
         let deadline = Instant::now() + self.operation_max;
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+        let mut unknown = false;
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
         loop {
             let suspected = |id| self.shared.is_suspected(id);
             let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
                 if Instant::now() + wait >= deadline {
-                    return Err(MailError::Unavailable);
+                    return Err(gave_up(unknown));
                 }
                 pause(wait).await;
                 tour.again();
@@ -171,17 +176,16 @@ impl ShardClient {
                     tour.hint(hint);
                 }
                 Err(MailError::Unavailable) => self.no_answer(shard, id),
+                // Whether it was done is open: the next attempt finds out, by fingerprint or request id.
                 Err(MailError::Deadline) => {
                     self.no_answer(shard, id);
-                    if retry == Retry::Unsafe {
-                        return Err(MailError::Deadline);
-                    }
+                    unknown = true;
                 }
                 Err(error) => return Err(error),
             }
             debug!(%shard, node = %id, "replica did not answer as leader");
             if Instant::now() >= deadline {
-                return Err(MailError::Unavailable);
+                return Err(gave_up(unknown));
             }
         }
     }
@@ -206,6 +210,10 @@ impl ShardClient {
         all.extend(others);
         all
     }
+}
+
+fn gave_up(unknown: bool) -> MailError {
+    if unknown { MailError::Deadline } else { MailError::Unavailable }
 }
 
 /// In which order replicas are asked. Each once a round, hints first; but a hint may send us back to one that was

@@ -111,6 +111,7 @@ impl OpenMaildrop {
             has_uids: true,
             uids: Some(uid_set_to_wire(&uids)),
             only_deleted: false,
+            ..ExpungeRequest::default()
         };
         self.shards.expunge(request).await.map(|_| ())
     }

@@ -30,12 +30,12 @@ async fn followed_for(test: &TestCluster, operation_max: Duration) -> Cluster {
 
 fn status_of(test: &TestCluster, name: &str) -> MailboxNameRequest {
     let account = test.id(name);
-    MailboxNameRequest { shard: shard_of(account), account, name: "INBOX".to_owned() }
+    MailboxNameRequest { shard: shard_of(account), account, name: "INBOX".to_owned(), ..MailboxNameRequest::default() }
 }
 
 fn create_for(test: &TestCluster, name: &str) -> CreateMailboxRequest {
     let account = test.id(name);
-    CreateMailboxRequest { shard: shard_of(account), account, name: "x".to_owned(), special_use: String::new() }
+    CreateMailboxRequest { shard: shard_of(account), account, name: "x".to_owned(), ..CreateMailboxRequest::default() }
 }
 
 #[tokio::test]
@@ -70,13 +70,13 @@ async fn a_shard_without_a_leader_is_unavailable_and_comes_back() {
 }
 
 #[tokio::test]
-async fn an_unknown_outcome_is_tried_again_only_where_twice_does_no_harm() {
+async fn an_operation_of_unknown_outcome_is_asked_for_again() {
     let test = TestCluster::new();
     let cluster = followed(&test).await;
     test.plan("status", ALICE, Fault::After(MailError::Deadline));
     assert!(cluster.shards().status(status_of(&test, ALICE)).await.is_ok());
     test.plan("create_mailbox", ALICE, Fault::After(MailError::Deadline));
-    assert_eq!(cluster.shards().create_mailbox(create_for(&test, ALICE)).await, Err(MailError::Deadline));
+    assert!(cluster.shards().create_mailbox(create_for(&test, ALICE)).await.is_ok());
     let calls = test.calls("create_mailbox");
     test.plan("create_mailbox", ALICE, Fault::Before(MailError::Unavailable));
     assert!(cluster.shards().create_mailbox(create_for(&test, ALICE)).await.is_ok());
@@ -98,7 +98,7 @@ async fn operations_leave_a_paused_leader_within_five_seconds_and_do_not_wait_fo
 
     let start = Instant::now();
     test.pause(1);
-    // Under way when it was paused, and begun afterwards; what may have been done is said to be unknown, once.
+    // Under way when it was paused, and begun afterwards; what may have been done is asked for again elsewhere.
     let unknown = tokio::spawn({
         let (cluster, request) = (cluster.clone(), create_for(&test, ALICE));
         async move { cluster.shards().create_mailbox(request).await }
@@ -118,7 +118,7 @@ async fn operations_leave_a_paused_leader_within_five_seconds_and_do_not_wait_fo
         done.unwrap().unwrap();
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    assert_eq!(unknown.await.unwrap(), Err(MailError::Deadline));
+    assert!(unknown.await.unwrap().is_ok());
 
     let before = asked(1);
     for name in [ALICE, "bob@example.test", "carol@example.test", "dave@example.org"] {

@@ -189,7 +189,8 @@ fn append(
     message.set_keywords(keywords);
     let uid = edit.add_message(account, mailbox, message)?;
     let uid_validity = edit.mailbox(account, mailbox)?.record.uid_validity;
-    Ok(Outcome::Appended { mailbox, uid: Uid(uid), uid_validity: UidValidity(uid_validity) })
+    let mod_seq = ModSeq(edit.index);
+    Ok(Outcome::Appended { mailbox, uid: Uid(uid), uid_validity: UidValidity(uid_validity), mod_seq })
 }
 
 fn drop_account(edit: &mut Edit<'_>, account: AccountId) -> Step<Outcome> {
@@ -334,6 +335,28 @@ fn store(
     }
     let mod_seq = current_mod_seq(edit, account, id)?;
     Ok(Outcome::Stored { changed, modified, mod_seq })
+}
+
+/// Of those of a set that are there: the flags and modseq that they have.
+pub(crate) fn stored(
+    edit: &mut Edit<'_>,
+    account: AccountId,
+    id: MailboxId,
+    uids: &UidSet,
+) -> Step<Vec<(Uid, Flags, ModSeq)>> {
+    let key = edit.key(Kind::Mailbox).mailbox(account, id).done();
+    let table = match edit.mailbox(account, id) {
+        Ok(mailbox) => keyword_table(&key, &mailbox.record)?,
+        // Deleted since.
+        Err(Fault::Mail(_)) => return Ok(Vec::new()),
+        Err(fault) => return Err(fault),
+    };
+    let mut found = Vec::new();
+    for (uid, message) in edit.messages(account, id, uids)? {
+        let key = || edit.key(Kind::Message).mailbox(account, id).u32(uid).done();
+        found.push((Uid(uid), flags_of(key, &table, &message)?, ModSeq(message.mod_seq)));
+    }
+    Ok(found)
 }
 
 fn expunge(

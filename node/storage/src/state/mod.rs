@@ -9,6 +9,7 @@ mod mailbox;
 mod outcome;
 mod page;
 mod read;
+mod requests;
 mod sweep;
 mod totals;
 mod wire;
@@ -42,6 +43,7 @@ pub const UPLOAD_CHUNKS_MAX: usize = 4096;
 pub(crate) struct Hints {
     pub fingerprints_from: u64,
     pub uploads_from: u64,
+    pub requests_from: u64,
 }
 
 /// Cheap to clone. One caller applies, any number read.
@@ -73,9 +75,23 @@ impl ShardState {
         body_len: Option<u64>,
         marker: Bytes,
     ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
+        self.apply_request(index, (stamp, 0), command, body_len, marker)
+    }
+
+    /// The same for a command that came under a request id. One that was done under this id before changes nothing
+    /// and is answered as it was then.
+    #[allow(clippy::type_complexity)]
+    pub fn apply_request(
+        &self,
+        index: u64,
+        (stamp, request): (Stamp, u128),
+        command: Command,
+        body_len: Option<u64>,
+        marker: Bytes,
+    ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
         self.group.check()?;
         let mut hints = self.group.apply.lock();
-        let applied = self.apply_locked(&mut hints, index, stamp, &command, body_len, &marker);
+        let applied = self.apply_locked(&mut hints, index, (stamp, request), &command, body_len, &marker);
         if applied.is_err() {
             *hints = Hints::default();
         }
@@ -87,27 +103,53 @@ impl ShardState {
         &self,
         hints: &mut Hints,
         index: u64,
-        stamp: Stamp,
+        (stamp, request): (Stamp, u128),
         command: &Command,
         body_len: Option<u64>,
         marker: &[u8],
     ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
+        let storage = |fault| match fault {
+            Fault::Storage(error) => error,
+            Fault::Mail(error) => StorageError::corrupt("request", error),
+        };
         let mut edit = Edit::new(self.group.latest(), index, stamp);
-        let result = match apply::run(&mut edit, hints, command, body_len) {
-            Ok(outcome) => Ok(outcome),
-            Err(Fault::Storage(error)) => return Err(error),
-            Err(Fault::Mail(refused)) => {
-                edit = Edit::new(self.group.latest(), index, stamp);
-                match apply::discard_body(&mut edit, command, body_len) {
-                    Ok(()) => Err(refused),
-                    Err(Fault::Storage(error)) => return Err(error),
-                    Err(Fault::Mail(error)) => Err(error),
-                }
+        let result = match requests::known(&mut edit, request, command).map_err(storage)? {
+            Some(answer) => {
+                apply::discard_body(&mut edit, command, body_len).map_err(storage)?;
+                answer
+            }
+            None => {
+                let result = self.run(&mut edit, hints, command, body_len)?;
+                requests::remember(&mut edit, hints, request, command, &result).map_err(storage)?;
+                result
             }
         };
+        requests::forget_old(&mut edit, hints).map_err(storage)?;
         let (changes, events, grown) = edit.finish(marker)?;
         self.group.shared.store.write_changes(&changes)?;
         self.group.totals.lock().add(grown);
         Ok((result, events))
+    }
+
+    /// A refused command leaves nothing but the fate of its body.
+    fn run<'a>(
+        &'a self,
+        edit: &mut Edit<'a>,
+        hints: &mut Hints,
+        command: &Command,
+        body_len: Option<u64>,
+    ) -> Result<Result<Outcome, MailError>, StorageError> {
+        match apply::run(edit, hints, command, body_len) {
+            Ok(outcome) => Ok(Ok(outcome)),
+            Err(Fault::Storage(error)) => Err(error),
+            Err(Fault::Mail(refused)) => {
+                *edit = Edit::new(self.group.latest(), edit.index, edit.stamp);
+                match apply::discard_body(edit, command, body_len) {
+                    Ok(()) => Ok(Err(refused)),
+                    Err(Fault::Storage(error)) => Err(error),
+                    Err(Fault::Mail(error)) => Ok(Err(error)),
+                }
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ pub enum Outcome {
         mailbox: MailboxId,
         uid: Uid,
         uid_validity: UidValidity,
+        mod_seq: ModSeq,
     },
     MailboxCreated(MailboxId),
     Stored {

@@ -14,7 +14,7 @@ const FINGERPRINTS_PER_COMMAND: usize = 32;
 const UPLOADS_PER_COMMAND: usize = 4;
 
 /// Keys of a time-ordered kind that are older than `cutoff`, oldest first.
-fn older(edit: &Edit<'_>, kind: Kind, from: &mut u64, cutoff: u64, limit: usize) -> Step<Vec<Vec<u8>>> {
+pub(crate) fn older(edit: &Edit<'_>, kind: Kind, from: &mut u64, cutoff: u64, limit: usize) -> Step<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     if *from >= cutoff {
         return Ok(found);

@@ -62,14 +62,20 @@ impl Replica {
     }
 
     pub fn run_with(&mut self, command: Command, body: Option<Bytes>) -> Result<Outcome, MailError> {
+        self.run_as(u128::from(self.next), command, body)
+    }
+
+    /// Under a request id of its own choice.
+    pub fn run_as(&mut self, request: u128, command: Command, body: Option<Bytes>) -> Result<Outcome, MailError> {
         let index = self.next;
         self.next += 1;
         let stamp = stamp(self.now_s);
-        let head = command.encode(stamp, u128::from(index));
-        let (_, _, command) = Command::decode(&head).unwrap();
+        let head = command.encode(stamp, request);
+        let (_, request, command) = Command::decode(&head).unwrap();
         let len = body.as_ref().map(|body| body.len() as u64);
         append(&self.group, vec![entry(index, head, body)]);
-        let (result, _) = self.group.shard().apply(index, stamp, command, len, marker(index)).unwrap();
+        let shard = self.group.shard();
+        let (result, _) = shard.apply_request(index, (stamp, request), command, len, marker(index)).unwrap();
         result
     }
 }

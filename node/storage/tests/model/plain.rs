@@ -197,6 +197,7 @@ impl Model {
                     mailbox: MailboxId(mailbox.id),
                     uid: Uid(uid),
                     uid_validity: UidValidity(mailbox.uid_validity),
+                    mod_seq: ModSeq(index),
                 })
             }
             Command::CreateMailbox { account, name, .. } => {

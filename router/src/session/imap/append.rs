@@ -107,6 +107,7 @@ impl Conversation {
             flags: Some((&start.flags).into()),
             date: Some(start.date.unwrap_or_else(|| InternalDate::utc(unix_s())).into()),
             body_octets: spooled.body.octets(),
+            ..AppendRequest::default()
         };
         match self.shards().append(request, spooled.body.clone()).await {
             Ok(AppendReply { mailbox, uid, uid_validity, .. }) => {

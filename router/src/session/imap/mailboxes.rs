@@ -32,6 +32,7 @@ impl Conversation {
             account: owner.account,
             name: name.as_str().to_owned(),
             special_use: special_use.map_or_else(String::new, |special_use| special_use.attribute().to_owned()),
+            ..CreateMailboxRequest::default()
         };
         let done = self.shards().create_mailbox(request).await.map(|_| ());
         // RFC 6154 §3. A name that cannot be made has been refused above, so what is refused here is the use.
@@ -64,6 +65,7 @@ impl Conversation {
             account: owner.account,
             from: from.as_str().to_owned(),
             to: to.as_str().to_owned(),
+            ..RenameMailboxRequest::default()
         };
         let done = self.shards().rename_mailbox(request).await;
         // Renaming INBOX moves its messages away (RFC 3501 §6.3.5).
@@ -78,8 +80,13 @@ impl Conversation {
             Ok(name) => name,
             Err(error) => return Reply::invalid_name(error),
         };
-        let request =
-            SubscribeRequest { shard: owner.shard, account: owner.account, name: name.as_str().to_owned(), subscribed };
+        let request = SubscribeRequest {
+            shard: owner.shard,
+            account: owner.account,
+            name: name.as_str().to_owned(),
+            subscribed,
+            ..SubscribeRequest::default()
+        };
         let done = self.shards().subscribe(request).await;
         self.done(done, if subscribed { "subscribed" } else { "unsubscribed" })
     }
@@ -117,5 +124,10 @@ impl Conversation {
 }
 
 pub(super) fn name_request(owner: Owner, name: &MailboxName) -> MailboxNameRequest {
-    MailboxNameRequest { shard: owner.shard, account: owner.account, name: name.as_str().to_owned() }
+    MailboxNameRequest {
+        shard: owner.shard,
+        account: owner.account,
+        name: name.as_str().to_owned(),
+        ..MailboxNameRequest::default()
+    }
 }

@@ -81,6 +81,7 @@ impl Conversation {
             flags: Some((&store.flags).into()),
             has_unchanged_since: unchanged_since.is_some(),
             unchanged_since: unchanged_since.map_or(0, |mod_seq| mod_seq.0),
+            ..StoreRequest::default()
         };
         let reply = match self.shards().store(request).await {
             Ok(reply) => reply,
@@ -169,6 +170,7 @@ impl Conversation {
             has_uids: uids.is_some(),
             only_deleted: uids.is_some(),
             uids: uids.map(uid_set_to_wire),
+            ..ExpungeRequest::default()
         };
         uid_set_from_wire(self.shards().expunge(request).await?.uids.as_ref())
     }
@@ -231,6 +233,7 @@ impl Conversation {
             uids: Some(uid_set_to_wire(&uids)),
             to: to.as_str().to_owned(),
             remove_source,
+            ..CopyRequest::default()
         };
         let copied = match self.shards().copy(request).await {
             Ok(reply) => read_copied(&reply).map(|copied| (copied, reply.to_mailbox)),

@@ -199,7 +199,6 @@ async fn a_shard_without_leader_is_no_reason_to_end() {
         ("append", "APPEND INBOX {1+}\r\nx"),
         ("mailboxes", "LIST \"\" *"),
         ("status", "STATUS INBOX (MESSAGES)"),
-        ("create_mailbox", "CREATE x"),
     ] {
         server.node.fail(operation, MailError::Deadline);
         // A read that fails so is tried again, and the client sees nothing of it.
