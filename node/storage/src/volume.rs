@@ -8,10 +8,11 @@ use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
+use crate::assemble;
 use crate::error::StorageError;
 use crate::group::{self, Group, SpaceRecord};
+use crate::half_status::HalfStatus;
 use crate::keys::{GroupId, META_INSTALL, META_SPACE, meta_key, u32_at};
-use crate::mark::{self, Mark};
 use crate::options::VolumeOptions;
 use crate::records;
 use crate::snapshot;
@@ -41,7 +42,6 @@ pub struct VolumeStatistics {
 pub(crate) struct Shared {
     pub store: Arc<Store>,
     pub writer: Writer,
-    pub spool: PathBuf,
     pub tail_bytes_per_group: usize,
     pub tail_bytes_max: usize,
     /// Bytes of recent entries over all groups.
@@ -50,6 +50,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Where snapshots on their way in are spooled: on a disk that works.
+    pub(crate) fn spool(&self) -> PathBuf {
+        spool(&self.store)
+    }
+
     /// A space id that was never used since the volume was opened, nor is in use.
     pub(crate) fn fresh_space(&self) -> u32 {
         self.space_next.fetch_add(1, Ordering::Relaxed)
@@ -65,15 +70,10 @@ struct Inner {
 impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
-        mark::create_directory(&options.directory)?;
-        let mark = Mark::open(&options.directory, options.create)?;
-        let store = Arc::new(Store::open(&options)?);
-        mark.check(store.sequence())?;
-        let spool = options.directory.join("spool");
-        snapshot::clear_spool(&spool)?;
+        let store = Arc::new(assemble::open(&options)?);
+        snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {
             writer: Writer::new(store.clone(), options.queue_bytes_max, options.round_bytes_max),
-            spool,
             tail_bytes_per_group: options.tail_bytes_per_group,
             tail_bytes_max: options.tail_bytes_max,
             tail_bytes: AtomicUsize::new(0),
@@ -83,7 +83,7 @@ impl Volume {
         remove_unfinished(&shared)?;
         let thread = thread::Builder::new().name("volume-writer".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.writer.run(mark)
+            move || shared.writer.run()
         });
         let thread = thread.map_err(|error| StorageError::io("starting the writer", error))?;
         let inner = Inner { shared, groups: Mutex::default(), thread: Mutex::new(Some(thread)) };
@@ -130,6 +130,11 @@ impl Volume {
         }
     }
 
+    /// The halves of a mirror; none for a volume of one disk.
+    pub fn halves(&self) -> Vec<HalfStatus> {
+        self.inner.shared.store.halves()
+    }
+
     /// Whether a write or sync has failed: then the volume only reads.
     pub fn check(&self) -> Result<(), StorageError> {
         self.inner.shared.store.check()
@@ -156,6 +161,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn spool(store: &Store) -> PathBuf {
+    store.reader().directory.join("spool")
 }
 
 fn each_meta(
