@@ -142,7 +142,10 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2]
     let [directory, other_directory] = directories;
     let [record, other_record] = records;
     let [lost, other_lost] = lost;
-    Ok([Side { directory, record, lost }, Side { directory: other_directory, record: other_record, lost: other_lost }])
+    Ok([
+        Side { directory, record, lost, rebuild: false },
+        Side { directory: other_directory, record: other_record, lost: other_lost, rebuild: false },
+    ])
 }
 
 fn without(found: &Found) -> String {
@@ -237,7 +240,8 @@ fn open_mirror(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<Sto
         let reason = reasons.collect::<Vec<_>>().join("; ");
         return Err(first_error.unwrap_or(StorageError::Refused(reason)));
     }
-    for side in &sides {
+    for side in &mut sides {
+        side.rebuild = side.lost.is_some();
         if let Some(reason) = &side.lost {
             warn!(half = %side.record.name, directory = %side.directory.display(), reason, "mirror half is not in use");
         }
@@ -250,7 +254,9 @@ fn open_mirror(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<Sto
         half.start()?;
     }
     let first = halves[0].clone();
-    Ok(Store::new(first, Some(Mirror::new(halves, sides, options.hang_max))))
+    let mirror = Mirror::new(halves, sides, options.hang_max);
+    mirror.want_rebuild();
+    Ok(Store::new(first, Some(mirror)))
 }
 
 fn open_half(options: &VolumeOptions, cache: &Cache, side: &Side, mark: Mark) -> Result<Half, StorageError> {

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -155,7 +155,15 @@ impl Half {
 
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
         self.before(Operation::Write)?;
-        self.db.write(batch).map_err(|error| StorageError::io("write", error))
+        self.db.write(batch).map_err(|error| self.failure("write", &error))
+    }
+
+    /// A write may tell of damage that a compaction has met.
+    fn failure(&self, doing: &str, error: &rocksdb::Error) -> StorageError {
+        if error.kind() == rocksdb::ErrorKind::Corruption {
+            self.damaged.store(true, Ordering::Relaxed);
+        }
+        StorageError::io(doing, error)
     }
 
     /// Makes every earlier write durable, and notes it.
@@ -163,7 +171,7 @@ impl Half {
         self.before(Operation::Sync)?;
         // Read before the sync: whatever has this number or a lower one is in the log that is synced.
         let number = self.number();
-        self.db.flush_wal(true).map_err(|error| StorageError::io("sync", error))?;
+        self.db.flush_wal(true).map_err(|error| self.failure("sync", &error))?;
         self.mark.lock().note(number)?;
         Ok(number)
     }
@@ -196,6 +204,11 @@ impl Half {
             self.work.notify_all();
         }
         None
+    }
+
+    /// The number of the last change that can be read.
+    pub(crate) fn written(&self) -> u64 {
+        self.line.lock().written
     }
 
     pub(crate) fn want_sync(&self, number: u64) {

@@ -26,6 +26,8 @@ pub enum HalfState {
     Damaged,
     /// It is not written, and never read; and why.
     Stale { reason: String },
+    /// It is made anew from the other half.
+    Resilvering { copied_bytes: u64, copied_records: u64 },
 }
 
 impl Store {
@@ -38,11 +40,16 @@ impl Mirror {
     fn status(&self) -> Vec<HalfStatus> {
         let sides = self.sides.lock();
         let halves = self.halves();
+        let resilvering = *self.resilvering.lock();
         sides
             .iter()
             .map(|side| {
                 let half = halves.iter().find(|half| half.name == side.record.name);
                 let state = match (half, &side.lost) {
+                    _ if resilvering == Some(side.record.name) => HalfState::Resilvering {
+                        copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
+                        copied_records: self.copied_records.load(Ordering::Relaxed),
+                    },
                     (Some(half), _) if half.damaged.load(Ordering::Relaxed) => HalfState::Damaged,
                     (Some(_), None) => HalfState::Current,
                     (_, reason) => HalfState::Stale { reason: reason.clone().unwrap_or_default() },

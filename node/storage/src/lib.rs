@@ -19,6 +19,7 @@ mod mark;
 mod mirror;
 mod options;
 mod records;
+mod resilver;
 mod snapshot;
 mod state;
 mod store;

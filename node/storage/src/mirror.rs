@@ -31,11 +31,17 @@ pub(crate) struct Mirror {
     /// Tells the thread that rebuilds that there is something to rebuild.
     pub rebuild: Mutex<Rebuild>,
     pub rebuild_wanted: Condvar,
+    /// The half that is made anew at this moment, and how far that is.
+    pub resilvering: Mutex<Option<HalfName>>,
+    pub copied_bytes: AtomicU64,
+    pub copied_records: AtomicU64,
+    pub resilvers: AtomicU64,
 }
 
 #[derive(Default)]
 pub(crate) struct Rebuild {
     pub wanted: bool,
+    pub closing: bool,
 }
 
 pub(crate) struct Order {
@@ -51,6 +57,8 @@ pub(crate) struct Side {
     pub record: HalfRecord,
     /// Why it is not in use; `None` while it is.
     pub lost: Option<String>,
+    /// Whether it is to be made anew: not where its disk has just failed, unless somebody asks.
+    pub rebuild: bool,
 }
 
 impl Mirror {
@@ -64,6 +72,10 @@ impl Mirror {
             served_elsewhere: AtomicU64::new(0),
             rebuild: Mutex::default(),
             rebuild_wanted: Condvar::new(),
+            resilvering: Mutex::default(),
+            copied_bytes: AtomicU64::new(0),
+            copied_records: AtomicU64::new(0),
+            resilvers: AtomicU64::new(0),
         }
     }
 
@@ -80,6 +92,26 @@ impl Mirror {
     pub(crate) fn want_rebuild(&self) {
         self.rebuild.lock().wanted = true;
         self.rebuild_wanted.notify_all();
+    }
+
+    /// No more rebuilding; what is under way is given up.
+    pub(crate) fn end_rebuilding(&self) {
+        self.rebuild.lock().closing = true;
+        self.rebuild_wanted.notify_all();
+    }
+
+    /// Asks for a half to be made anew.
+    pub(crate) fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
+        {
+            let mut sides = self.sides.lock();
+            let own = side(&mut sides, name).0;
+            if own.lost.is_none() {
+                return Err(StorageError::Misuse(format!("half {name} is in use")));
+            }
+            own.rebuild = true;
+        }
+        self.want_rebuild();
+        Ok(())
     }
 }
 
@@ -172,6 +204,10 @@ impl Store {
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
         lost.lost = Some(reason.to_owned());
+        if half.damaged.load(Ordering::Relaxed) {
+            lost.rebuild = true;
+            mirror.want_rebuild();
+        }
         mark_stale(half, &lost.record);
         let mut order = mirror.order.lock();
         order.halves.retain(|one| !Arc::ptr_eq(one, half));

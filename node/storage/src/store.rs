@@ -167,6 +167,23 @@ impl Store {
         })
     }
 
+    /// The other half's copy of a record whose content is wrong here, if it is right there.
+    pub(crate) fn second_opinion(
+        &self,
+        family: Family,
+        key: &[u8],
+        right: impl Fn(&Bytes) -> bool,
+    ) -> Result<Option<Bytes>, StorageError> {
+        let Some(mirror) = &self.mirror else { return Ok(None) };
+        let reader = self.reader();
+        let Some(other) = mirror.halves().into_iter().find(|half| !Arc::ptr_eq(half, reader)) else { return Ok(None) };
+        let found = other.get(None, family, key)?.filter(right);
+        if found.is_some() {
+            self.elsewhere(reader, &StorageError::corrupt(printable(family, key), "wrong length or checksum"));
+        }
+        Ok(found)
+    }
+
     /// Visits every key and value from `from` up to, not including, `to`, until the visitor answers false.
     pub(crate) fn scan(
         &self,
@@ -312,8 +329,8 @@ impl Drop for Store {
 }
 
 #[derive(Default)]
-struct Walked {
-    items: u64,
+pub(crate) struct Walked {
+    pub items: u64,
     last: Vec<u8>,
     /// The visitor gave an error: not the disk.
     refused: bool,
@@ -321,7 +338,7 @@ struct Walked {
 
 impl Walked {
     /// The first key behind the last one that was visited.
-    fn after(&self) -> Vec<u8> {
+    pub(crate) fn after(&self) -> Vec<u8> {
         let mut key = self.last.clone();
         key.push(0);
         key
@@ -329,7 +346,7 @@ impl Walked {
 }
 
 /// Runs an iterator, whose upper bound is set, from a key on. Answers the error that broke it off.
-fn walk(
+pub(crate) fn walk(
     mut iterator: DBRawIterator<'_>,
     family: Family,
     from: &[u8],

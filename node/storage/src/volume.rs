@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
 use crate::assemble;
 use crate::error::StorageError;
+use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
 use crate::keys::{GroupId, META_INSTALL, META_SPACE, meta_key, u32_at};
+use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::records;
+use crate::resilver;
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::writer::Writer;
@@ -36,6 +39,12 @@ pub struct VolumeStatistics {
     pub appended_entries: u64,
     /// Bytes of all batches.
     pub bytes: u64,
+    /// Halves of a mirror that were dropped since the volume was opened.
+    pub halves_dropped: u64,
+    /// Reads that the other half answered.
+    pub reads_elsewhere: u64,
+    /// Halves that were made anew.
+    pub resilvers: u64,
 }
 
 /// What the groups of a volume share.
@@ -64,7 +73,7 @@ impl Shared {
 struct Inner {
     shared: Arc<Shared>,
     groups: Mutex<BTreeMap<GroupId, Group>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Volume {
@@ -85,8 +94,15 @@ impl Volume {
             let shared = shared.clone();
             move || shared.writer.run()
         });
-        let thread = thread.map_err(|error| StorageError::io("starting the writer", error))?;
-        let inner = Inner { shared, groups: Mutex::default(), thread: Mutex::new(Some(thread)) };
+        let mut threads = vec![thread.map_err(|error| StorageError::io("starting the writer", error))?];
+        if shared.store.mirror.is_some() {
+            let thread = thread::Builder::new().name("mirror-resilver".to_owned()).spawn({
+                let store = shared.store.clone();
+                move || resilver::run(&store, &options)
+            });
+            threads.push(thread.map_err(|error| StorageError::io("starting the resilver", error))?);
+        }
+        let inner = Inner { shared, groups: Mutex::default(), threads: Mutex::new(threads) };
         Ok(Volume { inner: Arc::new(inner) })
     }
 
@@ -122,17 +138,33 @@ impl Volume {
     pub fn statistics(&self) -> VolumeStatistics {
         let shared = &self.inner.shared;
         let (batches, bytes) = shared.store.written();
+        let of_mirror = |count: fn(&Mirror) -> &AtomicU64| {
+            shared.store.mirror.as_ref().map_or(0, |mirror| count(mirror).load(Ordering::Relaxed))
+        };
         VolumeStatistics {
             synced_writes: shared.writer.syncs.load(Ordering::Relaxed),
             batches,
             appended_entries: shared.writer.entries.load(Ordering::Relaxed),
             bytes,
+            halves_dropped: of_mirror(|mirror| &mirror.dropped),
+            reads_elsewhere: of_mirror(|mirror| &mirror.served_elsewhere),
+            resilvers: of_mirror(|mirror| &mirror.resilvers),
         }
     }
 
     /// The halves of a mirror; none for a volume of one disk.
     pub fn halves(&self) -> Vec<HalfStatus> {
         self.inner.shared.store.halves()
+    }
+
+    /// Makes a half anew that is not in use: on an empty disk in its place, or on the same. Returns at once;
+    /// [`Volume::halves`] tells how far it is. Begins by itself when the volume is opened without a half, and after
+    /// damage was read.
+    pub fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
+        match &self.inner.shared.store.mirror {
+            Some(mirror) => mirror.resilver(name),
+            None => Err(StorageError::Misuse("the volume is no mirror".to_owned())),
+        }
     }
 
     /// Whether a write or sync has failed: then the volume only reads.
@@ -148,11 +180,15 @@ impl Volume {
 
 impl Inner {
     fn close(&self) {
+        if let Some(mirror) = &self.shared.store.mirror {
+            mirror.end_rebuilding();
+        }
         self.shared.writer.close();
-        let Some(thread) = self.thread.lock().take() else { return };
-        // The last handle may be dropped in a completion callback: the thread cannot wait for itself.
-        if thread.thread().id() != thread::current().id() {
-            let _ = thread.join();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // The last handle may be dropped in a completion callback: the thread cannot wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use storage::{Faults, Group, HalfName, HalfState, HalfStatus, Operation, Volume,
 use super::{append, copy_files, entry, options};
 
 /// How long a condition may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn mirror_options(root: &Path) -> VolumeOptions {
     VolumeOptions {
@@ -47,7 +47,22 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 pub fn wait_whole(volume: &Volume) {
-    wait_until("both halves are current", || volume.halves().iter().all(|half| half.state == HalfState::Current));
+    let failed =
+        |half: &HalfStatus| matches!(&half.state, HalfState::Stale { reason } if reason.starts_with("resilver"));
+    wait_until("both halves are current", || {
+        let halves = volume.halves();
+        assert!(!halves.iter().any(failed), "{halves:?}");
+        halves.iter().all(|half| half.state == HalfState::Current)
+    });
+}
+
+/// Ends a load when the test ends, be it by a panic.
+pub struct Stop<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// Every record of a half's database, of each column family, with its name.
@@ -57,7 +72,10 @@ pub fn records(half: &Path) -> BTreeMap<(String, Vec<u8>), Vec<u8>> {
     assert_eq!(databases.len(), 1, "{databases:?} in {}", half.display());
     let path = half.join(&databases[0]);
     let families = ["log", "blob", "state", "meta"];
-    let db: DB = DB::open_cf_for_read_only(&Options::default(), path, families, false).unwrap();
+    let mut options = Options::default();
+    // RocksDB crashes where a database that was opened with this is opened for reading without it.
+    options.set_track_and_verify_wals_in_manifest(true);
+    let db: DB = DB::open_cf_for_read_only(&options, path, families, false).unwrap();
     let mut all = BTreeMap::new();
     for family in families {
         for item in db.iterator_cf(&db.cf_handle(family).unwrap(), IteratorMode::Start) {
@@ -130,8 +148,16 @@ pub fn copy_half(from: &Path, to: &Path) {
     }
 }
 
+/// The newest write-ahead log of a half that has one database.
 pub fn newest_wal(half: &Path) -> PathBuf {
-    super::live_wal(half)
+    let logs = files(half).into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "log"));
+    logs.max().unwrap()
+}
+
+/// The files of a half's databases.
+pub fn files(half: &Path) -> Vec<PathBuf> {
+    let names = |path: &Path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    names(half).iter().filter(|path| path.is_dir() && !path.ends_with("spool")).flat_map(|path| names(path)).collect()
 }
 
 /// Makes operations of one half fail, wait, or hang until it is let go.
