@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
-use rocksdb::{DB, DBRawIterator, ReadOptions, Snapshot};
+use rocksdb::{DBRawIterator, Snapshot};
 
 use crate::error::StorageError;
+use crate::half::Half;
 use crate::keys::{
     GroupId, Key, Kind, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range, printable,
     space_range, u64_at,
 };
 use crate::records::{decode, encode, encode_bytes, payload};
 use crate::state::{Hints, ShardState, Totals};
-use crate::store::{Changes, Family, Store, walk};
+use crate::store::{Changes, Family, Store};
 use crate::table::Table;
 use crate::tail::{self, LogState};
 use crate::volume::Shared;
@@ -184,12 +185,14 @@ impl Inner {
     pub(crate) fn view(&self) -> View<'_> {
         // The snapshot is taken under the lock, so that no install comes between it and the space's number.
         let space = self.space.read();
-        View { store: &self.shared.store, snapshot: Some(self.shared.store.db().snapshot()), space: space.space }
+        let half = self.shared.store.reader();
+        View { store: &self.shared.store, half, snapshot: Some(half.db.snapshot()), space: space.space, exact: false }
     }
 
     /// The newest state, for the one who writes it.
     pub(crate) fn latest(&self) -> View<'_> {
-        View { store: &self.shared.store, snapshot: None, space: self.space.read().space }
+        let store = &self.shared.store;
+        View { store, half: store.reader(), snapshot: None, space: self.space.read().space, exact: false }
     }
 
     /// Deletes blobs that nothing refers to and whose log entries are purged. Those that somebody is reading stay noted
@@ -252,11 +255,18 @@ pub(crate) fn discard_install(
 /// State records of one space, as of one moment if it has a snapshot.
 pub(crate) struct View<'a> {
     pub store: &'a Store,
+    half: &'a Half,
     snapshot: Option<Snapshot<'a>>,
     pub space: u32,
+    exact: bool,
 }
 
 impl<'a> View<'a> {
+    /// Reads nothing but the one moment: where its half cannot be read, the other one, which has moved on, will not do.
+    pub(crate) fn exact(self) -> View<'a> {
+        View { exact: true, ..self }
+    }
+
     pub(crate) fn key(&self, kind: Kind) -> Key {
         Key::state(self.space, kind)
     }
@@ -267,9 +277,11 @@ impl<'a> View<'a> {
 
     /// Of another column family, as of the same moment.
     pub(crate) fn get_in(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let Some(snapshot) = &self.snapshot else { return self.store.get(family, key) };
-        let value = snapshot.get_cf(&self.store.family(family)?, key);
-        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+        if self.exact {
+            let value = self.half.get(self.snapshot.as_ref(), family, key);
+            return value.inspect_err(|error| drop(self.store.elsewhere(self.half, error)));
+        }
+        self.store.get_in(self.half, self.snapshot.as_ref(), family, key)
     }
 
     pub(crate) fn record<R: Message + Default>(&self, key: &[u8]) -> Result<Option<R>, StorageError> {
@@ -283,22 +295,25 @@ impl<'a> View<'a> {
 
     /// An iterator over state records that ends before `to`. Not yet positioned.
     pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<DBRawIterator<'_>, StorageError> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(to);
-        let family = self.store.family(Family::State)?;
-        let db: &DB = self.store.db();
-        Ok(match &self.snapshot {
-            Some(snapshot) => snapshot.raw_iterator_cf_opt(&family, options),
-            None => db.raw_iterator_cf_opt(&family, options),
-        })
+        self.half.iterator(self.snapshot.as_ref(), Family::State, to)
+    }
+
+    /// The half to read from where this view's, or the one that was read from instead, cannot be read.
+    pub(crate) fn elsewhere_than(&self, half: Option<&Half>, error: &StorageError) -> Option<Arc<Half>> {
+        self.store.elsewhere(half.unwrap_or(self.half), error)
     }
 
     pub(crate) fn scan_range(
         &self,
-        (from, to): (Vec<u8>, Vec<u8>),
+        range: (Vec<u8>, Vec<u8>),
         visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        walk(self.iterator(to)?, Family::State, &from, visit)
+        let Self { store, half, snapshot, exact, .. } = self;
+        let snapshot = snapshot.as_ref();
+        if *exact {
+            return store.scan_exact(half, snapshot, Family::State, range, visit);
+        }
+        store.scan_in(half, snapshot, Family::State, range, visit)
     }
 
     pub(crate) fn scan(

@@ -4,15 +4,22 @@
 //! Knows nothing of Raft's rules, of gRPC or of async: threads, callbacks, and bytes that others make sense of. Commands
 //! of a shard are the exception: [`ShardState::apply`] decides everything about mailboxes.
 
+mod assemble;
 mod error;
+mod faults;
 mod files;
 mod group;
+mod half;
+mod half_record;
+mod half_status;
 mod identity;
 mod keys;
 mod log;
 mod mark;
+mod mirror;
 mod options;
 mod records;
+mod resilver;
 mod snapshot;
 mod state;
 mod store;
@@ -22,7 +29,9 @@ mod volume;
 mod writer;
 
 pub use error::StorageError;
+pub use faults::{Faults, HalfName, Operation};
 pub use group::Group;
+pub use half_status::{HalfState, HalfStatus};
 pub use identity::{FORMAT, Identity};
 pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};

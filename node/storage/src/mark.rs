@@ -7,12 +7,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
 use crate::files::{self, sync_directory};
+use crate::half_record::HalfRecord;
 use crate::keys::{u32_at, u64_at};
 
 const NAME: &str = "MARK";
@@ -51,8 +52,11 @@ impl Slot {
 }
 
 pub(crate) struct Mark {
-    directory: PathBuf,
+    path: PathBuf,
+    database: PathBuf,
     file: File,
+    /// Of the file: another one in its place means that the directory was swapped.
+    inode: (u64, u64),
     slot: Slot,
     synced_at: Option<Instant>,
 }
@@ -60,9 +64,10 @@ pub(crate) struct Mark {
 impl Mark {
     /// Opens the mark of a volume, or makes the first one where there is no database yet, and refuses files that
     /// lack what was acknowledged. Touches nothing of the database.
-    pub(crate) fn open(directory: &Path, create: bool) -> Result<Mark, StorageError> {
-        let path = directory.join(NAME);
-        let database_exists = directory.join("db/CURRENT").exists();
+    pub(crate) fn open(directory: &Path, generation: u64, create: bool) -> Result<Mark, StorageError> {
+        let path = file_name(directory, generation);
+        let database = database_path(directory, generation);
+        let database_exists = database.join("CURRENT").exists();
         if !path.exists() {
             if database_exists {
                 let reason = format!("{} has a database but no mark; was {NAME} removed?", directory.display());
@@ -80,6 +85,7 @@ impl Mark {
         }
         let doing = |error: io::Error| StorageError::io(format!("reading {}", path.display()), error);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(doing)?;
+        let data = file.metadata().map_err(doing)?;
         let slot = [0, SLOT_DISTANCE]
             .into_iter()
             .filter_map(|at| {
@@ -89,8 +95,8 @@ impl Mark {
             })
             .max_by_key(|slot| slot.turn)
             .ok_or_else(|| StorageError::corrupt(path.display().to_string(), "no valid slot"))?;
-        let mark = Mark { directory: directory.to_owned(), file, slot, synced_at: None };
-        if slot.sequence > 0 && (!database_exists || live_wal(directory)? < slot.wal) {
+        let mark = Mark { path, database, file, inode: (data.dev(), data.ino()), slot, synced_at: None };
+        if slot.sequence > 0 && (!database_exists || live_wal(&mark.database)? < slot.wal) {
             // The live log is never older than one that was live before.
             return Err(mark.behind(0));
         }
@@ -103,17 +109,27 @@ impl Mark {
     }
 
     fn behind(&self, found: u64) -> StorageError {
-        StorageError::Behind {
-            directory: self.directory.display().to_string(),
-            found,
-            acknowledged: self.slot.sequence,
+        let directory = self.path.parent().unwrap_or(&self.path).display().to_string();
+        StorageError::Behind { directory, found, acknowledged: self.slot.sequence }
+    }
+
+    /// Refuses a directory that has gone, or that another one was put in the place of: what is written to open files
+    /// of the old one is lost with it.
+    pub(crate) fn check_in_place(&self) -> Result<(), StorageError> {
+        let gone = |reason: String| StorageError::io(format!("looking for {}", self.path.display()), reason);
+        let data = std::fs::metadata(&self.path).map_err(|error| gone(error.to_string()))?;
+        if (data.dev(), data.ino()) != self.inode {
+            return Err(gone("it is another file now".to_owned()));
         }
+        // The entry that a database cannot be opened without.
+        std::fs::metadata(self.database.join("CURRENT")).map_err(|error| gone(error.to_string()))?;
+        Ok(())
     }
 
     /// Notes that everything up to this sequence number is durable.
     pub(crate) fn note(&mut self, sequence: u64) -> Result<(), StorageError> {
         let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_INTERVAL);
-        let wal = if due { live_wal(&self.directory)? } else { self.slot.wal };
+        let wal = if due { live_wal(&self.database)? } else { self.slot.wal };
         self.slot = Slot { turn: self.slot.turn + 1, sequence: sequence.max(self.slot.sequence), wal };
         let doing = |error: io::Error| StorageError::io("writing the mark", error);
         self.file.write_all_at(&self.slot.encode(), self.slot.turn % 2 * SLOT_DISTANCE).map_err(doing)?;
@@ -130,12 +146,53 @@ impl Mark {
     }
 }
 
+/// The mark of a database. The first database of a directory has no number.
+fn file_name(directory: &Path, generation: u64) -> PathBuf {
+    directory.join(if generation == 0 { NAME.to_owned() } else { format!("{NAME}-{generation}") })
+}
+
+/// Where a database lies below the directory of a volume.
+pub(crate) fn database_path(directory: &Path, generation: u64) -> PathBuf {
+    directory.join(if generation == 0 { "db".to_owned() } else { format!("db-{generation}") })
+}
+
+/// The databases and marks in a directory, by their generations.
+pub(crate) fn generations(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        found.extend(match name {
+            "db" | NAME => Some(0),
+            _ => name.strip_prefix("db-").or(name.strip_prefix("MARK-")).and_then(|number| number.parse().ok()),
+        });
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Removes databases that are not open, and their marks: all but one.
+pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<()> {
+    for generation in generations(directory)?.into_iter().filter(|one| Some(*one) != keep) {
+        for removed in [
+            std::fs::remove_dir_all(database_path(directory, generation)),
+            std::fs::remove_file(file_name(directory, generation)),
+        ] {
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The number of the newest write-ahead log, 0 if there is none.
-fn live_wal(directory: &Path) -> Result<u64, StorageError> {
-    let path = directory.join("db");
+fn live_wal(path: &Path) -> Result<u64, StorageError> {
     let doing = |error: io::Error| StorageError::io(format!("listing {}", path.display()), error);
     let mut newest = 0;
-    for entry in std::fs::read_dir(&path).map_err(doing)? {
+    for entry in std::fs::read_dir(path).map_err(doing)? {
         let name = entry.map_err(doing)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
         newest = newest.max(number.unwrap_or(0));
@@ -155,7 +212,7 @@ pub(crate) fn create_directory(directory: &Path) -> Result<(), StorageError> {
 
 /// Whether a volume lives in this directory.
 pub(crate) fn is_volume(directory: &Path) -> bool {
-    directory.join(NAME).exists()
+    directory.join(NAME).exists() || HalfRecord::exists(directory)
 }
 
 #[cfg(test)]
@@ -167,7 +224,7 @@ mod tests {
     fn a_torn_slot_leaves_the_other_one() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("db")).unwrap();
-        let mut mark = Mark::open(directory.path(), true).unwrap();
+        let mut mark = Mark::open(directory.path(), 0, true).unwrap();
         std::fs::write(directory.path().join("db/CURRENT"), "").unwrap();
         mark.note(5).unwrap();
         mark.note(9).unwrap();
@@ -176,7 +233,7 @@ mod tests {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[20] ^= 1; // in the slot of turn 2
         std::fs::write(&path, &bytes).unwrap();
-        let mark = Mark::open(directory.path(), true).unwrap();
+        let mark = Mark::open(directory.path(), 0, true).unwrap();
         assert_eq!(mark.slot.sequence, 5);
         assert!(mark.check(5).is_ok());
         assert!(matches!(mark.check(4), Err(StorageError::Behind { found: 4, acknowledged: 5, .. })));
@@ -197,6 +254,6 @@ mod tests {
     #[test]
     fn a_lost_volume_is_not_made_anew_where_one_is_expected() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(Mark::open(directory.path(), false), Err(StorageError::Refused(_))));
+        assert!(matches!(Mark::open(directory.path(), 0, false), Err(StorageError::Refused(_))));
     }
 }

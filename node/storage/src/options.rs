@@ -1,17 +1,29 @@
 //! A volume's settings, and the RocksDB options that follow from them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, Options, WriteBufferManager,
 };
 
+use crate::error::StorageError;
+use crate::faults::Faults;
 use crate::store::Family;
 
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
     /// Holds the database (`db/`), the mark (`MARK`) and snapshots on their way in (`spool/`).
     pub directory: PathBuf,
+    /// The other half of a mirror, on another disk. `None` for a volume of one disk.
+    pub mirror: Option<PathBuf>,
+    /// How long one half of a mirror may take longer than the other before it is dropped.
+    pub hang_max: Duration,
+    /// What a resilver copies at most.
+    pub resilver_bytes_per_s: u64,
+    /// For tests: makes operations on a half fail.
+    pub faults: Option<Arc<dyn Faults>>,
     /// Whether a volume may be made where there is none. False for a node that has been here before: an empty
     /// directory then is a lost disk, and a Raft voter must not come back without its votes.
     pub create: bool,
@@ -36,6 +48,12 @@ impl VolumeOptions {
     pub fn new(directory: impl Into<PathBuf>) -> VolumeOptions {
         VolumeOptions {
             directory: directory.into(),
+            mirror: None,
+            // Longer than a busy disk takes for its slowest fsync, shorter than clients wait for a reply.
+            hang_max: Duration::from_secs(10),
+            // Half of what one spinning disk writes in sequence.
+            resilver_bytes_per_s: 64 << 20,
+            faults: None,
             create: true,
             block_cache_bytes: 128 << 20,
             memtable_bytes: 96 << 20,
@@ -50,8 +68,13 @@ impl VolumeOptions {
 }
 
 /// The options of the database as a whole.
-pub(crate) fn database(options: &VolumeOptions, cache: &Cache) -> Options {
+pub(crate) fn database(options: &VolumeOptions, cache: &Cache) -> Result<Options, StorageError> {
     let mut db = Options::default();
+    if options.mirror.is_some() {
+        // What a crash left in the write-ahead logs stays there: the other half may need it.
+        let kept = db.get_options_from_string("avoid_flush_during_recovery=true");
+        db = kept.map_err(|error| StorageError::io("setting options", error))?;
+    }
     db.create_if_missing(true);
     db.create_missing_column_families(true);
     db.set_paranoid_checks(true);
@@ -77,7 +100,7 @@ pub(crate) fn database(options: &VolumeOptions, cache: &Cache) -> Options {
     db.set_keep_log_file_num(4);
     db.set_max_log_file_size(16 << 20);
     db.set_stats_dump_period_sec(0);
-    db
+    Ok(db)
 }
 
 pub(crate) fn families(options: &VolumeOptions, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {

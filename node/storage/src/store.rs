@@ -1,18 +1,19 @@
 //! The one door to RocksDB: reads, and every write of the crate.
 //!
-//! Each write, of the log, the state, a purge or an install, goes through [`Store::write`] as one WriteBatch: this is
-//! where the second half of a mirror will be written beside the first.
+//! Each write, of the log, the state, a purge or an install, goes through [`Store::write`] as one WriteBatch, to the
+//! one database or to both halves of a mirror. Reads come from one half, and from the other where that one fails.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rocksdb::{BoundColumnFamily, Cache, DB, DBRawIterator, ReadOptions, WriteBatch};
+use rocksdb::{DBRawIterator, Snapshot, WriteBatch};
 
 use crate::error::StorageError;
+use crate::half::Half;
 use crate::keys::printable;
-use crate::options::{self, VolumeOptions};
+use crate::mirror::Mirror;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Family {
@@ -96,65 +97,167 @@ impl Changes {
 }
 
 pub(crate) struct Store {
-    db: DB,
+    reading: Link,
+    pub(crate) mirror: Option<Mirror>,
     failed: OnceLock<String>,
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
 }
 
+/// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
+/// whoever still reads there.
+struct Link {
+    half: Arc<Half>,
+    next: OnceLock<Box<Link>>,
+}
+
 impl Store {
-    /// Opens the database below the volume's directory.
-    pub(crate) fn open(volume: &VolumeOptions) -> Result<Store, StorageError> {
-        let cache = Cache::new_lru_cache(volume.block_cache_bytes);
-        let path = volume.directory.join("db");
-        let db_options = options::database(volume, &cache);
-        let db = DB::open_cf_descriptors(&db_options, &path, options::families(volume, &cache)).map_err(|error| {
-            let text = error.to_string();
-            match error.kind() {
-                rocksdb::ErrorKind::Corruption => StorageError::corrupt(path.display().to_string(), error),
-                rocksdb::ErrorKind::IOError if text.contains("lock") => {
-                    StorageError::Refused(format!("{} is in use by another process: {text}", path.display()))
-                }
-                _ => StorageError::io(format!("opening {}", path.display()), error),
-            }
-        })?;
-        Ok(Store { db, failed: OnceLock::new(), written_batches: AtomicU64::new(0), written_bytes: AtomicU64::new(0) })
+    /// A volume of one database, or of the halves of a mirror; reads come from the first.
+    pub(crate) fn new(first: Arc<Half>, mirror: Option<Mirror>) -> Store {
+        Store {
+            reading: Link { half: first, next: OnceLock::new() },
+            mirror,
+            failed: OnceLock::new(),
+            written_batches: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+        }
     }
 
-    pub(crate) fn db(&self) -> &DB {
-        &self.db
+    /// Where to read from. Whoever needs one state of things over several reads stays with one of these.
+    pub(crate) fn reader(&self) -> &Arc<Half> {
+        &self.last().half
     }
 
-    pub(crate) fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StorageError> {
-        self.db.cf_handle(family.name()).ok_or_else(|| StorageError::corrupt(family.name(), "no such column family"))
+    fn last(&self) -> &Link {
+        let mut link = &self.reading;
+        while let Some(next) = link.next.get() {
+            link = next;
+        }
+        link
+    }
+
+    /// Reads come from this half from now on. It must hold whatever a write has returned for.
+    pub(crate) fn read_from(&self, half: Arc<Half>) {
+        let mut link = Box::new(Link { half, next: OnceLock::new() });
+        while let Err(back) = self.last().next.set(link) {
+            link = back;
+        }
     }
 
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let value = self.db.get_cf(&self.family(family)?, key);
-        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+        self.get_in(self.reader(), None, family, key)
+    }
+
+    /// Reads from a half, and from the other one, as it is now, where that half cannot be read.
+    pub(crate) fn get_in(
+        &self,
+        half: &Half,
+        snapshot: Option<&Snapshot<'_>>,
+        family: Family,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, StorageError> {
+        let error = match half.get(snapshot, family, key) {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let Some(other) = self.elsewhere(half, &error) else { return Err(error) };
+        other.get(None, family, key).map_err(|second| {
+            self.elsewhere(&other, &second);
+            error
+        })
+    }
+
+    /// The other half's copy of a record whose content is wrong here, if it is right there.
+    pub(crate) fn second_opinion(
+        &self,
+        family: Family,
+        key: &[u8],
+        right: impl Fn(&Bytes) -> bool,
+    ) -> Result<Option<Bytes>, StorageError> {
+        let Some(mirror) = &self.mirror else { return Ok(None) };
+        let reader = self.reader();
+        let Some(other) = mirror.halves().into_iter().find(|half| !Arc::ptr_eq(half, reader)) else { return Ok(None) };
+        let found = other.get(None, family, key)?.filter(right);
+        if found.is_some() {
+            self.elsewhere(reader, &StorageError::corrupt(printable(family, key), "wrong length or checksum"));
+        }
+        Ok(found)
     }
 
     /// Visits every key and value from `from` up to, not including, `to`, until the visitor answers false.
     pub(crate) fn scan(
         &self,
         family: Family,
+        range: (Vec<u8>, Vec<u8>),
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        self.scan_in(self.reader(), None, family, range, visit)
+    }
+
+    /// Goes on in the other half, as it is now, where one cannot be read, and back again.
+    pub(crate) fn scan_in(
+        &self,
+        half: &Half,
+        snapshot: Option<&Snapshot<'_>>,
+        family: Family,
+        (mut from, to): (Vec<u8>, Vec<u8>),
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut walked = Walked::default();
+        let mut other: Option<Arc<Half>> = None;
+        let mut stuck: Option<StorageError> = None;
+        loop {
+            let current = other.as_deref().unwrap_or(half);
+            let snapshot = if other.is_some() { None } else { snapshot };
+            let before = walked.items;
+            let iterator = current.iterator(snapshot, family, to.clone());
+            let error = match iterator.and_then(|iterator| walk(iterator, family, &from, &mut walked, &mut visit)) {
+                Ok(None) => return Ok(()),
+                Ok(Some(error)) => error,
+                Err(error) if walked.refused => return Err(error),
+                Err(error) => error,
+            };
+            if walked.items > before {
+                (stuck, from) = (None, walked.after());
+            }
+            let next = self.elsewhere(current, &error);
+            match (stuck, next) {
+                // Neither can be read here.
+                (Some(first), _) => return Err(first),
+                (None, None) => return Err(error),
+                (None, Some(next)) => {
+                    stuck = Some(error);
+                    other = if std::ptr::eq(&raw const *next, &raw const *half) { None } else { Some(next) };
+                }
+            }
+        }
+    }
+
+    /// As [`Store::scan_in`], in this half alone.
+    pub(crate) fn scan_exact(
+        &self,
+        half: &Half,
+        snapshot: Option<&Snapshot<'_>>,
+        family: Family,
         (from, to): (Vec<u8>, Vec<u8>),
         visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(to);
-        let iterator = self.db.raw_iterator_cf_opt(&self.family(family)?, options);
-        walk(iterator, family, &from, visit)
+        let iterator = half.iterator(snapshot, family, to)?;
+        let Some(error) = walk(iterator, family, &from, &mut Walked::default(), visit)? else { return Ok(()) };
+        self.elsewhere(half, &error);
+        Err(error)
     }
 
     pub(crate) fn batch(&self, changes: &[&Changes]) -> Result<WriteBatch, StorageError> {
         let bytes: usize = changes.iter().map(|one| one.bytes).sum();
         let mut batch = WriteBatch::with_capacity_bytes(bytes + 64);
+        // Of whichever half: their column families have the same numbers.
+        let half = self.reader();
         let families = [
-            self.family(Family::Log)?,
-            self.family(Family::Blob)?,
-            self.family(Family::State)?,
-            self.family(Family::Meta)?,
+            half.family(Family::Log)?,
+            half.family(Family::Blob)?,
+            half.family(Family::State)?,
+            half.family(Family::Meta)?,
         ];
         let [log, blob, state, meta] = &families;
         let handle = |family: Family| match family {
@@ -184,14 +287,20 @@ impl Store {
         self.check()?;
         self.written_batches.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
-        self.db.write(batch).map_err(|error| self.fail(format!("write: {error}")))
+        match &self.mirror {
+            None => self.reader().write(batch).map_err(|error| self.fail(error.to_string())),
+            Some(mirror) => self.write_both(mirror, batch),
+        }
     }
 
     /// Makes every earlier write durable. Writes may go on meanwhile. An error fails the volume for good: after a
     /// failed fsync the kernel may have dropped the pages, so a second fsync that succeeds proves nothing.
     pub(crate) fn sync(&self) -> Result<(), StorageError> {
         self.check()?;
-        self.db.flush_wal(true).map_err(|error| self.fail(format!("sync: {error}")))
+        match &self.mirror {
+            None => self.reader().sync().map(|_| ()).map_err(|error| self.fail(error.to_string())),
+            Some(mirror) => self.sync_both(mirror),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), StorageError> {
@@ -206,32 +315,62 @@ impl Store {
         StorageError::Failed(reason.clone())
     }
 
-    /// The sequence number of the last write.
-    pub(crate) fn sequence(&self) -> u64 {
-        self.db.latest_sequence_number()
-    }
-
     pub(crate) fn written(&self) -> (u64, u64) {
         (self.written_batches.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed))
     }
 }
 
-/// Runs an iterator, whose upper bound is set, from a key on.
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(mirror) = &self.mirror {
+            mirror.stop();
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Walked {
+    pub items: u64,
+    last: Vec<u8>,
+    /// The visitor gave an error: not the disk.
+    refused: bool,
+}
+
+impl Walked {
+    /// The first key behind the last one that was visited.
+    pub(crate) fn after(&self) -> Vec<u8> {
+        let mut key = self.last.clone();
+        key.push(0);
+        key
+    }
+}
+
+/// Runs an iterator, whose upper bound is set, from a key on. Answers the error that broke it off.
 pub(crate) fn walk(
     mut iterator: DBRawIterator<'_>,
     family: Family,
     from: &[u8],
+    walked: &mut Walked,
     mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
-) -> Result<(), StorageError> {
+) -> Result<Option<StorageError>, StorageError> {
     iterator.seek(from);
-    let mut last = from.to_vec();
+    if walked.items == 0 {
+        walked.last = from.to_vec();
+    }
     while let Some((key, value)) = iterator.item() {
-        if !visit(key, value)? {
-            return Ok(());
+        match visit(key, value) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                walked.refused = true;
+                return Err(error);
+            }
         }
-        last.clear();
-        last.extend_from_slice(key);
+        walked.items += 1;
+        walked.last.clear();
+        walked.last.extend_from_slice(key);
         iterator.next();
     }
-    iterator.status().map_err(|error| StorageError::read(|| format!("{} and after", printable(family, &last)), &error))
+    let broken = iterator.status().err();
+    Ok(broken.map(|error| StorageError::read(|| format!("{} and after", printable(family, &walked.last)), &error)))
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use prost::Message;
-use rocksdb::ReadOptions;
 
 use crate::error::StorageError;
-use crate::keys::{GroupId, META_PURGED, META_VOTE, log_key, meta_key, u64_at};
+use crate::half::Half;
+use crate::keys::{GroupId, META_PURGED, META_VOTE, log_key, meta_key, u32_at, u64_at};
 use crate::log::LogEntry;
 use crate::records::{decode, payload};
 use crate::store::{Family, Store};
@@ -148,16 +148,23 @@ impl LogState {
 
 /// The first and last index on the disk.
 fn bounds(store: &Store, group: GroupId) -> Result<Option<(u64, u64)>, StorageError> {
-    let mut options = ReadOptions::default();
-    options.set_iterate_range(log_key(group, 0)..log_key(group, u64::MAX));
-    let mut iterator = store.db().raw_iterator_cf_opt(&store.family(Family::Log)?, options);
+    let half = store.reader();
+    bounds_in(half, group).or_else(|error| match store.elsewhere(half, &error) {
+        Some(other) => bounds_in(&other, group),
+        None => Err(error),
+    })
+}
+
+fn bounds_in(half: &Half, group: GroupId) -> Result<Option<(u64, u64)>, StorageError> {
+    let mut iterator = half.iterator(None, Family::Log, log_key(group, u64::MAX))?;
     let doing = |error: rocksdb::Error| StorageError::read(|| format!("log/{}", group.0), &error);
-    iterator.seek_to_first();
+    let own = |key: Option<&[u8]>| key.filter(|key| u32_at(key, 0) == Some(group.0)).and_then(|key| u64_at(key, 4));
+    iterator.seek(log_key(group, 0));
     iterator.status().map_err(doing)?;
-    let first = iterator.key().and_then(|key| u64_at(key, 4));
+    let first = own(iterator.key());
     iterator.seek_to_last();
     iterator.status().map_err(doing)?;
-    Ok(first.zip(iterator.key().and_then(|key| u64_at(key, 4))))
+    Ok(first.zip(own(iterator.key())))
 }
 
 /// The greatest index that the log has had as far as the disk knows.

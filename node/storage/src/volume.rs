@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 
+use crate::assemble;
 use crate::error::StorageError;
+use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
+use crate::half_status::HalfStatus;
 use crate::keys::{GroupId, META_INSTALL, META_SPACE, meta_key, u32_at};
-use crate::mark::{self, Mark};
+use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::records;
+use crate::resilver;
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::writer::Writer;
@@ -35,13 +39,18 @@ pub struct VolumeStatistics {
     pub appended_entries: u64,
     /// Bytes of all batches.
     pub bytes: u64,
+    /// Halves of a mirror that were dropped since the volume was opened.
+    pub halves_dropped: u64,
+    /// Reads that the other half answered.
+    pub reads_elsewhere: u64,
+    /// Halves that were made anew.
+    pub resilvers: u64,
 }
 
 /// What the groups of a volume share.
 pub(crate) struct Shared {
     pub store: Arc<Store>,
     pub writer: Writer,
-    pub spool: PathBuf,
     pub tail_bytes_per_group: usize,
     pub tail_bytes_max: usize,
     /// Bytes of recent entries over all groups.
@@ -50,6 +59,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Where snapshots on their way in are spooled: on a disk that works.
+    pub(crate) fn spool(&self) -> PathBuf {
+        spool(&self.store)
+    }
+
     /// A space id that was never used since the volume was opened, nor is in use.
     pub(crate) fn fresh_space(&self) -> u32 {
         self.space_next.fetch_add(1, Ordering::Relaxed)
@@ -59,21 +73,16 @@ impl Shared {
 struct Inner {
     shared: Arc<Shared>,
     groups: Mutex<BTreeMap<GroupId, Group>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
-        mark::create_directory(&options.directory)?;
-        let mark = Mark::open(&options.directory, options.create)?;
-        let store = Arc::new(Store::open(&options)?);
-        mark.check(store.sequence())?;
-        let spool = options.directory.join("spool");
-        snapshot::clear_spool(&spool)?;
+        let store = Arc::new(assemble::open(&options)?);
+        snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {
             writer: Writer::new(store.clone(), options.queue_bytes_max, options.round_bytes_max),
-            spool,
             tail_bytes_per_group: options.tail_bytes_per_group,
             tail_bytes_max: options.tail_bytes_max,
             tail_bytes: AtomicUsize::new(0),
@@ -83,10 +92,17 @@ impl Volume {
         remove_unfinished(&shared)?;
         let thread = thread::Builder::new().name("volume-writer".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.writer.run(mark)
+            move || shared.writer.run()
         });
-        let thread = thread.map_err(|error| StorageError::io("starting the writer", error))?;
-        let inner = Inner { shared, groups: Mutex::default(), thread: Mutex::new(Some(thread)) };
+        let mut threads = vec![thread.map_err(|error| StorageError::io("starting the writer", error))?];
+        if shared.store.mirror.is_some() {
+            let thread = thread::Builder::new().name("mirror-resilver".to_owned()).spawn({
+                let store = shared.store.clone();
+                move || resilver::run(&store, &options)
+            });
+            threads.push(thread.map_err(|error| StorageError::io("starting the resilver", error))?);
+        }
+        let inner = Inner { shared, groups: Mutex::default(), threads: Mutex::new(threads) };
         Ok(Volume { inner: Arc::new(inner) })
     }
 
@@ -122,11 +138,32 @@ impl Volume {
     pub fn statistics(&self) -> VolumeStatistics {
         let shared = &self.inner.shared;
         let (batches, bytes) = shared.store.written();
+        let of_mirror = |count: fn(&Mirror) -> &AtomicU64| {
+            shared.store.mirror.as_ref().map_or(0, |mirror| count(mirror).load(Ordering::Relaxed))
+        };
         VolumeStatistics {
             synced_writes: shared.writer.syncs.load(Ordering::Relaxed),
             batches,
             appended_entries: shared.writer.entries.load(Ordering::Relaxed),
             bytes,
+            halves_dropped: of_mirror(|mirror| &mirror.dropped),
+            reads_elsewhere: of_mirror(|mirror| &mirror.served_elsewhere),
+            resilvers: of_mirror(|mirror| &mirror.resilvers),
+        }
+    }
+
+    /// The halves of a mirror; none for a volume of one disk.
+    pub fn halves(&self) -> Vec<HalfStatus> {
+        self.inner.shared.store.halves()
+    }
+
+    /// Makes a half anew that is not in use: on an empty disk in its place, or on the same. Returns at once;
+    /// [`Volume::halves`] tells how far it is. Begins by itself when the volume is opened without a half, and after
+    /// damage was read.
+    pub fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
+        match &self.inner.shared.store.mirror {
+            Some(mirror) => mirror.resilver(name),
+            None => Err(StorageError::Misuse("the volume is no mirror".to_owned())),
         }
     }
 
@@ -143,11 +180,15 @@ impl Volume {
 
 impl Inner {
     fn close(&self) {
+        if let Some(mirror) = &self.shared.store.mirror {
+            mirror.end_rebuilding();
+        }
         self.shared.writer.close();
-        let Some(thread) = self.thread.lock().take() else { return };
-        // The last handle may be dropped in a completion callback: the thread cannot wait for itself.
-        if thread.thread().id() != thread::current().id() {
-            let _ = thread.join();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // The last handle may be dropped in a completion callback: the thread cannot wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -156,6 +197,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn spool(store: &Store) -> PathBuf {
+    store.reader().directory.join("spool")
 }
 
 fn each_meta(

@@ -20,7 +20,6 @@ use parking_lot::{Condvar, Mutex};
 use tracing::error;
 
 use crate::error::StorageError;
-use crate::mark::Mark;
 use crate::store::{Changes, Store};
 
 /// Called once, from the writer's thread, when a write is durable or has failed. Must not block.
@@ -152,9 +151,9 @@ impl Writer {
     }
 
     /// The thread: returns when closed and everything is written.
-    pub(crate) fn run(&self, mut mark: Mark) {
+    pub(crate) fn run(&self) {
         while let Some((jobs, bytes)) = self.take() {
-            let result = self.round(&jobs, &mut mark);
+            let result = self.round(&jobs);
             if let Err(reason) = &result {
                 error!(%reason, "volume failed");
             }
@@ -168,8 +167,7 @@ impl Writer {
         }
         if self.store.check().is_ok() {
             // The state machine's writes since the last round are made durable too.
-            let closed = self.store.sync().and_then(|()| mark.note(self.store.sequence())).and_then(|()| mark.sync());
-            if let Err(reason) = closed {
+            if let Err(reason) = self.store.close() {
                 error!(%reason, "volume failed while it was closed");
             }
         }
@@ -195,18 +193,16 @@ impl Writer {
         Some((jobs, bytes))
     }
 
-    fn round(&self, jobs: &[Job], mark: &mut Mark) -> Result<(), StorageError> {
+    fn round(&self, jobs: &[Job]) -> Result<(), StorageError> {
         let changes: Vec<&Changes> = jobs.iter().map(|job| &job.changes).filter(|one| !one.is_empty()).collect();
         if changes.is_empty() {
             return self.store.check();
         }
         self.store.write(self.store.batch(&changes)?)?;
-        // Read before the sync: whatever has this number or a lower one is in the log that is synced.
-        let sequence = self.store.sequence();
         self.store.sync()?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.entries.fetch_add(jobs.iter().map(|job| job.entries).sum(), Ordering::Relaxed);
-        mark.note(sequence).map_err(|error| self.store.fail(error.to_string()))
+        Ok(())
     }
 }
 

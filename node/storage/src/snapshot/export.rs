@@ -42,7 +42,7 @@ impl Group {
         let (sender, receiver) = sync_channel(1);
         // A RocksDB snapshot borrows its database: it lives on the stack of this thread.
         let spawned = thread::Builder::new().name("snapshot-export".to_owned()).spawn(move || {
-            let view = group.view();
+            let view = group.view().exact();
             match view.marker() {
                 Ok(Some(marker)) => {
                     let _ = marker_sender.send(Ok(marker.clone()));

@@ -50,7 +50,8 @@ impl Group {
         }
         let space = inner.shared.fresh_space();
         let install = SpaceRecord { space, installed: Some(last_index) };
-        let path = inner.shared.spool.join(format!("{}-{space}", inner.id.0));
+        let spool = inner.shared.spool();
+        let path = spool.join(format!("{}-{space}", inner.id.0));
         let mut installer = Installer {
             group: Arc::clone(inner),
             install,
@@ -66,6 +67,8 @@ impl Group {
         let mut changes = Changes::default();
         changes.put(Family::Meta, meta_key(META_INSTALL, inner.id), encode(&install));
         inner.shared.store.write_changes(&changes)?;
+        // The half of a mirror that is read may be another than at the start.
+        std::fs::create_dir_all(&spool).map_err(|error| installer.spool_error(&error))?;
         let file = File::options().read(true).write(true).create_new(true).open(&installer.path);
         installer.spool = Some(BufWriter::new(file.map_err(|error| installer.spool_error(&error))?));
         Ok(installer)

@@ -1,6 +1,9 @@
 //! Reading mailboxes. Each call sees one moment; what spans calls is held together by MODSEQ.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use rocksdb::DBRawIterator;
 use types::{
     AccountId, InternalDate, Keyword, MailError, MailResult, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
     UidValidity,
@@ -14,6 +17,7 @@ use super::page::{self, Page};
 use super::wire::{ranges, special_use_of};
 use crate::error::StorageError;
 use crate::group::View;
+use crate::half::Half;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
 use crate::records::{
     AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, MessageRecord, decode, payload,
@@ -360,12 +364,50 @@ pub(crate) fn scan_messages(
 ) -> Result<(), StorageError> {
     let prefix = view.key(Kind::Message).mailbox(account, id);
     let seek_key = |uid: u32| prefix.clone().u32(uid).done();
-    let (start, end) = prefix_range(&prefix.clone().done());
-    let mut iterator = view.iterator(end)?;
-    let failed = |error: rocksdb::Error| StorageError::read(|| printable(Family::State, &start), &error);
+    let (_, end) = prefix_range(&prefix.clone().done());
     let mut at: Option<u32> = None;
+    let mut other: Option<Arc<Half>> = None;
+    loop {
+        let before = at;
+        let half = other.clone();
+        let iterator = match &half {
+            None => view.iterator(end.clone()),
+            Some(half) => half.iterator(None, Family::State, end.clone()),
+        };
+        let broken = match iterator {
+            Ok(iterator) => walk_messages(iterator, seek_key, uids, &mut at, &mut visit)?,
+            Err(error) => Some(error),
+        };
+        let Some(error) = broken else { return Ok(()) };
+        // The rest from the other half of a mirror, or back from the first, if there is any progress.
+        let next = view.elsewhere_than(half.as_deref(), &error);
+        match next {
+            Some(next) if other.is_none() || at > before => other = Some(next),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// From behind the UID that it was at. Answers the error that broke it off.
+fn walk_messages(
+    mut iterator: DBRawIterator<'_>,
+    seek_key: impl Fn(u32) -> Vec<u8>,
+    uids: &UidSet,
+    at: &mut Option<u32>,
+    mut visit: impl FnMut(u32, MessageRecord) -> bool,
+) -> Result<Option<StorageError>, StorageError> {
+    let visited = *at;
+    let mut here: Option<u32> = None;
+    let broken = |iterator: &DBRawIterator<'_>, uid: u32| {
+        let error = iterator.status().err();
+        error.map(|error| StorageError::read(|| printable(Family::State, &seek_key(uid)), &error))
+    };
     for &(first, last) in uids.ranges() {
-        match at {
+        let first = visited.map_or(first, |uid| first.max(uid.saturating_add(1)));
+        if first > last || visited == Some(u32::MAX) {
+            continue;
+        }
+        match here {
             Some(uid) if uid >= first => {}
             Some(uid) if first - uid <= STEPS_PER_SEEK => {
                 while iterator.valid() && iterator.key().and_then(|key| u32_at(key, 21)).is_some_and(|uid| uid < first)
@@ -377,21 +419,22 @@ pub(crate) fn scan_messages(
         }
         loop {
             let Some((key, value)) = iterator.item() else {
-                return iterator.status().map_err(failed);
+                return Ok(broken(&iterator, first));
             };
             let uid =
                 u32_at(key, 21).ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "short key"))?;
-            at = Some(uid);
+            here = Some(uid);
             if uid > last {
                 break;
             }
             if !visit(uid, decode(Family::State, key, value)?) {
-                return Ok(());
+                return Ok(None);
             }
+            *at = Some(uid);
             iterator.next();
         }
     }
-    iterator.status().map_err(failed)
+    Ok(broken(&iterator, here.unwrap_or(0)))
 }
 
 /// How many state records of the current space are of one kind; for tests of the design.

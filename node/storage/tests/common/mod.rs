@@ -1,6 +1,8 @@
 //! What the tests of this crate share.
 #![allow(dead_code)]
 
+pub mod mirror;
+
 use std::path::Path;
 use std::sync::mpsc;
 

@@ -1,0 +1,67 @@
+//! What an operator sees of the halves of a mirror.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use crate::faults::HalfName;
+use crate::mirror::Mirror;
+use crate::store::Store;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HalfStatus {
+    pub name: HalfName,
+    pub directory: PathBuf,
+    pub state: HalfState,
+    /// Grows each time that the volume goes on without one of its halves.
+    pub epoch: u64,
+    /// Reads that found damage here, or no answer, and were served by the other half.
+    pub damage_found: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HalfState {
+    /// It holds all that was acknowledged.
+    Current,
+    /// As `Current`, but some of it cannot be read: it is rebuilt.
+    Damaged,
+    /// It is not written, and never read; and why.
+    Stale { reason: String },
+    /// It is made anew from the other half.
+    Resilvering { copied_bytes: u64, copied_records: u64 },
+}
+
+impl Store {
+    pub(crate) fn halves(&self) -> Vec<HalfStatus> {
+        self.mirror.as_ref().map_or_else(Vec::new, Mirror::status)
+    }
+}
+
+impl Mirror {
+    fn status(&self) -> Vec<HalfStatus> {
+        let sides = self.sides.lock();
+        let halves = self.halves();
+        let resilvering = *self.resilvering.lock();
+        sides
+            .iter()
+            .map(|side| {
+                let half = halves.iter().find(|half| half.name == side.record.name);
+                let state = match (half, &side.lost) {
+                    _ if resilvering == Some(side.record.name) => HalfState::Resilvering {
+                        copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
+                        copied_records: self.copied_records.load(Ordering::Relaxed),
+                    },
+                    (Some(half), _) if half.damaged.load(Ordering::Relaxed) => HalfState::Damaged,
+                    (Some(_), None) => HalfState::Current,
+                    (_, reason) => HalfState::Stale { reason: reason.clone().unwrap_or_default() },
+                };
+                HalfStatus {
+                    name: side.record.name,
+                    directory: side.directory.clone(),
+                    state,
+                    epoch: side.record.epoch,
+                    damage_found: half.map_or(0, |half| half.damage_found.load(Ordering::Relaxed)),
+                }
+            })
+            .collect()
+    }
+}

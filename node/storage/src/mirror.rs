@@ -1,0 +1,307 @@
+//! The live halves of a mirror: one order of batches for both, syncs that wait for both, and what is done when one of
+//! them fails.
+//!
+//! Invariant: a half that does not get what is acknowledged is out of the order, and the record of the other one, durable
+//! on its disk, says so before the acknowledgement.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rocksdb::WriteBatch;
+use tracing::{error, warn};
+
+use crate::error::StorageError;
+use crate::faults::{HalfName, Operation};
+use crate::half::{Half, Progress};
+use crate::half_record::HalfRecord;
+use crate::store::Store;
+
+pub(crate) struct Mirror {
+    /// Held while a batch is handed to both halves. Never while `sides` is waited for.
+    pub order: Mutex<Order>,
+    /// Held while a drop or a return is recorded.
+    pub sides: Mutex<[Side; 2]>,
+    hang_max: Duration,
+    pub dropped: AtomicU64,
+    pub served_elsewhere: AtomicU64,
+    /// Tells the thread that rebuilds that there is something to rebuild.
+    pub rebuild: Mutex<Rebuild>,
+    pub rebuild_wanted: Condvar,
+    /// The half that is made anew at this moment, and how far that is.
+    pub resilvering: Mutex<Option<HalfName>>,
+    pub copied_bytes: AtomicU64,
+    pub copied_records: AtomicU64,
+    pub resilvers: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct Rebuild {
+    pub wanted: bool,
+    pub closing: bool,
+}
+
+pub(crate) struct Order {
+    /// Of the last change that was handed out.
+    pub number: u64,
+    pub halves: Vec<Arc<Half>>,
+}
+
+/// One of the two places.
+pub(crate) struct Side {
+    pub directory: PathBuf,
+    /// As it is on the disk, or was before the half was lost.
+    pub record: HalfRecord,
+    /// Why it is not in use; `None` while it is.
+    pub lost: Option<String>,
+    /// Whether it is to be made anew: not where its disk has just failed, unless somebody asks.
+    pub rebuild: bool,
+}
+
+impl Mirror {
+    pub(crate) fn new(halves: Vec<Arc<Half>>, sides: [Side; 2], hang_max: Duration) -> Mirror {
+        let number = halves.iter().map(|half| half.number()).max().unwrap_or(0);
+        Mirror {
+            order: Mutex::new(Order { number, halves }),
+            sides: Mutex::new(sides),
+            hang_max,
+            dropped: AtomicU64::new(0),
+            served_elsewhere: AtomicU64::new(0),
+            rebuild: Mutex::default(),
+            rebuild_wanted: Condvar::new(),
+            resilvering: Mutex::default(),
+            copied_bytes: AtomicU64::new(0),
+            copied_records: AtomicU64::new(0),
+            resilvers: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn halves(&self) -> Vec<Arc<Half>> {
+        self.order.lock().halves.clone()
+    }
+
+    pub(crate) fn stop(&self) {
+        for half in self.halves() {
+            half.stop();
+        }
+    }
+
+    pub(crate) fn want_rebuild(&self) {
+        self.rebuild.lock().wanted = true;
+        self.rebuild_wanted.notify_all();
+    }
+
+    /// No more rebuilding; what is under way is given up.
+    pub(crate) fn end_rebuilding(&self) {
+        self.rebuild.lock().closing = true;
+        self.rebuild_wanted.notify_all();
+    }
+
+    /// Asks for a half to be made anew.
+    pub(crate) fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
+        {
+            let mut sides = self.sides.lock();
+            let own = side(&mut sides, name).0;
+            if own.lost.is_none() {
+                return Err(StorageError::Misuse(format!("half {name} is in use")));
+            }
+            own.rebuild = true;
+        }
+        self.want_rebuild();
+        Ok(())
+    }
+}
+
+/// The place of a half, and that of the other one.
+pub(crate) fn side(sides: &mut [Side; 2], name: HalfName) -> (&mut Side, &mut Side) {
+    let [first, second] = sides;
+    if first.record.name == name { (first, second) } else { (second, first) }
+}
+
+impl Store {
+    /// Hands a batch to both halves, and returns when it can be read.
+    pub(crate) fn write_both(&self, mirror: &Mirror, batch: WriteBatch) -> Result<(), StorageError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let number = {
+            let mut order = mirror.order.lock();
+            order.number += batch.len() as u64;
+            let order = &*order;
+            if let [_, second] = &order.halves[..] {
+                push(mirror, order, second, WriteBatch::from_data(batch.data()));
+            }
+            if let Some(first) = order.halves.first() {
+                push(mirror, order, first, batch);
+            }
+            order.number
+        };
+        loop {
+            let half = self.reader().clone();
+            self.await_half(mirror, &half, |half, deadline| half.wait_written(number, deadline))?;
+            if Arc::ptr_eq(&half, self.reader()) {
+                return self.check();
+            }
+        }
+    }
+
+    /// Returns when every half that is not dropped has synced all that was written, and every drop is recorded.
+    pub(crate) fn sync_both(&self, mirror: &Mirror) -> Result<(), StorageError> {
+        let (number, halves) = {
+            let order = mirror.order.lock();
+            (order.number, order.halves.clone())
+        };
+        halves.iter().for_each(|half| half.want_sync(number));
+        for half in &halves {
+            self.await_half(mirror, half, |half, deadline| half.wait_synced(number, deadline))?;
+        }
+        self.check()
+    }
+
+    /// Waits for a half, and drops it if it fails or is much slower than the other one.
+    fn await_half(
+        &self,
+        mirror: &Mirror,
+        half: &Arc<Half>,
+        reached: impl Fn(&Half, Option<Instant>) -> Progress,
+    ) -> Result<(), StorageError> {
+        loop {
+            let now = Instant::now();
+            match reached(half, Some(now + mirror.hang_max)) {
+                Progress::Made => return Ok(()),
+                Progress::Failed(reason) => return self.drop_half(mirror, half, &reason),
+                Progress::Late => {
+                    let others = mirror.halves();
+                    let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, half));
+                    if others.any(|other| reached(other, Some(now)) == Progress::Made) {
+                        let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
+                        return self.drop_half(mirror, half, &reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a half out of use. When this returns that is recorded; an error if it was the last one.
+    pub(crate) fn drop_half(&self, mirror: &Mirror, half: &Arc<Half>, reason: &str) -> Result<(), StorageError> {
+        let mut sides = mirror.sides.lock();
+        let halves = mirror.halves();
+        if !halves.iter().any(|one| Arc::ptr_eq(one, half)) {
+            return self.check(); // by somebody else
+        }
+        half.fail(reason);
+        let survivor = halves.into_iter().find(|other| !Arc::ptr_eq(other, half) && other.failed().is_none());
+        let Some(survivor) = survivor else { return Err(self.fail(format!("half {}: {reason}", half.name))) };
+        error!(half = %half.name, reason, "mirror half dropped");
+        mirror.dropped.fetch_add(1, Ordering::Relaxed);
+        let (lost, kept) = side(&mut sides, half.name);
+        let mut record = kept.record.clone();
+        record.epoch += 1;
+        record.partner_current = false;
+        write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
+        kept.record = record;
+        lost.lost = Some(reason.to_owned());
+        if half.damaged.load(Ordering::Relaxed) {
+            lost.rebuild = true;
+            mirror.want_rebuild();
+        }
+        mark_stale(half, &lost.record);
+        let mut order = mirror.order.lock();
+        order.halves.retain(|one| !Arc::ptr_eq(one, half));
+        if Arc::ptr_eq(half, self.reader()) {
+            if let Progress::Failed(reason) = survivor.wait_written(order.number, None) {
+                return Err(self.fail(format!("half {}: {reason}", survivor.name)));
+            }
+            self.read_from(survivor);
+        }
+        Ok(())
+    }
+
+    /// Another half to read from, which has all that was written by now, after one could not be read. That one is
+    /// dropped if its disk does not answer, and rebuilt if it is damaged.
+    pub(crate) fn elsewhere(&self, half: &Half, error: &StorageError) -> Option<Arc<Half>> {
+        let mirror = self.mirror.as_ref()?;
+        let damaged = match error {
+            StorageError::Corrupt { .. } => true,
+            StorageError::Io { .. } => false,
+            _ => return None,
+        };
+        let own = mirror.halves().into_iter().find(|one| std::ptr::eq(&raw const **one, &raw const *half));
+        match &own {
+            Some(own) if damaged => {
+                own.damage_found.fetch_add(1, Ordering::Relaxed);
+                if !own.damaged.swap(true, Ordering::Relaxed) {
+                    warn!(half = %own.name, %error, "mirror half is damaged");
+                }
+                mirror.want_rebuild();
+            }
+            // The last half is not given up over a read.
+            Some(own) if mirror.halves().len() > 1 => self.drop_half(mirror, own, &error.to_string()).ok()?,
+            Some(_) | None => {}
+        }
+        let order = mirror.order.lock();
+        let other = order.halves.iter().find(|one| !std::ptr::eq(&raw const ***one, &raw const *half))?.clone();
+        if other.wait_written(order.number, Some(Instant::now() + mirror.hang_max)) != Progress::Made {
+            return None;
+        }
+        mirror.served_elsewhere.fetch_add(1, Ordering::Relaxed);
+        let reading_here = std::ptr::eq(&raw const **self.reader(), &raw const *half);
+        if reading_here && !other.damaged.load(Ordering::Relaxed) {
+            self.read_from(other.clone());
+        }
+        Some(other)
+    }
+
+    /// Makes everything durable, and notes that nothing is missing.
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
+        self.sync()?;
+        let Some(mirror) = &self.mirror else { return self.reader().mark.lock().sync() };
+        let mut sides = mirror.sides.lock();
+        for half in mirror.halves().iter().filter(|half| half.failed().is_none()) {
+            half.mark.lock().sync()?;
+            let own = side(&mut sides, half.name).0;
+            let closed = HalfRecord { closed: Some(half.number()), ..own.record.clone() };
+            write_record(half, &closed)?;
+            own.record = closed;
+        }
+        Ok(())
+    }
+}
+
+fn push(mirror: &Mirror, order: &Order, half: &Arc<Half>, batch: WriteBatch) {
+    let mut batch = Some(batch);
+    while let Some(refused) = batch.take() {
+        batch = half.push(refused, order.number, Instant::now() + mirror.hang_max);
+        let mut others = order.halves.iter().filter(|other| !Arc::ptr_eq(other, half));
+        if batch.is_some() && others.any(|other| other.failed().is_none() && other.waiting_bytes() == 0) {
+            // Recorded before the next acknowledgement, by whoever waits for this half.
+            half.fail("its queue stayed full");
+        }
+    }
+}
+
+pub(crate) fn write_record(half: &Half, record: &HalfRecord) -> Result<(), StorageError> {
+    half.before(Operation::Record)?;
+    record.write(&half.directory)
+}
+
+/// Tells the dropped half too, where its disk still takes it: the other one may be missing when it is opened again.
+fn mark_stale(half: &Arc<Half>, record: &HalfRecord) {
+    let record = HalfRecord { stale: true, ..record.clone() };
+    let half = half.clone();
+    let spawned = thread::Builder::new().name("half-stale".to_owned()).spawn(move || {
+        // Whenever its disk answers. By then another one may be in its place, or a rebuilt database.
+        let in_place = half.mark.lock().check_in_place().is_ok();
+        let same = |found: HalfRecord| found.generation == record.generation && found.opened == record.opened;
+        let own = in_place && HalfRecord::read(&half.directory).is_ok_and(|found| found.is_some_and(same));
+        if !own || write_record(&half, &record).is_err() {
+            warn!(half = %half.name, "the dropped half could not be told");
+        }
+    });
+    if let Err(error) = spawned {
+        warn!(%error, "the dropped half could not be told");
+    }
+}

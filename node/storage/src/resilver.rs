@@ -1,0 +1,323 @@
+//! Making a half of a mirror anew while the volume serves.
+//!
+//! ```text
+//! snapshot of the other half at number S ──► new database ──► write-ahead log since S ──► level ──► into the order
+//! ```
+//!
+//! The new database lies beside whatever the directory held. The half's record, written when all is there, makes it the
+//! half's; a crash before that leaves the mirror as it was.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rocksdb::{Cache, DB, Snapshot, WriteBatch};
+use tracing::{info, warn};
+
+use crate::assemble::replay;
+use crate::error::StorageError;
+use crate::faults::HalfName;
+use crate::half::{Half, Progress};
+use crate::half_record::HalfRecord;
+use crate::mark::{self, Mark};
+use crate::mirror::{Mirror, side, write_record};
+use crate::options::VolumeOptions;
+use crate::store::{Family, Store, Walked, walk};
+
+/// Written to the new database at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// What may be missing when writes are made to wait for the rest.
+const REST_BYTES_MAX: u64 = 1 << 20;
+/// How often the log is followed before writes are made to wait however much is missing.
+const ROUNDS_MAX: usize = 50;
+/// After a failure the damage that is read again asks for no new attempt for so long.
+const RETRY_MIN: Duration = Duration::from_secs(60);
+
+/// The thread: rebuilds what is to be rebuilt until the volume is closed.
+pub(crate) fn run(store: &Store, options: &VolumeOptions) {
+    let Some(mirror) = &store.mirror else { return };
+    let mut failed_at: Option<Instant> = None;
+    loop {
+        {
+            let mut rebuild = mirror.rebuild.lock();
+            while !rebuild.wanted && !rebuild.closing {
+                mirror.rebuild_wanted.wait(&mut rebuild);
+            }
+            if rebuild.closing {
+                return;
+            }
+            rebuild.wanted = false;
+        }
+        let rested = failed_at.is_none_or(|at| at.elapsed() >= RETRY_MIN);
+        while let Some(name) = next(mirror, rested) {
+            *mirror.resilvering.lock() = Some(name);
+            mirror.copied_bytes.store(0, Ordering::Relaxed);
+            mirror.copied_records.store(0, Ordering::Relaxed);
+            let begun = Instant::now();
+            let result = Resilver { store, mirror, options, name, begun }.run();
+            *mirror.resilvering.lock() = None;
+            let ms = begun.elapsed().as_millis() as u64;
+            match result {
+                Ok(()) => {
+                    mirror.resilvers.fetch_add(1, Ordering::Relaxed);
+                    let bytes = mirror.copied_bytes.load(Ordering::Relaxed);
+                    info!(half = %name, bytes, ms, "mirror half resilvered");
+                }
+                Err(error) => {
+                    warn!(half = %name, %error, ms, "mirror half could not be resilvered");
+                    if let Some(lost) = &mut side(&mut mirror.sides.lock(), name).0.lost {
+                        *lost = format!("resilver: {error}");
+                    }
+                    failed_at = Some(Instant::now());
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A half that was asked for, or one that is damaged.
+fn next(mirror: &Mirror, rested: bool) -> Option<HalfName> {
+    if mirror.rebuild.lock().closing {
+        return None;
+    }
+    for side in mirror.sides.lock().iter_mut() {
+        if std::mem::take(&mut side.rebuild) && side.lost.is_some() {
+            return Some(side.record.name);
+        }
+    }
+    let halves = mirror.halves();
+    let damaged = halves.iter().find(|half| half.damaged.load(Ordering::Relaxed) && halves.len() == 2 && rested);
+    damaged.map(|half| half.name)
+}
+
+struct Resilver<'a> {
+    store: &'a Store,
+    mirror: &'a Mirror,
+    options: &'a VolumeOptions,
+    name: HalfName,
+    begun: Instant,
+}
+
+impl Resilver<'_> {
+    fn run(&self) -> Result<(), StorageError> {
+        let (directory, record) = {
+            let mut sides = self.mirror.sides.lock();
+            let own = side(&mut sides, self.name).0;
+            (own.directory.clone(), own.record.clone())
+        };
+        let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
+        let generation = prepare(&directory, &record, is_live)?;
+        let result = self.fill(&directory, generation);
+        let keep = match &result {
+            Ok(()) => Some(generation),
+            Err(_) if is_live => Some(record.generation),
+            Err(_) => None,
+        };
+        if let Err(error) = mark::remove_others(&directory, keep) {
+            warn!(%error, directory = %directory.display(), "the rest of a resilver could not be removed");
+        }
+        result
+    }
+
+    fn fill(&self, directory: &Path, generation: u64) -> Result<(), StorageError> {
+        let mark = Mark::open(directory, generation, true)?;
+        let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
+        let mut new = Half::open(self.options, &cache, (self.name, directory.to_owned(), mark), (generation, 0))?;
+        let halves = self.mirror.halves();
+        let source = halves.iter().find(|half| half.name != self.name);
+        let source = source.ok_or_else(|| StorageError::Misuse("there is no other half to copy".to_owned()))?;
+        let old = halves.iter().find(|half| half.name == self.name);
+        // The logs that are followed below must not go.
+        let _kept = KeptFiles::of(&source.db)?;
+        let number;
+        let sources: Vec<(&Arc<Half>, Snapshot<'_>)> = {
+            let order = self.mirror.order.lock();
+            number = order.number;
+            let mut level = Vec::new();
+            for half in [Some(source), old].into_iter().flatten() {
+                if half.wait_written(number, Some(Instant::now() + self.options.hang_max)) == Progress::Made {
+                    level.push((half, half.db.snapshot()));
+                }
+            }
+            level
+        };
+        if !sources.first().is_some_and(|(half, _)| Arc::ptr_eq(half, source)) {
+            return Err(StorageError::io("resilver", "the other half does not answer"));
+        }
+        for family in Family::EVERY {
+            self.copy(&sources, family, &new)?;
+        }
+        drop(sources);
+        // Each record of the copy had a number of its own once, so the copy has used no more of them.
+        let used = new.db.latest_sequence_number();
+        new.offset = number.checked_sub(used).ok_or_else(|| StorageError::corrupt("resilver", "too many records"))?;
+        for _ in 0..ROUNDS_MAX {
+            self.check()?;
+            let bytes = replay(&source.db, source.offset, &new, source.written())?;
+            self.mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if bytes < REST_BYTES_MAX {
+                break;
+            }
+        }
+        // So that the last sync, for which writes wait, has little to do.
+        new.sync()?;
+        self.join(source, new)
+    }
+
+    /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
+    fn copy(&self, sources: &[(&Arc<Half>, Snapshot<'_>)], family: Family, new: &Half) -> Result<(), StorageError> {
+        let handle = new.family(family)?;
+        let (mut from, end) = (Vec::new(), vec![u8::MAX; 64]);
+        let (mut walked, mut at) = (Walked::default(), 0);
+        let mut stuck = false;
+        let mut batch = WriteBatch::default();
+        loop {
+            let Some((half, snapshot)) = sources.get(at) else { return Ok(()) };
+            let before = walked.items;
+            let iterator = half.iterator(Some(snapshot), family, end.clone())?;
+            let broken = walk(iterator, family, &from, &mut walked, |key, value| {
+                batch.put_cf(&handle, key, value);
+                if batch.size_in_bytes() >= BATCH_BYTES {
+                    self.write(new, std::mem::take(&mut batch))?;
+                }
+                Ok(true)
+            })?;
+            let Some(error) = broken else { break };
+            if walked.items > before {
+                (stuck, from) = (false, walked.after());
+            }
+            half.damage_found.fetch_add(1, Ordering::Relaxed);
+            half.damaged.store(true, Ordering::Relaxed);
+            if stuck || sources.len() < 2 {
+                return Err(error);
+            }
+            warn!(half = %half.name, %error, "mirror half is damaged");
+            (stuck, at) = (true, 1 - at);
+        }
+        if batch.is_empty() { Ok(()) } else { self.write(new, batch) }
+    }
+
+    fn write(&self, new: &Half, batch: WriteBatch) -> Result<(), StorageError> {
+        self.check()?;
+        let bytes = batch.size_in_bytes() as u64;
+        self.mirror.copied_records.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        new.write(batch)?;
+        let copied = self.mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(copied as f64 / self.options.resilver_bytes_per_s.max(1) as f64);
+        while let Some(early) = due.checked_sub(self.begun.elapsed()).filter(|early| !early.is_zero()) {
+            self.check()?;
+            thread::sleep(early.min(Duration::from_millis(50)));
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        if self.mirror.rebuild.lock().closing { Err(StorageError::Closed) } else { self.store.check() }
+    }
+}
+
+/// The end.
+impl Resilver<'_> {
+    /// Takes the new database into the order of writes, which waits meanwhile, and reads from it where the old one was
+    /// read or the other is damaged.
+    fn join(&self, source: &Arc<Half>, new: Half) -> Result<(), StorageError> {
+        let mirror = self.mirror;
+        let mut sides = mirror.sides.lock();
+        let mut order = mirror.order.lock();
+        let there = order.halves.iter().any(|half| Arc::ptr_eq(half, source));
+        let limit = Some(Instant::now() + self.options.hang_max);
+        if !there || source.wait_written(order.number, limit) != Progress::Made {
+            return Err(StorageError::io("resilver", "the other half was lost meanwhile"));
+        }
+        replay(&source.db, source.offset, &new, order.number)?;
+        new.sync()?;
+        let new = Arc::new(new);
+        new.start()?;
+        let (own, kept) = side(&mut sides, self.name);
+        let record = HalfRecord {
+            name: self.name,
+            epoch: kept.record.epoch,
+            opened: kept.record.opened,
+            partner_current: true,
+            stale: false,
+            generation: new.generation,
+            offset: new.offset,
+            closed: None,
+            ..own.record
+        };
+        // First the new half's own, which alone says nothing: the other one still calls it stale.
+        write_record(&new, &record)?;
+        if !kept.record.partner_current {
+            let current = HalfRecord { partner_current: true, ..kept.record.clone() };
+            write_record(source, &current)?;
+            kept.record = current;
+        }
+        (own.record, own.lost) = (record, None);
+        let old = order.halves.iter().position(|half| half.name == self.name).map(|at| order.halves.remove(at));
+        order.halves.push(new.clone());
+        let reader = self.store.reader();
+        if reader.name == self.name || reader.damaged.load(Ordering::Relaxed) {
+            self.store.read_from(new);
+        }
+        drop(order);
+        if let Some(old) = old {
+            old.fail("it was made anew");
+            // Its files are removed next, and it must make no new ones.
+            old.db.cancel_all_background_work(true);
+        }
+        Ok(())
+    }
+}
+
+/// Sees that the directory is this half's or empty, and answers the number of the database to make there.
+fn prepare(directory: &Path, record: &HalfRecord, is_live: bool) -> Result<u64, StorageError> {
+    let doing = |error: std::io::Error| StorageError::io(format!("preparing {}", directory.display()), error);
+    if !directory.exists() {
+        // Not its parents: a disk that is not mounted is not made up for by a directory on another one.
+        std::fs::create_dir(directory).map_err(doing)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            crate::files::sync_directory(parent)?;
+        }
+    }
+    let found = mark::generations(directory).map_err(doing)?;
+    match HalfRecord::read(directory) {
+        Ok(Some(own)) if (own.volume, own.name) != (record.volume, record.name) => {
+            let reason = format!("{} is a half of another volume, or the other half", directory.display());
+            return Err(StorageError::Refused(reason));
+        }
+        Ok(None) if !found.is_empty() && !is_live => {
+            return Err(StorageError::Refused(format!("{} holds a volume of its own", directory.display())));
+        }
+        // One that cannot be read is replaced, as is the half.
+        Ok(_) | Err(StorageError::Corrupt { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let generation = found.last().map_or(0, |last| last + 1).max(record.generation + 1);
+    if !is_live {
+        HalfRecord { stale: true, closed: None, ..record.clone() }.write(directory)?;
+    }
+    Ok(generation)
+}
+
+/// A database whose obsolete files are kept.
+struct KeptFiles<'a> {
+    db: &'a DB,
+}
+
+impl KeptFiles<'_> {
+    fn of(db: &DB) -> Result<KeptFiles<'_>, StorageError> {
+        db.disable_file_deletions().map_err(|error| StorageError::io("keeping write-ahead logs", error))?;
+        Ok(KeptFiles { db })
+    }
+}
+
+impl Drop for KeptFiles<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.db.enable_file_deletions() {
+            warn!(%error, "obsolete files are kept until the volume is opened again");
+        }
+    }
+}
