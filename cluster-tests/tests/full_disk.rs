@@ -73,9 +73,9 @@ fn a_replica_without_room_waits_and_catches_up_while_the_others_serve() -> Resul
     for round in 0..rounds {
         let node = (round % 3) as usize;
         scenario.progress()?;
-        // Its leaders refuse mail, as they must; the shards that others lead go on.
+        // Its leaders refuse mail, as they must, and senders wait; everything else goes on.
         scenario.cluster.disks[node].fill(BELOW_FLOOR_OCTETS)?;
-        scenario.progress()?;
+        scenario.service_back()?;
         scenario.cluster.disks[node].empty()?;
         scenario.progress()?;
         ensure!(scenario.cluster.nodes[node].is_running(), "the node has ended");

@@ -138,7 +138,7 @@ impl Command {
         }
     }
 
-    /// `request` tells a repeated request from a new one, 0 where nobody asks; [`super::requests`] judges it.
+    /// `request` tells a repeated request from a new one, 0 where nobody asks.
     pub fn encode(&self, stamp: Stamp, request: u128) -> Vec<u8> {
         let record = CommandRecord {
             unix_ms: stamp.unix_ms,
