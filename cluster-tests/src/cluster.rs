@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use proto::wire::{DigestShardReply, DigestShardRequest};
 use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
@@ -39,6 +39,10 @@ pub struct ClusterOptions {
     pub proxied: bool,
     /// Gives every node a [`Disk`] of its own, whose power can be cut.
     pub own_disks: bool,
+    /// Gives every node a mirror of two disks.
+    pub mirror: bool,
+    /// Volumes of each node.
+    pub volumes: usize,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
 }
@@ -52,6 +56,8 @@ impl Default for ClusterOptions {
             shards: 8,
             proxied: false,
             own_disks: false,
+            mirror: false,
+            volumes: 1,
             log_entries_kept: None,
         }
     }
@@ -289,6 +295,21 @@ impl Cluster {
         })
     }
 
+    /// The volumes of a node as `mailring volume list` has them: a row for each disk.
+    pub fn volumes(&self, node: &str) -> Result<Vec<serde_json::Value>> {
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["volume", "list", "--json"])?)?;
+        Ok(rows.into_iter().filter(|row| row["node"] == node).collect())
+    }
+
+    /// Waits until both halves of every volume of a node hold all that was acknowledged.
+    pub fn wait_whole(&self, node: &str) -> Result<()> {
+        eventually("both halves are whole", START_MAX, || {
+            let rows = self.volumes(node)?;
+            ensure!(!rows.is_empty() && rows.iter().all(|row| row["state"] == "current"), "{rows:?}");
+            Ok(())
+        })
+    }
+
     /// Where a node's mail lies.
     pub fn disk(&self, node: usize) -> PathBuf {
         self.path().join(&self.nodes[node].name).join("disk-a")
@@ -341,10 +362,9 @@ impl Cluster {
         let seeds = reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
-            if options.own_disks {
-                let mount = self.path().join(&name).join("disk-a");
+            for (letter, mount) in self.disk_paths(&name).into_iter().flatten().filter(|_| options.own_disks) {
                 fs::create_dir_all(&mount)?;
-                self.disks.push(Disk::create(self.path().join(format!("{name}.image")), mount)?);
+                self.disks.push(Disk::create(self.path().join(format!("{name}-{letter}.image")), mount)?);
             }
             let tables = self.node_tables(&name, *grpc, reached[k], &seeds);
             let process = self.process(&name, "node", *http, &tables)?;
@@ -361,6 +381,19 @@ impl Cluster {
             self.listeners.push(listeners);
         }
         self.write_admin(&seeds)
+    }
+
+    /// Of each volume of a node, its disks.
+    fn disk_paths(&self, name: &str) -> Vec<Vec<(char, PathBuf)>> {
+        let mut letters = 'a'..='z';
+        let mut disk = || letters.next().map(|letter| (letter, self.path().join(name).join(format!("disk-{letter}"))));
+        let halves = 1 + usize::from(self.options.mirror);
+        (0..self.options.volumes).map(|_| (0..halves).filter_map(|_| disk()).collect()).collect()
+    }
+
+    /// The directories of a node's disks, its halves one after the other.
+    pub fn disk_directories(&self, node: usize) -> Vec<PathBuf> {
+        self.disk_paths(&format!("node{}", node + 1)).into_iter().flatten().map(|(_, path)| path).collect()
     }
 
     fn configure_single(&mut self) -> Result<()> {
@@ -386,12 +419,17 @@ impl Cluster {
         let ClusterOptions { shards, replicas, log_entries_kept, own_disks, .. } = self.options;
         // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
         let reserve = if own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
+        let quoted = |disks: Vec<(char, PathBuf)>| {
+            let quoted: Vec<String> = disks.iter().map(|(_, path)| format!("\"{}\"", path.display())).collect();
+            format!("{{ disks = [{}] }}", quoted.join(", "))
+        };
+        let volumes: Vec<String> = self.disk_paths(name).into_iter().map(quoted).collect();
         let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
         format!(
-            "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{{ disks = [\"{disk}\"] }}]\n\
+            "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{volumes}]\n\
              disk_reserve_octets = {reserve}\n{kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
-            disk = self.path().join(name).join("disk-a").display(),
+            volumes = volumes.join(", "),
             tls = tls_files(&self.path().join("ca"), name),
         )
     }

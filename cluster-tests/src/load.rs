@@ -41,6 +41,7 @@ pub struct Load {
     options: LoadOptions,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
+    errors: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -53,13 +54,14 @@ impl Load {
                 client.ok(&format!("CREATE {mailbox}"))?;
             }
         }
-        let (history, stop, acknowledged) =
-            (Arc::new(History::default()), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
+        let (acknowledged, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let worker = |number: usize| Worker {
             options: options.clone(),
             history: history.clone(),
             stop: stop.clone(),
             acknowledged: acknowledged.clone(),
+            errors: errors.clone(),
             random: Random::new(options.seed, number as u64),
             number,
             sent: 0,
@@ -76,12 +78,22 @@ impl Load {
             let mut worker = worker(number);
             workers.push(std::thread::spawn(move || worker.read()));
         }
-        Ok(Load { history, options, stop, acknowledged, workers })
+        Ok(Load { history, options, stop, acknowledged, errors, workers })
     }
 
     /// Changes acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// What a client met that was not what it had asked for: refusals, lost sessions, failed attempts.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Those that came of what a test did itself.
+    pub fn forget_errors(&self) {
+        self.errors.store(0, Ordering::Relaxed);
     }
 
     /// Ends the load, each worker after what it has under way; an error is a worker's that could not go on.
@@ -132,6 +144,7 @@ struct Worker {
     history: Arc<History>,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
+    errors: Arc<AtomicU64>,
     random: Random,
     number: usize,
     sent: u64,
@@ -195,6 +208,8 @@ impl Worker {
     fn record(&self, began: u64, change: Change, outcome: Outcome) {
         if outcome == Outcome::Ok {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.errors.fetch_add(1, Ordering::Relaxed);
         }
         self.history.record(began, change, outcome);
     }
@@ -220,6 +235,7 @@ impl Worker {
                 Ok(_) => {}
                 Err(_) => self.smtp = None,
             }
+            self.errors.fetch_add(1, Ordering::Relaxed);
             if self.stop.load(Ordering::Relaxed) {
                 self.record(began, change, Outcome::Unknown);
                 return Ok(());
@@ -251,6 +267,7 @@ impl Worker {
 
     fn lose(&mut self, account: &str) {
         self.sessions.remove(account);
+        self.errors.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(AGAIN_AFTER);
     }
 

@@ -4,11 +4,13 @@ use async_trait::async_trait;
 use directory::{Command, DirectoryError, NewAccount, PasswordHash};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
+use proto::wire::change_volume_request::Change;
 use proto::wire::{
-    AccountResult, AdminReply, AdminRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    AccountResult, AdminReply, AdminRequest, ChangeVolumeRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStatusReply, RegisterNodeRequest,
 };
 use proto::{DirectoryStore, ItemStream};
+use storage::HalfName;
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
@@ -147,9 +149,11 @@ impl DirectoryStore for Node {
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
         let identity = Some(self.identify().await?);
         let groups = self.groups().clone();
-        let statistics = groups.volume.statistics();
+        let statistics = groups.volumes.statistics();
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
+        let volumes = groups.volumes.list().iter();
+        let volumes = volumes.map(|volume| volume.status(groups.replicas_on(volume) as u32)).collect();
         // Totals are counted once after a start, from the disk.
         let statuses = blocking(move || {
             let mut statuses = vec![all.directory.status()];
@@ -172,9 +176,27 @@ impl DirectoryStore for Node {
             directory_revision,
             synced_writes: statistics.synced_writes,
             appended_entries: statistics.appended_entries,
-            disk_free_octets: groups.space.free_octets(),
-            disk_full: groups.space.is_full(),
+            disk_free_octets: groups.free_octets(),
+            disk_full: groups.is_full(),
+            volumes,
         })
+    }
+
+    async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()> {
+        let half = match request.half.as_str() {
+            "" => None,
+            "a" => Some(HalfName::A),
+            "b" => Some(HalfName::B),
+            other => return Err(MailError::Invalid(format!("no half {}: a or b", other.escape_debug()))),
+        };
+        let volume = self.groups().volumes.numbered(request.volume)?;
+        let (node, cluster) = (self.id(), self.settings().cluster.id.clone());
+        let change = request.change();
+        blocking(move || match change {
+            Change::Replace => volume.replace(half, node, &cluster),
+            Change::Resilver => volume.resilver(half),
+        })
+        .await
     }
 
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply> {

@@ -1,25 +1,26 @@
 //! The Raft groups of this node, by number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-use storage::{GroupId, StorageError, Volume};
+use parking_lot::{Mutex, RwLock};
+use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
 use crate::raft::{Peers, Raft, RaftGroups};
 use crate::shard::Shard;
-use crate::space::Space;
+use crate::volumes::{NodeVolume, Volumes};
 
 pub struct Groups {
     pub own: NodeId,
     pub peers: Arc<Peers>,
     context: GroupContext,
-    pub volume: Volume,
-    pub space: Space,
+    pub volumes: Volumes,
+    /// On which volume each replica is, or was before that was lost: as recorded in the first one.
+    homes: Mutex<BTreeMap<GroupId, u64>>,
     pub directory_state: Arc<DirectoryState>,
     pub directory: Group,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
@@ -27,39 +28,116 @@ pub struct Groups {
 
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
-    pub async fn start(volume: Volume, space: Space, context: GroupContext) -> io::Result<Arc<Groups>> {
-        let opened = volume.clone();
+    pub async fn start(volumes: Volumes, context: GroupContext) -> io::Result<Arc<Groups>> {
+        let first = volumes.first().map_err(io::Error::other)?;
         let opening = tokio::task::spawn_blocking(move || {
-            let storage = opened.group(GroupId::DIRECTORY)?;
+            let storage = first.group(GroupId::DIRECTORY)?;
             let directory_state = DirectoryState::open(storage.clone())?;
-            Ok::<_, StorageError>((storage, directory_state, opened.groups()?))
+            Ok::<_, StorageError>((storage, directory_state, first.homes()?))
         });
-        let (storage, directory_state, on_disk) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let (storage, directory_state, homes) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
         let directory = Group::start(storage, applier, &context).await?;
         let (own, peers) = (context.own, context.peers.clone());
-        let groups =
-            Groups { own, peers, context, volume, space, directory_state, directory, shards: RwLock::default() };
-        let groups = Arc::new(groups);
-        for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
-            groups.start_shard(ShardId(group.0)).await?;
+        let (homes, shards) = (Mutex::new(homes), RwLock::default());
+        let groups = Arc::new(Groups { own, peers, context, volumes, homes, directory_state, directory, shards });
+        for volume in groups.volumes.list() {
+            groups.start_all_on(volume).await?;
         }
         Ok(groups)
     }
 
-    /// Starts this node's replica of a shard unless it runs. One caller at a time: the reconciler.
-    pub async fn start_shard(&self, id: ShardId) -> io::Result<Arc<Shard>> {
-        if let Some(shard) = self.shards.read().get(&id) {
-            return Ok(shard.clone());
+    /// Starts the replicas that are on a volume. One whose home is another volume by now is a leftover: it goes.
+    async fn start_all_on(&self, volume: &Arc<NodeVolume>) -> io::Result<()> {
+        let (Some(id), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(()) };
+        let listing = opened.clone();
+        let on_disk = blocking(move || listing.groups()).await?;
+        for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
+            let home = self.homes.lock().get(&group).copied();
+            match home {
+                Some(home) if home != id => {
+                    tracing::warn!(
+                        shard = group.0,
+                        volume = volume.number,
+                        "replica that was made anew elsewhere dropped"
+                    );
+                    let opened = opened.clone();
+                    blocking(move || opened.drop_group(group)).await?;
+                    continue;
+                }
+                Some(_) => {}
+                None => self.settle(group, id).await?,
+            }
+            self.start_on(ShardId(group.0), volume).await?;
         }
-        let volume = self.volume.clone();
+        Ok(())
+    }
+
+    /// Starts this node's replica of a shard unless it runs; `None` where its volume is lost. One caller at a time: the
+    /// reconciler.
+    pub async fn start_shard(&self, id: ShardId) -> io::Result<Option<Arc<Shard>>> {
+        if let Some(shard) = self.shards.read().get(&id) {
+            return Ok(Some(shard.clone()));
+        }
+        let home = self.homes.lock().get(&GroupId(id.0)).copied();
+        let volume = match home {
+            Some(home) => self.volumes.with_id(home),
+            None => {
+                let volume = self.volumes.roomiest(|volume| self.replicas_on(volume));
+                if let Some(home) = volume.as_ref().and_then(|volume| volume.id()) {
+                    self.settle(GroupId(id.0), home).await?;
+                }
+                volume
+            }
+        };
+        let Some(volume) = volume else { return Ok(None) };
+        self.start_on(id, &volume).await.map(Some)
+    }
+
+    async fn start_on(&self, id: ShardId, volume: &Arc<NodeVolume>) -> io::Result<Arc<Shard>> {
+        let opened = volume.volume().ok_or_else(|| io::Error::other("the volume is down"))?;
         // A new group's space is synced to disk.
-        let storage =
-            tokio::task::spawn_blocking(move || volume.group(GroupId(id.0))).await.map_err(io::Error::other)?;
-        let storage = storage.map_err(io::Error::other)?;
-        let shard = Shard::start(id, storage, &self.context).await?;
+        let storage = blocking(move || opened.group(GroupId(id.0))).await?;
+        let shard = Shard::start(id, storage, volume.clone(), &self.context).await?;
         self.shards.write().insert(id, shard.clone());
         Ok(shard)
+    }
+
+    async fn settle(&self, group: GroupId, home: u64) -> io::Result<()> {
+        let first = self.volumes.first().map_err(io::Error::other)?;
+        blocking(move || first.set_home(group, home)).await?;
+        self.homes.lock().insert(group, home);
+        Ok(())
+    }
+
+    pub fn replicas_on(&self, volume: &NodeVolume) -> u64 {
+        self.shards.read().values().filter(|shard| shard.volume.number == volume.number).count() as u64
+    }
+
+    /// Stops the replicas of a volume whose disks have failed: the node goes on without them.
+    pub async fn give_up_volume(&self, volume: &NodeVolume, reason: &str) {
+        let opened = volume.give_up(reason);
+        let lost: Vec<Arc<Shard>> = {
+            let mut shards = self.shards.write();
+            let ids: Vec<ShardId> =
+                shards.values().filter(|shard| shard.volume.number == volume.number).map(|shard| shard.id).collect();
+            ids.iter().filter_map(|id| shards.remove(id)).collect()
+        };
+        for shard in lost {
+            drop(shard.group.raft.shutdown().await);
+        }
+        drop(tokio::task::spawn_blocking(move || drop(opened)).await);
+    }
+
+    /// Whether a volume that is open has too little room for new mail.
+    pub fn is_full(&self) -> bool {
+        self.volumes.list().iter().any(|volume| volume.id().is_some() && volume.space.is_full())
+    }
+
+    /// On the open volume that has least.
+    pub fn free_octets(&self) -> u64 {
+        let open = self.volumes.list().iter().filter(|volume| volume.id().is_some());
+        open.map(|volume| volume.space.free_octets()).min().unwrap_or(0)
     }
 
     /// This node's replica of a shard, whether it leads or not.
@@ -86,8 +164,11 @@ impl RaftGroups for Groups {
         self.own.0
     }
 
-    fn takes_entries(&self) -> bool {
-        self.space.takes_entries()
+    fn takes_entries(&self, group: GroupId) -> bool {
+        if group == GroupId::DIRECTORY {
+            return self.volumes.list().first().is_none_or(|volume| volume.space.takes_entries());
+        }
+        self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.volume.space.takes_entries())
     }
 
     fn raft(&self, group: GroupId) -> Option<Raft> {
@@ -103,4 +184,8 @@ impl RaftGroups for Groups {
         }
         self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.storage.clone())
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StorageError> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
 }

@@ -12,17 +12,16 @@ mod reconcile;
 mod settings;
 mod shard;
 mod space;
+mod volumes;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use proto::wire::directory_server::DirectoryServer;
 use proto::wire::mail_server::MailServer;
 use proto::wire::raft_server::RaftServer;
 use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers};
-use storage::{Identity, Volume, VolumeOptions};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -32,7 +31,7 @@ use crate::group::GroupContext;
 use crate::groups::Groups;
 use crate::mail::Bounds;
 use crate::raft::{Peers, RaftService};
-use crate::space::Space;
+use crate::volumes::Volumes;
 
 pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
 
@@ -58,7 +57,6 @@ pub struct Node {
 
 struct Inner {
     settings: NodeSettings,
-    identity: Identity,
     groups: Arc<Groups>,
     bounds: Bounds,
     started: Instant,
@@ -72,22 +70,19 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Node> {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
-        let disk = settings.volumes.first().and_then(|volume| volume.disks.first()).context("no disk")?.clone();
-        let disks = vec![disk.clone()];
-        let cluster_id = settings.cluster.id.clone();
-        let opening = tokio::task::spawn_blocking(move || open_disk(&disk, &cluster_id));
-        let (identity, volume) = opening.await.context("open the disk")??;
+        let of_volumes = settings.clone();
+        let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
+        let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
+        let own = volumes.node;
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
-        let peers = Peers::new(identity.node_id.0, tls.client.clone());
-        let context = GroupContext { own: identity.node_id, peers, log_entries_kept: settings.log_entries_kept };
-        let space = Space::new(disks, settings.disk_reserve_octets).context("room on the disk")?;
-        let groups = Groups::start(volume, space, context).await.context("start the groups on disk")?;
+        let peers = Peers::new(own.0, tls.client.clone());
+        let context = GroupContext { own, peers, log_entries_kept: settings.log_entries_kept };
+        let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
             bounds: Bounds::default(),
             settings,
-            identity,
             groups,
             started: Instant::now(),
             stop,
@@ -102,7 +97,7 @@ impl Node {
     }
 
     pub fn id(&self) -> NodeId {
-        self.inner.identity.node_id
+        self.inner.groups.own
     }
 
     /// Knows the directory, and every shard that it should hold is running.
@@ -122,8 +117,8 @@ impl Node {
             drop(tokio::time::timeout(DRAIN_MAX, task).await);
         }
         self.inner.groups.stop().await;
-        let volume = self.inner.groups.volume.clone();
-        drop(tokio::task::spawn_blocking(move || volume.close()).await);
+        let groups = self.inner.groups.clone();
+        drop(tokio::task::spawn_blocking(move || groups.volumes.close()).await);
     }
 
     fn groups(&self) -> &Arc<Groups> {
@@ -137,31 +132,6 @@ impl Node {
     fn bounds(&self) -> &Bounds {
         &self.inner.bounds
     }
-}
-
-fn open_disk(disk: &Path, cluster_id: &str) -> Result<(Identity, Volume)> {
-    std::fs::create_dir_all(disk).with_context(|| format!("create {}", disk.display()))?;
-    let fresh = random_id().context("a node id")?;
-    let mut identity =
-        Identity::load_or_create(disk, || fresh).with_context(|| format!("identity in {}", disk.display()))?;
-    // Bound once its volume is there: from then on an empty volume under this identity is a loss, and refused.
-    let is_new = identity.cluster_id.is_none();
-    if !is_new {
-        identity.bind_cluster(disk, cluster_id).with_context(|| format!("identity in {}", disk.display()))?;
-    }
-    let options = VolumeOptions { create: is_new, ..VolumeOptions::new(disk.join("db")) };
-    let volume = Volume::open(options).with_context(|| format!("open the volume in {}", disk.display()))?;
-    identity.bind_cluster(disk, cluster_id).with_context(|| format!("identity in {}", disk.display()))?;
-    Ok((identity, volume))
-}
-
-/// Never 0, which means "none" on the wire.
-fn random_id() -> Result<NodeId> {
-    let id = getrandom::u64().map_err(|e| anyhow!("{e}"))?;
-    if id == 0 {
-        bail!("the random source gave 0");
-    }
-    Ok(NodeId(id))
 }
 
 async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: watch::Receiver<bool>) {

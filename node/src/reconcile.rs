@@ -37,11 +37,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut steady: HashMap<ShardId, u32> = HashMap::new();
     let mut round: u64 = 0;
     loop {
-        if let Err(error) = node.groups().volume.check() {
-            // What the disk holds is unknown: nothing more may be promised, and others take over.
-            tracing::error!(%error, "volume failed, process ends");
-            std::process::exit(EXIT_VOLUME_FAILED);
-        }
+        check_volumes(&node).await;
         measure_space(&node).await;
         learn_addresses(&node);
         if let Err(error) = start_replicas(&node).await {
@@ -67,9 +63,26 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     }
 }
 
+/// What a disk holds that has failed is unknown: nothing more may be promised, and others take over.
+async fn check_volumes(node: &Node) {
+    for volume in node.groups().volumes.list() {
+        let Some(Err(error)) = volume.volume().map(|opened| opened.check()) else { continue };
+        if volume.number == 1 {
+            tracing::error!(%error, "volume failed, process ends");
+            std::process::exit(EXIT_VOLUME_FAILED);
+        }
+        tracing::error!(volume = volume.number, %error, "volume failed, its replicas are gone");
+        node.groups().give_up_volume(volume, &error.to_string()).await;
+    }
+}
+
 async fn measure_space(node: &Node) {
     let groups = node.groups().clone();
-    let measured = tokio::task::spawn_blocking(move || groups.space.measure()).await;
+    let measured = tokio::task::spawn_blocking(move || {
+        let mut open = groups.volumes.list().iter().filter(|volume| volume.id().is_some());
+        open.try_for_each(|volume| volume.space.measure())
+    })
+    .await;
     if let Err(error) = measured.map_err(std::io::Error::other).flatten() {
         tracing::error!(%error, "room on the disk cannot be told");
     }
@@ -89,7 +102,7 @@ async fn start_replicas(node: &Node) -> std::io::Result<()> {
         directory.placements_on(node.id()).map(|p| (p.shard, p.wanted.clone(), p.initialised)).collect()
     };
     for (id, replicas, initialised) in wanted {
-        let shard = node.groups().start_shard(id).await?;
+        let Some(shard) = node.groups().start_shard(id).await? else { continue };
         if initialised || replicas.first() != Some(&node.id()) {
             continue;
         }

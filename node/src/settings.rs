@@ -9,6 +9,8 @@ use serde::Deserialize;
 const REPLICAS_MAX: u32 = 5;
 use directory::limits::NODE_WEIGHT_MAX as WEIGHT_MAX;
 const SHARDS_MAX: u32 = 4_096;
+/// Each has a cache and threads of its own.
+const VOLUMES_MAX: usize = 16;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +26,11 @@ pub struct NodeSettings {
     /// Share of the cluster's load relative to other nodes' weights: 1 to 64.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// The first also holds the node's replica of the directory.
     pub volumes: Vec<VolumeSettings>,
+    /// What a resilver copies at most.
+    #[serde(default = "default_resilver_octets_per_s")]
+    pub resilver_octets_per_s: u64,
     /// Log entries of a shard that are kept for replicas that were away; a replica away for longer gets a snapshot.
     #[serde(default = "default_log_entries_kept")]
     pub log_entries_kept: u64,
@@ -38,7 +44,7 @@ pub struct NodeSettings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeSettings {
-    /// One directory; two on separate disks once mirrors are supported.
+    /// One directory; or two on separate disks, that hold the same.
     pub disks: Vec<PathBuf>,
 }
 
@@ -71,6 +77,11 @@ fn default_disk_reserve_octets() -> u64 {
     1024 * 1024 * 1024
 }
 
+/// Half of what one spinning disk writes in sequence.
+fn default_resilver_octets_per_s() -> u64 {
+    64 * 1024 * 1024
+}
+
 fn default_log_entries_kept() -> u64 {
     20_000
 }
@@ -94,13 +105,7 @@ impl NodeSettings {
         if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(name_ok) {
             return Err(format!("name {:?}: 1 to 63 of a-z, 0-9 and - are allowed", self.name));
         }
-        match self.volumes.as_slice() {
-            [volume] if volume.disks.len() == 1 => {}
-            [volume] if volume.disks.len() == 2 => {
-                return Err("volumes: a mirror of two disks is not supported by this version; name one disk".to_owned());
-            }
-            _ => return Err("volumes: exactly one volume of one disk is supported by this version".to_owned()),
-        }
+        self.validate_volumes()?;
         self.cluster_id()?;
         if self.cluster.nodes.is_empty() {
             return Err("cluster.nodes: at least one address is needed".to_owned());
@@ -113,6 +118,24 @@ impl NodeSettings {
         }
         if !(1..=WEIGHT_MAX).contains(&self.weight) {
             return Err(format!("weight: 1 to {WEIGHT_MAX}"));
+        }
+        Ok(())
+    }
+
+    fn validate_volumes(&self) -> Result<(), String> {
+        if !(1..=VOLUMES_MAX).contains(&self.volumes.len()) {
+            return Err(format!("volumes: 1 to {VOLUMES_MAX}"));
+        }
+        if let Some(volume) = self.volumes.iter().find(|volume| !(1..=2).contains(&volume.disks.len())) {
+            return Err(format!("volumes: one disk, or two for a mirror, not {}", volume.disks.len()));
+        }
+        let mut disks: Vec<_> = self.volumes.iter().flat_map(|volume| &volume.disks).collect();
+        disks.sort();
+        if let Some(pair) = disks.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("volumes: {} is named twice", pair[0].display()));
+        }
+        if self.resilver_octets_per_s == 0 {
+            return Err("resilver_octets_per_s: at least 1".to_owned());
         }
         Ok(())
     }

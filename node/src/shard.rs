@@ -15,6 +15,7 @@ use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
 use crate::raft::{Applier, Marker, Proposal, Reply};
+use crate::volumes::NodeVolume;
 
 /// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
 /// and 64 KiB of memory in each shard that is watched.
@@ -26,17 +27,24 @@ const RECENT_MARKS_MAX: usize = 100_000;
 pub struct Shard {
     pub id: ShardId,
     pub group: Group,
+    /// Where its replica is.
+    pub volume: Arc<NodeVolume>,
     events: Arc<Events>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
     recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
 }
 
 impl Shard {
-    pub async fn start(id: ShardId, storage: storage::Group, context: &GroupContext) -> io::Result<Arc<Shard>> {
+    pub async fn start(
+        id: ShardId,
+        storage: storage::Group,
+        volume: Arc<NodeVolume>,
+        context: &GroupContext,
+    ) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
         let applier = Arc::new(ShardApplier { state: storage.shard(), events: events.clone() });
         let group = Group::start(storage, applier, context).await?;
-        Ok(Arc::new(Shard { id, group, events, maildrops: Arc::default(), recent: Mutex::default() }))
+        Ok(Arc::new(Shard { id, group, volume, events, maildrops: Arc::default(), recent: Mutex::default() }))
     }
 
     pub fn state(&self) -> ShardState {

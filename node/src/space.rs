@@ -1,4 +1,4 @@
-//! How much room the node's disks have, and what follows when it gets short. Below the reserve new mail is refused, while
+//! How much room a volume's disks have, and what follows when it gets short. Below the reserve new mail is refused, while
 //! reads, flags and expunges go on. Below the floor a replica takes no more log entries, so that its database never
 //! meets a full disk; it catches up when there is room again.
 
@@ -14,27 +14,42 @@ const FLOOR_DIVISOR: u64 = 4;
 pub struct Space {
     disks: Vec<PathBuf>,
     reserve_octets: u64,
-    /// On the disk that has least, as last measured.
+    /// On the disk that has least, as last measured; 0 before that.
     free_octets: AtomicU64,
     /// Of mail that was admitted since then.
     admitted_octets: AtomicU64,
 }
 
 impl Space {
-    pub fn new(disks: Vec<PathBuf>, reserve_octets: u64) -> io::Result<Space> {
-        let (free_octets, admitted_octets) = (AtomicU64::new(0), AtomicU64::new(0));
-        let space = Space { disks, reserve_octets, free_octets, admitted_octets };
-        space.measure()?;
-        Ok(space)
+    /// Has looked, where a disk answers.
+    pub fn new(disks: Vec<PathBuf>, reserve_octets: u64) -> Space {
+        let space = Space {
+            disks,
+            reserve_octets,
+            free_octets: AtomicU64::new(reserve_octets),
+            admitted_octets: AtomicU64::new(0),
+        };
+        if let Err(error) = space.measure() {
+            tracing::warn!(%error, "room on a disk cannot be told");
+        }
+        space
     }
 
-    /// Looks anew. Asks the file system: to be called off the async threads.
+    /// Looks anew. Asks the file system: to be called off the async threads. A disk that does not answer is the
+    /// mirror's to drop, and counts only where it is the last.
     pub fn measure(&self) -> io::Result<()> {
-        let mut least = u64::MAX;
+        let mut least = Err(io::Error::other("no disk"));
         for disk in &self.disks {
-            let found = rustix::fs::statvfs(disk)?;
-            least = least.min(found.f_bavail.saturating_mul(found.f_frsize));
+            least = match (rustix::fs::statvfs(disk), least) {
+                (Ok(found), before) => {
+                    let free = found.f_bavail.saturating_mul(found.f_frsize);
+                    Ok(before.map_or(free, |least: u64| least.min(free)))
+                }
+                (Err(_), Ok(least)) => Ok(least),
+                (Err(error), Err(_)) => Err(error.into()),
+            };
         }
+        let least = least?;
         self.admitted_octets.store(0, Ordering::Relaxed);
         let before = self.free_octets.swap(least, Ordering::Relaxed);
         match (before < self.reserve_octets, least < self.reserve_octets) {
@@ -79,7 +94,7 @@ mod tests {
     #[test]
     fn mail_is_refused_below_the_reserve_and_entries_below_the_floor() {
         let directory = tempfile::tempdir().unwrap();
-        let space = Space::new(vec![directory.path().to_owned()], 1_000).unwrap();
+        let space = Space::new(vec![directory.path().to_owned(), directory.path().join("gone")], 1_000);
         space.free_octets.store(1_500, Ordering::Relaxed);
         assert_eq!(space.admit(400), Ok(()));
         // What was admitted counts until the next look.

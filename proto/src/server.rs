@@ -19,10 +19,10 @@ use crate::wire::deliver_part::Part as DeliverPiece;
 use crate::wire::directory_server::Directory;
 use crate::wire::mail_server::Mail;
 use crate::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, ChangesReply, ChangesRequest, CopyReply,
-    CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply,
-    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
-    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, ChangeVolumeRequest, ChangesReply,
+    ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply,
+    DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest,
+    FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
     NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply,
     SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
@@ -266,6 +266,10 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
     async fn node_status(&self, request: Request<NodeStatusRequest>) -> Result<Response<NodeStatusReply>, Status> {
         allow(&request, ANYBODY)?;
         self.store.node_status().await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn change_volume(&self, request: Request<ChangeVolumeRequest>) -> Result<Response<Done>, Status> {
+        unary!(self, &[PeerRole::Admin], request, change_volume -> done)
     }
 
     async fn digest_shard(&self, request: Request<DigestShardRequest>) -> Result<Response<DigestShardReply>, Status> {

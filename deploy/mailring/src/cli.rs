@@ -14,6 +14,7 @@ Look:
   status                                   health at a glance
   node     list                            the nodes, and whether they answer
   shard    list|show                       the shards, their leaders and replicas
+  volume   list|replace|resilver           the nodes' disks, and lost halves of mirrors made anew
 
 Administer, with the admin's TOML file in --config:
   domain   add|list|show|remove            the domains whose mail is delivered here
@@ -75,6 +76,12 @@ pub enum Command {
         #[command(subcommand)]
         verb: ShardVerb,
     },
+    /// The nodes' volumes: disks, or mirrored pairs of disks
+    #[command(arg_required_else_help = true)]
+    Volume {
+        #[command(subcommand)]
+        verb: VolumeVerb,
+    },
     /// The cluster's own certificate authority, in a directory of files
     #[command(arg_required_else_help = true)]
     Ca {
@@ -115,6 +122,50 @@ pub enum ShardVerb {
         #[command(flatten)]
         output: OutputArgs,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum VolumeVerb {
+    /// Every disk of every node, and how it is
+    List(OutputArgs),
+    /// Take an empty directory in the place of a lost disk, and fill it from the other half while mail flows
+    ///
+    /// For a volume without a mirror: make it anew, empty; its replicas come back from the other nodes.
+    Replace(HalfArgs),
+    /// Make a half that is not in use anew from the other one, whatever its disk holds
+    Resilver(HalfArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct HalfArgs {
+    /// The node's name
+    pub node: String,
+    /// The volume's place in the node's settings, from 1
+    #[arg(default_value_t = 1)]
+    pub volume: u32,
+    /// The half; the one that is not in use unless given
+    #[arg(long)]
+    pub half: Option<HalfLetter>,
+    /// Wait until the volume is whole again, and tell how far it is
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum HalfLetter {
+    A,
+    B,
+}
+
+impl std::fmt::Display for HalfLetter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            HalfLetter::A => "a",
+            HalfLetter::B => "b",
+        })
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -320,7 +371,7 @@ mod tests {
             assert!(verbs.iter().all(listed), "{}: {verbs:?} against {lines:?}", noun.get_name());
             verbs_listed += usize::from(!verbs.is_empty());
         }
-        assert_eq!(verbs_listed, 6);
+        assert_eq!(verbs_listed, 7);
     }
 
     #[test]
@@ -336,7 +387,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 20);
+        assert_eq!(checked, 23);
     }
 
     #[test]

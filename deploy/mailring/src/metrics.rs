@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use proto::DirectoryStore;
-use proto::wire::{GroupStatus, NodeStatusReply};
+use proto::wire::{GroupStatus, NodeStatusReply, VolumeStatus};
 
 use crate::roles::Running;
 
@@ -19,6 +19,12 @@ const END: &str = "# EOF\n";
 struct GroupLabels {
     /// `directory`, or a shard's number.
     group: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct VolumeLabels {
+    /// Its place in the node's settings, from 1.
+    volume: u32,
 }
 
 pub async fn text(running: &Running) -> Result<String> {
@@ -43,6 +49,8 @@ fn push(whole: &mut String, part: &str) {
 
 /// One figure of a group.
 type Figure = fn(&GroupStatus) -> u64;
+
+type VolumeFigure = fn(&VolumeStatus) -> u64;
 
 /// A node's figures. Built anew for each scrape: the groups come and go, and nothing needs to be kept.
 fn node_text(status: &NodeStatusReply) -> Result<String> {
@@ -75,6 +83,26 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
             family.get_or_create(&GroupLabels { group: label }).set(clamp(value(group)));
         }
     }
+    let families: [(&str, &str, VolumeFigure); 9] = [
+        ("volume_down", "1 where the volume is not open", |volume| u64::from(!volume.down_because.is_empty())),
+        ("volume_full", "1 where the volume takes no new mail", |volume| u64::from(volume.full)),
+        ("volume_free_octets", "Room on its fullest disk", |volume| volume.free_octets),
+        ("volume_replicas", "Replicas of shards", |volume| u64::from(volume.replicas)),
+        ("volume_halves_current", "Halves of a mirror that hold all that was acknowledged", |volume| {
+            volume.halves.iter().filter(|half| half.state == "current").count() as u64
+        }),
+        ("volume_halves_dropped", "Halves that were dropped since the start", |volume| volume.halves_dropped),
+        ("volume_reads_elsewhere", "Reads that the other half answered", |volume| volume.reads_elsewhere),
+        ("volume_resilvers", "Halves that were made anew since the start", |volume| volume.resilvers),
+        ("volume_synced_writes", "Synced writes since the start", |volume| volume.synced_writes),
+    ];
+    for (name, help, value) in families {
+        let family = Family::<VolumeLabels, Gauge>::default();
+        registry.register(name, help, family.clone());
+        for volume in &status.volumes {
+            family.get_or_create(&VolumeLabels { volume: volume.number }).set(clamp(value(volume)));
+        }
+    }
     let mut out = String::new();
     text::encode(&mut out, &registry).context("write metrics")?;
     Ok(out)
@@ -86,7 +114,7 @@ fn clamp(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::{GroupStatus, Identity, NodeStatusReply};
+    use proto::wire::{GroupStatus, Identity, NodeStatusReply, VolumeStatus};
 
     use super::{DIRECTORY, END, node_text, push};
 
@@ -103,6 +131,7 @@ mod tests {
             identity: Some(Identity { name: "secret-name".to_owned(), ..Default::default() }),
             groups: vec![group(DIRECTORY, "leader"), group(5, "follower")],
             uptime_s: 9,
+            volumes: vec![VolumeStatus { number: 1, free_octets: 77, ..Default::default() }],
             ..Default::default()
         };
         let text = node_text(&status).unwrap();
@@ -111,6 +140,8 @@ mod tests {
             "mailring_node_group_leads{group=\"directory\"} 1",
             "mailring_node_group_leads{group=\"5\"} 0",
             "mailring_node_shard_messages{group=\"5\"} 7",
+            "mailring_node_volume_free_octets{volume=\"1\"} 77",
+            "mailring_node_volume_down{volume=\"1\"} 0",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");
         }

@@ -190,8 +190,10 @@ mod tests {
         assert!(error("pid_file", "pidfile").contains("pidfile"));
         assert!(error("name = \"node1\"\n", "").contains("name"));
         assert!(error("[log]", "[log").contains("expected"), "{}", error("[log]", "[log"));
-        let two_disks = error("[\"/d\"]", "[\"/d\", \"/e\"]");
-        assert!(two_disks.starts_with("node.volumes"), "{two_disks}");
+        let three_disks = error("[\"/d\"]", "[\"/d\", \"/e\", \"/f\"]");
+        assert!(three_disks.contains("volumes: one disk, or two"), "{three_disks}");
+        let same_disk = error("[\"/d\"]", "[\"/d\", \"/d\"]");
+        assert!(same_disk.contains("/d is named twice"), "{same_disk}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Node {
                 shard.propose(&Command::Settle { fingerprints: settle }, None).await?;
             }
         } else {
-            self.groups().space.admit(body.octets())?;
+            shard.volume.space.admit(body.octets())?;
             let bytes = whole(&body).await?;
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
@@ -112,7 +112,7 @@ impl Node {
             return Err(MailError::NoSuchMailbox);
         }
         let flags = flags_from_wire(request.flags.as_ref())?;
-        self.groups().space.admit(body.octets())?;
+        shard.volume.space.admit(body.octets())?;
         let bytes = whole(&body).await?;
         let digest = self.digest(&bytes).await?;
         let date = date(request.date);

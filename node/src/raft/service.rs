@@ -36,7 +36,7 @@ const SNAPSHOTS_MAX: usize = 2;
 pub trait RaftGroups: Send + Sync + 'static {
     fn own_id(&self) -> u64;
     /// False: the disk is full, and what a leader sends is refused until there is room.
-    fn takes_entries(&self) -> bool;
+    fn takes_entries(&self, group: GroupId) -> bool;
     fn raft(&self, group: GroupId) -> Option<Raft>;
     fn storage(&self, group: GroupId) -> Option<storage::Group>;
 }
@@ -104,7 +104,7 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
         let (Some(raft), Some(storage)) = (self.groups.raft(group), self.groups.storage(group)) else {
             return Err(Status::failed_precondition("no such group on this node"));
         };
-        if !self.groups.takes_entries() {
+        if !self.groups.takes_entries(group) {
             return Err(Status::resource_exhausted("the disk is full"));
         }
         let (vote, meta) = snapshot_meta(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -143,9 +143,10 @@ async fn answer(groups: &impl RaftGroups, call: RaftCall) -> io::Result<Reply> {
     if call.to != groups.own_id() {
         return Err(io::Error::other("this is another node"));
     }
-    let raft = groups.raft(GroupId(call.group)).ok_or_else(|| io::Error::other("no such group on this node"))?;
+    let group = GroupId(call.group);
+    let raft = groups.raft(group).ok_or_else(|| io::Error::other("no such group on this node"))?;
     match call.request {
-        Some(WireRequest::Append(call)) if !call.entries.is_empty() && !groups.takes_entries() => {
+        Some(WireRequest::Append(call)) if !call.entries.is_empty() && !groups.takes_entries(group) => {
             Err(io::Error::other("the disk is full"))
         }
         Some(WireRequest::Append(call)) => append(&raft, call).await.map(Reply::Append),

@@ -110,6 +110,13 @@ impl Half {
         self.db.latest_sequence_number() + self.offset
     }
 
+    /// About how many records there are; 0 where the database cannot tell.
+    pub(crate) fn records_estimated(&self, family: Family) -> u64 {
+        let Ok(handle) = self.family(family) else { return 0 };
+        let found = self.db.property_int_value_cf(&handle, "rocksdb.estimate-num-keys");
+        found.ok().flatten().unwrap_or(0)
+    }
+
     pub(crate) fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StorageError> {
         self.db.cf_handle(family.name()).ok_or_else(|| StorageError::corrupt(family.name(), "no such column family"))
     }

@@ -27,7 +27,8 @@ pub enum HalfState {
     /// It is not written, and never read; and why.
     Stale { reason: String },
     /// It is made anew from the other half.
-    Resilvering { copied_bytes: u64, copied_records: u64 },
+    /// `records`: about how many there are to copy; 0 while that is not known.
+    Resilvering { copied_bytes: u64, copied_records: u64, records: u64 },
 }
 
 impl Store {
@@ -49,6 +50,7 @@ impl Mirror {
                     _ if resilvering == Some(side.record.name) => HalfState::Resilvering {
                         copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
                         copied_records: self.copied_records.load(Ordering::Relaxed),
+                        records: self.records.load(Ordering::Relaxed),
                     },
                     (Some(half), _) if half.damaged.load(Ordering::Relaxed) => HalfState::Damaged,
                     (Some(_), None) => HalfState::Current,

@@ -7,12 +7,13 @@ use types::NodeId;
 
 use crate::error::StorageError;
 use crate::files;
+use crate::half_record::HalfRecord;
 use crate::mark;
 
 const NAME: &str = "IDENTITY";
 /// The newest format that this program writes and reads.
 pub const FORMAT: u32 = 1;
-/// The file has four short lines; more is not ours.
+/// The file has five short lines; more is not ours.
 const FILE_BYTES_MAX: u64 = 4096;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,54 +22,62 @@ pub struct Identity {
     pub node_id: NodeId,
     /// Unknown until the node has made or joined a cluster.
     pub cluster_id: Option<String>,
+    /// Which of the node's volumes the disk belongs to: common to the halves of a mirror, and to nothing else.
+    pub volume: u64,
     pub format: u32,
 }
 
 impl Identity {
-    /// Reads the identity, or makes a fresh one in a directory that has none and no volume either.
-    pub fn load_or_create(directory: &Path, fresh: impl FnOnce() -> NodeId) -> Result<Identity, StorageError> {
-        let path = directory.join(NAME);
-        match read(&path)? {
-            Some(text) => Identity::parse(&text, &path),
-            None => {
-                mark::create_directory(directory)?;
-                if let Some(volume) = volume_below(directory)? {
-                    return Err(StorageError::Refused(format!(
-                        "{} holds mail but {} has no {NAME} file: whose is it?",
-                        volume.display(),
-                        directory.display()
-                    )));
-                }
-                let identity = Identity { node_id: fresh(), cluster_id: None, format: FORMAT };
-                files::create_whole(&path, identity.text().as_bytes())?;
-                Ok(identity)
-            }
+    pub fn new(node_id: NodeId, volume: u64) -> Identity {
+        Identity { node_id, cluster_id: None, volume, format: FORMAT }
+    }
+
+    /// What a disk says; `None` where it says nothing, or is not there. Refuses a disk that holds a volume but does not
+    /// say whose, unless that is half of a mirror, which the other half knows.
+    pub fn read(disk: &Path) -> Result<Option<Identity>, StorageError> {
+        let path = disk.join(NAME);
+        if let Some(text) = read(&path)? {
+            return Identity::parse(&text, &path).map(Some);
+        }
+        match volume_below(disk)? {
+            Some(volume) if !HalfRecord::exists(&volume) => Err(StorageError::Refused(format!(
+                "{} holds mail but {} has no {NAME} file: whose is it?",
+                volume.display(),
+                disk.display()
+            ))),
+            Some(_) | None => Ok(None),
         }
     }
 
-    /// Records the cluster when it becomes known. Refuses another cluster than the recorded one, by name.
-    pub fn bind_cluster(&mut self, directory: &Path, cluster_id: &str) -> Result<(), StorageError> {
+    /// Durable on return.
+    pub fn write(&self, disk: &Path) -> Result<(), StorageError> {
+        mark::create_directory(disk)?;
+        files::create_whole(&disk.join(NAME), self.text().as_bytes())
+    }
+
+    /// The same in a cluster. Refuses another cluster than the recorded one, by name.
+    pub fn bound(&self, disk: &Path, cluster_id: &str) -> Result<Identity, StorageError> {
         match &self.cluster_id {
-            Some(own) if own == cluster_id => Ok(()),
+            Some(own) if own == cluster_id => Ok(self.clone()),
             Some(own) => Err(StorageError::Refused(format!(
                 "{} belongs to cluster {own}, not to {}",
-                directory.display(),
+                disk.display(),
                 cluster_id.escape_debug()
             ))),
             None => {
                 if cluster_id.is_empty() || cluster_id.len() > 200 || cluster_id.chars().any(char::is_control) {
                     return Err(StorageError::Misuse("cluster id is empty, too long or has control characters".into()));
                 }
-                let bound = Identity { cluster_id: Some(cluster_id.to_owned()), ..self.clone() };
-                files::create_whole(&directory.join(NAME), bound.text().as_bytes())?;
-                *self = bound;
-                Ok(())
+                Ok(Identity { cluster_id: Some(cluster_id.to_owned()), ..self.clone() })
             }
         }
     }
 
     fn text(&self) -> String {
         let mut text = format!("format {}\nnode {}\n", self.format, self.node_id);
+        if self.volume != 0 {
+            text.push_str(&format!("volume {:016x}\n", self.volume));
+        }
         if let Some(cluster) = &self.cluster_id {
             text.push_str(&format!("cluster {cluster}\n"));
         }
@@ -90,7 +99,12 @@ impl Identity {
             )));
         }
         let node_id = value("node").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no node id"))?;
-        let identity = Identity { node_id: NodeId(node_id), cluster_id: value("cluster").map(str::to_owned), format };
+        let volume = match value("volume") {
+            Some(digits) => u64::from_str_radix(digits, 16).map_err(|_| damaged("no volume"))?,
+            None => 0,
+        };
+        let cluster_id = value("cluster").map(str::to_owned);
+        let identity = Identity { node_id: NodeId(node_id), cluster_id, volume, format };
         if identity.text() != text {
             return Err(damaged("wrong checksum"));
         }
@@ -121,7 +135,11 @@ fn volume_below(directory: &Path) -> Result<Option<PathBuf>, StorageError> {
     if mark::is_volume(directory) {
         return Ok(Some(directory.to_owned()));
     }
-    for entry in std::fs::read_dir(directory).map_err(doing)? {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(doing)?,
+    };
+    for entry in entries {
         let path = entry.map_err(doing)?.path();
         if mark::is_volume(&path) {
             return Ok(Some(path));
@@ -138,15 +156,15 @@ mod tests {
     use crate::error::StorageError;
 
     #[test]
-    fn an_identity_is_made_once_and_bound_to_one_cluster() {
+    fn an_identity_is_kept_and_bound_to_one_cluster() {
         let directory = tempfile::tempdir().unwrap();
-        let mut identity = Identity::load_or_create(directory.path(), || NodeId(42)).unwrap();
-        assert_eq!(identity.cluster_id, None);
-        identity.bind_cluster(directory.path(), "blue").unwrap();
-        identity.bind_cluster(directory.path(), "blue").unwrap();
-        let mut again = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap();
-        assert_eq!((again.node_id, again.cluster_id.as_deref()), (NodeId(42), Some("blue")));
-        let refused = again.bind_cluster(directory.path(), "green").unwrap_err().to_string();
+        let disk = directory.path().join("disk");
+        assert_eq!(Identity::read(&disk).unwrap(), None);
+        let identity = Identity::new(NodeId(42), 7).bound(&disk, "blue").unwrap();
+        identity.write(&disk).unwrap();
+        assert_eq!(Identity::read(&disk).unwrap(), Some(identity.clone()));
+        assert_eq!(identity.bound(&disk, "blue").unwrap(), identity);
+        let refused = identity.bound(&disk, "green").unwrap_err().to_string();
         assert!(refused.contains("blue") && refused.contains("green"), "{refused}");
     }
 
@@ -154,24 +172,24 @@ mod tests {
     fn a_newer_format_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("IDENTITY"), "format 9\nmore\n").unwrap();
-        let refused = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap_err();
+        let refused = Identity::read(directory.path()).unwrap_err();
         assert!(matches!(&refused, StorageError::Refused(text) if text.contains("format 9")), "{refused}");
     }
 
     #[test]
     fn damage_is_not_taken_for_a_fresh_directory() {
         let directory = tempfile::tempdir().unwrap();
-        Identity::load_or_create(directory.path(), || NodeId(42)).unwrap();
+        Identity::new(NodeId(42), 7).write(directory.path()).unwrap();
         let path = directory.path().join("IDENTITY");
         let good = std::fs::read(&path).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 2;
             std::fs::write(&path, &bad).unwrap();
-            assert!(Identity::load_or_create(directory.path(), || NodeId(1)).is_err(), "byte {at}");
+            assert!(Identity::read(directory.path()).is_err(), "byte {at}");
         }
         std::fs::write(&path, &good[..good.len() - 1]).unwrap();
-        assert!(Identity::load_or_create(directory.path(), || NodeId(1)).is_err());
+        assert!(Identity::read(directory.path()).is_err());
     }
 
     #[test]
@@ -179,7 +197,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("disk")).unwrap();
         std::fs::write(directory.path().join("disk/MARK"), "").unwrap();
-        let refused = Identity::load_or_create(directory.path(), || NodeId(1)).unwrap_err();
+        let refused = Identity::read(directory.path()).unwrap_err();
         assert!(matches!(refused, StorageError::Refused(_)));
     }
 }

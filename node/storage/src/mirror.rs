@@ -35,6 +35,7 @@ pub(crate) struct Mirror {
     pub resilvering: Mutex<Option<HalfName>>,
     pub copied_bytes: AtomicU64,
     pub copied_records: AtomicU64,
+    pub records: AtomicU64,
     pub resilvers: AtomicU64,
 }
 
@@ -75,6 +76,7 @@ impl Mirror {
             resilvering: Mutex::default(),
             copied_bytes: AtomicU64::new(0),
             copied_records: AtomicU64::new(0),
+            records: AtomicU64::new(0),
             resilvers: AtomicU64::new(0),
         }
     }

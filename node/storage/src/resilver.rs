@@ -55,6 +55,7 @@ pub(crate) fn run(store: &Store, options: &VolumeOptions) {
             *mirror.resilvering.lock() = Some(name);
             mirror.copied_bytes.store(0, Ordering::Relaxed);
             mirror.copied_records.store(0, Ordering::Relaxed);
+            mirror.records.store(0, Ordering::Relaxed);
             let begun = Instant::now();
             let result = Resilver { store, mirror, options, name, begun }.run();
             *mirror.resilvering.lock() = None;
@@ -147,6 +148,8 @@ impl Resilver<'_> {
         if !sources.first().is_some_and(|(half, _)| Arc::ptr_eq(half, source)) {
             return Err(StorageError::io("resilver", "the other half does not answer"));
         }
+        let estimates = Family::EVERY.map(|family| source.records_estimated(family));
+        self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
         for family in Family::EVERY {
             self.copy(&sources, family, &new)?;
         }

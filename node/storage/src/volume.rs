@@ -13,7 +13,7 @@ use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
-use crate::keys::{GroupId, META_INSTALL, META_SPACE, meta_key, u32_at};
+use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, meta_key, printable, u32_at, u64_at};
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::records;
@@ -133,6 +133,27 @@ impl Volume {
         group.remove()?;
         self.inner.groups.lock().remove(&id);
         Ok(())
+    }
+
+    /// On which of the node's volumes each replica is, as [`Volume::set_home`] has recorded it here.
+    pub fn homes(&self) -> Result<BTreeMap<GroupId, u64>, StorageError> {
+        let mut found = BTreeMap::new();
+        each_meta(&self.inner.shared.store, META_HOME, |group, value| {
+            let key = meta_key(META_HOME, group);
+            let volume = u64_at(records::payload(Family::Meta, &key, value)?, 0);
+            let volume = volume.ok_or_else(|| StorageError::corrupt(printable(Family::Meta, &key), "short record"))?;
+            found.insert(group, volume);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Records on which volume a replica is, before it says anything in its group: one whose volume is lost has lost
+    /// its votes too, and must not begin anew by itself. Durable on return.
+    pub fn set_home(&self, group: GroupId, volume: u64) -> Result<(), StorageError> {
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, meta_key(META_HOME, group), records::encode_bytes(&volume.to_be_bytes()));
+        self.inner.shared.writer.write_and_wait(changes)
     }
 
     pub fn statistics(&self) -> VolumeStatistics {

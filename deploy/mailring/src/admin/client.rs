@@ -58,6 +58,11 @@ impl AdminClient {
         }
     }
 
+    /// The node at an address.
+    pub fn at(&mut self, address: &str) -> Result<GrpcNode, Failure> {
+        self.learn(address).with_context(|| format!("address {address:?}")).map_err(Failure::from)
+    }
+
     /// The status of the node at each address, asked in parallel; an error where none came within two seconds.
     pub async fn statuses<'a>(
         &mut self,

@@ -10,9 +10,10 @@ mod shard;
 mod status;
 mod survey;
 mod view;
+mod volume;
 
 use crate::admin::client::AdminClient;
-use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, ShardVerb};
+use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, ShardVerb, VolumeVerb};
 use crate::failure::Failure;
 use crate::settings::AdminFile;
 
@@ -20,6 +21,7 @@ pub enum Action {
     Status(OutputArgs),
     Node(NodeVerb),
     Shard(ShardVerb),
+    Volume(VolumeVerb),
     Domain(DomainVerb),
     Account(AccountVerb),
     Alias(AliasVerb),
@@ -31,6 +33,7 @@ pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
         Action::Status(output) => status::status(&mut client, output).await,
         Action::Node(NodeVerb::List(output)) => node::list(&mut client, output).await,
         Action::Shard(verb) => shard::run(&mut client, verb).await,
+        Action::Volume(verb) => volume::run(&mut client, verb).await,
         Action::Domain(verb) => domain::run(&mut client, verb).await,
         Action::Account(verb) => account::run(&mut client, verb).await,
         Action::Alias(verb) => alias::run(&mut client, verb).await,

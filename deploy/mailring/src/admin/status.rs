@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::admin::client::AdminClient;
 use crate::admin::survey::{ShardRow, Survey};
+use crate::admin::volume;
 use crate::cli::OutputArgs;
 use crate::failure::Failure;
 use crate::output::octets;
@@ -64,6 +65,7 @@ fn report(survey: &Survey) -> StatusReport {
     let mut problems = Vec::new();
     for node in &survey.nodes {
         let name = &node.record.name;
+        problems.extend(node.status.iter().flat_map(|status| volume::problems(name, &status.volumes)));
         match &node.status {
             Err(reason) => problems.push(format!("{name} is down: {reason}")),
             Ok(status) if status.disk_full => {

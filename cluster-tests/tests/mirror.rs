@@ -1,0 +1,248 @@
+//! Halves of mirrors are deleted, lose their power, or are damaged at a thousand places, under load: no client notices,
+//! nothing is lost, and what is made anew is whole.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{ClusterOptions, Random, Scenario, eventually, no_disks_because, setting};
+
+const MIRROR: ClusterOptions = ClusterOptions {
+    nodes: 1,
+    routers: 1,
+    replicas: 1,
+    shards: 8,
+    proxied: false,
+    own_disks: false,
+    mirror: true,
+    volumes: 1,
+    log_entries_kept: None,
+};
+const BIT_FLIPS: usize = 1_000;
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+fn letter(half: usize) -> &'static str {
+    ["a", "b"][half]
+}
+
+/// Waits until the node has noticed that a half is not what it was.
+fn wait_lost(scenario: &Scenario, half: usize) -> Result<()> {
+    eventually("the half is out of use", PATIENCE, || {
+        let rows = scenario.cluster.volumes("node1")?;
+        let row = rows.iter().find(|row| row["half"] == letter(half)).context("half")?;
+        ensure!(row["state"] == "stale", "{row}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 61), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for round in 0..rounds {
+        let half = (round % 2) as usize;
+        scenario.progress()?;
+        let disk = scenario.cluster.disk_directories(0)[half].clone();
+        fs::remove_dir_all(&disk)?;
+        scenario.progress()?;
+        wait_lost(&scenario, half)?;
+        ensure!(scenario.cluster.admin(&["status"]).is_err(), "a mirror of one half is not healthy");
+        // Nothing to fill: the disk is not there.
+        ensure!(scenario.cluster.admin(&["volume", "replace", "node1"]).is_err(), "a missing directory was taken");
+        fs::create_dir(&disk)?;
+        let began = Instant::now();
+        scenario.cluster.admin(&["volume", "replace", "node1", "1", "--half", letter(half), "--wait"])?;
+        println!("half {} filled after {:?}", letter(half), began.elapsed());
+        scenario.progress()?;
+        scenario.cluster.admin(&["status"])?;
+    }
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    // Each half alone holds everything.
+    for half in 0..2 {
+        scenario.cluster.nodes[0].kill()?;
+        let disk = scenario.cluster.disk_directories(0)[half].clone();
+        let aside = disk.with_extension("aside");
+        fs::rename(&disk, &aside)?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.progress()?;
+        scenario.cluster.nodes[0].kill()?;
+        // The old copy comes back: it is known for what it is, and filled.
+        fs::rename(&aside, &disk)?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+    }
+    scenario.finish()
+}
+
+#[test]
+fn a_node_with_a_mirror_killed_under_load_loses_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 4));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+    }
+    scenario.progress()?;
+    scenario.finish()
+}
+
+/// False, with a line that says so, where the machine does not allow it.
+fn power_possible() -> bool {
+    let reason = no_disks_because();
+    if let Some(reason) = &reason {
+        println!("skipped: no disk whose power can be cut: {reason}");
+    }
+    reason.is_none()
+}
+
+#[test]
+fn one_half_loses_power_under_load_and_nobody_notices() -> Result<()> {
+    if !power_possible() {
+        return Ok(());
+    }
+    let (seed, rounds) = (setting("MAILRING_SEED", 63), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..MIRROR }, seed, rounds)?;
+    for round in 0..rounds {
+        let half = (round % 2) as usize;
+        scenario.progress()?;
+        scenario.cluster.disks[half].cut()?;
+        scenario.progress()?;
+        wait_lost(&scenario, half)?;
+        ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+        // The file system is of no use until it is mounted again, and the process has files open there.
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.disks[half].restore()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+        scenario.load.forget_errors();
+    }
+    scenario.progress()?;
+    scenario.finish()
+}
+
+#[test]
+fn both_halves_lose_power_at_once_under_load_and_nothing_is_lost() -> Result<()> {
+    if !power_possible() {
+        return Ok(());
+    }
+    let (seed, rounds) = (setting("MAILRING_SEED", 64), setting("MAILRING_ROUNDS", 3));
+    let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..MIRROR }, seed, rounds)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        let first = (round % 2) as usize;
+        scenario.cluster.disks[first].cut()?;
+        scenario.cluster.disks[1 - first].cut()?;
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.disks[0].restore()?;
+        scenario.cluster.disks[1].restore()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+    }
+    scenario.cluster.wait_whole("node1")?;
+    scenario.progress()?;
+    scenario.finish()
+}
+
+/// The files of a half's database that hold records.
+fn tables(disk: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut directories = vec![disk.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "sst" || extension == "blob") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Flips one bit at each of many places, all over a half's tables, where they are. Answers how many.
+fn flip(disk: &Path, random: &mut Random, places: usize) -> Result<usize> {
+    let mut flipped = 0;
+    let files: Vec<(fs::File, u64)> = tables(disk)?
+        .iter()
+        .filter_map(|path| {
+            // Compactions remove files at any time.
+            let file = fs::File::options().read(true).write(true).open(path).ok()?;
+            let length = file.metadata().ok()?.len();
+            (length > 0).then_some((file, length))
+        })
+        .collect();
+    let total: u64 = files.iter().map(|(_, length)| length).sum();
+    for _ in 0..places {
+        let mut at = random.below(total.max(1));
+        for (file, length) in &files {
+            if at < *length {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at)?;
+                byte[0] ^= 1 << random.below(8);
+                file.write_all_at(&byte, at)?;
+                flipped += 1;
+                break;
+            }
+            at -= length;
+        }
+    }
+    Ok(flipped)
+}
+
+#[test]
+fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 65), setting("MAILRING_ROUNDS", 2));
+    let mut random = Random::new(seed, u64::MAX);
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for round in 0..rounds {
+        let half = (round % 2) as usize;
+        scenario.progress()?;
+        // A clean stop leaves tables behind; then the damage comes while the node serves.
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+        scenario.load.forget_errors();
+        let disk = scenario.cluster.disk_directories(0)[half].clone();
+        let flipped = flip(&disk, &mut random, BIT_FLIPS)?;
+        println!("{flipped} bits flipped in half {}", letter(half));
+        scenario.progress()?;
+        scenario.progress()?;
+        ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    }
+    scenario.finish()
+}
+
+#[test]
+fn three_nodes_with_mirrors_lose_a_half_each_and_nobody_notices() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 66), setting("MAILRING_ROUNDS", 1));
+    let options = ClusterOptions { nodes: 3, replicas: 3, ..MIRROR };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        for node in 0..3 {
+            let disk = scenario.cluster.disk_directories(node)[node % 2].clone();
+            fs::remove_dir_all(&disk)?;
+            fs::create_dir(&disk)?;
+            scenario.progress()?;
+            let name = format!("node{}", node + 1);
+            eventually("the disk is taken", PATIENCE, || {
+                scenario.cluster.admin(&["volume", "replace", &name, "--wait"]).map(drop)
+            })?;
+        }
+    }
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    scenario.finish()
+}

@@ -1,0 +1,221 @@
+//! `mailring volume`.
+
+use std::time::Duration;
+
+use proto::DirectoryStore;
+use proto::wire::change_volume_request::Change;
+use proto::wire::{ChangeVolumeRequest, HalfStatus, VolumeStatus};
+use serde::Serialize;
+use tokio::time::sleep;
+use types::MailError;
+
+use crate::admin::client::AdminClient;
+use crate::admin::survey::{Survey, SurveyedNode};
+use crate::cli::{HalfArgs, OutputArgs, VolumeVerb};
+use crate::failure::Failure;
+use crate::output::octets;
+
+/// Between two looks at a resilver that is waited for.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A disk: a volume of one, or a half of a mirror.
+#[derive(Debug, Serialize)]
+struct DiskRow {
+    node: String,
+    volume: u32,
+    /// a or b in a mirror.
+    half: Option<String>,
+    directory: String,
+    /// current, damaged, stale, resilvering, or down for a volume that is not open.
+    state: String,
+    /// Why it is stale or down.
+    reason: String,
+    replicas: u32,
+    free_octets: u64,
+    full: bool,
+    copied_records: u64,
+    /// About how many there are to copy.
+    records: u64,
+    /// Reads that met damage here, since the node started.
+    damage_found: u64,
+}
+
+#[derive(Serialize)]
+struct Begun<'a> {
+    node: &'a str,
+    volume: u32,
+    waited: bool,
+}
+
+pub async fn run(client: &mut AdminClient, verb: VolumeVerb) -> Result<(), Failure> {
+    match verb {
+        VolumeVerb::List(output) => list(client, output).await,
+        VolumeVerb::Replace(half) => change(client, half, Change::Replace, "replaced").await,
+        VolumeVerb::Resilver(half) => change(client, half, Change::Resilver, "to be resilvered").await,
+    }
+}
+
+async fn list(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failure> {
+    let survey = Survey::take(client).await?;
+    let mut rows: Vec<DiskRow> = survey.nodes.iter().flat_map(rows).collect();
+    rows.sort_by(|a, b| (&a.node, a.volume, &a.half).cmp(&(&b.node, b.volume, &b.half)));
+    let header = ["node", "volume", "half", "directory", "state", "replicas", "free"];
+    output.list(&header, &rows, |row| {
+        vec![
+            row.node.clone(),
+            row.volume.to_string(),
+            row.half.clone().unwrap_or_else(|| "-".to_owned()),
+            row.directory.clone(),
+            state(row),
+            row.replicas.to_string(),
+            octets(row.free_octets),
+        ]
+    })?;
+    Ok(())
+}
+
+fn state(row: &DiskRow) -> String {
+    let mut said = row.state.clone();
+    if row.state == "resilvering" {
+        said.push_str(&format!(" {}", progress(row.copied_records, row.records)));
+    }
+    if !row.reason.is_empty() {
+        said.push_str(&format!(": {}", row.reason));
+    }
+    if row.full {
+        said.push_str(", full");
+    }
+    said
+}
+
+/// Never 100 % before the end: how many records there are is an estimate.
+fn progress(copied: u64, records: u64) -> String {
+    match copied.saturating_mul(100).checked_div(records) {
+        Some(percent) => format!("{} %", percent.min(99)),
+        None => format!("{copied} records"),
+    }
+}
+
+fn rows(node: &SurveyedNode) -> Vec<DiskRow> {
+    let volumes = node.status.iter().flat_map(|status| &status.volumes);
+    volumes.flat_map(|volume| rows_of(&node.record.name, volume)).collect()
+}
+
+fn rows_of(node: &str, volume: &VolumeStatus) -> Vec<DiskRow> {
+    let row = |half: Option<&HalfStatus>, directory: &str| DiskRow {
+        node: node.to_owned(),
+        volume: volume.number,
+        half: half.map(|half| half.name.clone()),
+        directory: directory.to_owned(),
+        state: match half {
+            _ if !volume.down_because.is_empty() => "down".to_owned(),
+            Some(half) => half.state.clone(),
+            None => "current".to_owned(),
+        },
+        reason: half.map_or(&volume.down_because, |half| &half.reason).clone(),
+        replicas: volume.replicas,
+        free_octets: volume.free_octets,
+        full: volume.full,
+        copied_records: half.map_or(0, |half| half.copied_records),
+        records: half.map_or(0, |half| half.records),
+        damage_found: half.map_or(0, |half| half.damage_found),
+    };
+    match volume.halves.is_empty() {
+        true => volume.disks.iter().map(|disk| row(None, disk)).collect(),
+        false => volume.halves.iter().map(|half| row(Some(half), &half.directory)).collect(),
+    }
+}
+
+/// What an operator should know of a node's volumes, as `status` tells it.
+pub fn problems(name: &str, volumes: &[VolumeStatus]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for volume in volumes {
+        let number = volume.number;
+        if !volume.down_because.is_empty() {
+            problems.push(format!("volume {number} of {name} is down: {}", volume.down_because));
+        }
+        for half in &volume.halves {
+            let said = match half.state.as_str() {
+                "current" => continue,
+                "resilvering" => format!("is being resilvered, {}", progress(half.copied_records, half.records)),
+                "stale" => format!("is not in use: {}", half.reason),
+                other => format!("is {other}"),
+            };
+            problems.push(format!("half {} of volume {number} of {name} {said}", half.name));
+        }
+    }
+    problems
+}
+
+async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: &str) -> Result<(), Failure> {
+    let HalfArgs { node, volume, half, wait, output } = half;
+    let survey = Survey::take(client).await?;
+    let known = survey.nodes.iter().find(|known| known.record.name == node);
+    let known = known.ok_or_else(|| Failure::Refused(format!("no node {node}")))?;
+    let api = client.at(&known.record.address)?;
+    let half = half.map(|half| half.to_string()).unwrap_or_default();
+    match api.change_volume(ChangeVolumeRequest { volume, half, change: change.into() }).await {
+        Ok(()) => {}
+        Err(MailError::Unavailable | MailError::Deadline) => {
+            return Err(Failure::Unreachable(format!("{node} does not answer")));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    while wait {
+        let status = api.node_status().await;
+        let Some(volume) = status.iter().flat_map(|status| &status.volumes).find(|found| found.number == volume) else {
+            return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
+        };
+        if let Some(half) = volume.halves.iter().find(|half| half.state == "stale") {
+            return Err(Failure::Refused(format!("half {} is not in use: {}", half.name, half.reason)));
+        }
+        let Some(half) = volume.halves.iter().find(|half| half.state != "current") else { break };
+        if !output.json {
+            eprintln!("half {}: {}", half.name, progress(half.copied_records, half.records));
+        }
+        sleep(LOOK).await;
+    }
+    let sentence = match wait {
+        true => format!("volume {volume} of {node} is whole again"),
+        false => format!("volume {volume} of {node}: {done}, see mailring volume list"),
+    };
+    output.done(&Begun { node: &node, volume, waited: wait }, &sentence)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::wire::{HalfStatus, VolumeStatus};
+
+    use super::{problems, progress, rows_of, state};
+
+    fn half(name: &str, state: &str, reason: &str) -> HalfStatus {
+        HalfStatus { name: name.to_owned(), state: state.to_owned(), reason: reason.to_owned(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_lost_half_is_told_with_its_reason_and_a_whole_mirror_is_not() {
+        let mut volume = VolumeStatus { number: 1, ..Default::default() };
+        volume.halves = vec![half("a", "current", ""), half("b", "stale", "its disk is missing")];
+        assert_eq!(problems("n1", &[volume.clone()]), ["half b of volume 1 of n1 is not in use: its disk is missing"]);
+        let rows = rows_of("n1", &volume);
+        assert_eq!(rows.iter().map(state).collect::<Vec<_>>(), ["current", "stale: its disk is missing"]);
+        volume.halves[1] = HalfStatus { copied_records: 50, records: 200, ..half("b", "resilvering", "") };
+        assert_eq!(problems("n1", &[volume.clone()]), ["half b of volume 1 of n1 is being resilvered, 25 %"]);
+        volume.halves[1] = half("b", "current", "");
+        assert!(problems("n1", &[volume]).is_empty());
+    }
+
+    #[test]
+    fn a_volume_of_one_disk_has_a_row_and_says_why_it_is_down() {
+        let volume = VolumeStatus { number: 2, disks: vec!["/d".to_owned()], ..Default::default() };
+        assert_eq!(rows_of("n1", &volume).iter().map(state).collect::<Vec<_>>(), ["current"]);
+        let down = VolumeStatus { down_because: "gone".to_owned(), ..volume };
+        assert_eq!(rows_of("n1", &down).iter().map(state).collect::<Vec<_>>(), ["down: gone"]);
+    }
+
+    #[test]
+    fn progress_is_an_estimate_that_never_says_done() {
+        assert_eq!((progress(300, 200), progress(7, 0)), ("99 %".to_owned(), "7 records".to_owned()));
+    }
+}
