@@ -51,25 +51,20 @@ impl Pop3Client {
         }
     }
 
-    /// RETR, byte for byte up to the line end that belongs to the final dot; messages with bare LF included. Dots are
-    /// unstuffed at the start of each line, and where a bare LF is followed by nothing but dots: the server adds one
-    /// there too, since many clients take LF for a line end.
+    /// RETR, byte for byte, as RFC 1939 §3 has it.
     pub fn retrieve(&mut self, number: usize) -> Result<Vec<u8>> {
         self.command(&format!("RETR {number}"))?;
         let mut message: Vec<u8> = Vec::new();
         let mut line = Vec::new();
         loop {
             line.push(self.line.exact(1)?[0]);
-            if !line.ends_with(b"\n") {
+            if !line.ends_with(b"\r\n") {
                 continue;
             }
-            let starts_line = message.is_empty() || message.ends_with(b"\r\n");
-            if starts_line && line == b".\r\n" {
+            if line == b".\r\n" {
                 return Ok(message);
             }
-            let dots_only = line.iter().all(|byte| b".\r\n".contains(byte));
-            let stuffed = line.starts_with(b".") && (starts_line || (dots_only && line.starts_with(b"..")));
-            message.extend_from_slice(&line[usize::from(stuffed)..]);
+            message.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
             line.clear();
         }
     }

@@ -4,10 +4,9 @@ use bytes::{BufMut, BytesMut};
 
 /// Encodes a message that comes in chunks of any length.
 ///
-/// A line ends with CRLF and with nothing else, so a dot is stuffed at the message's start and after CRLF. One
-/// addition: clients that split lines at LF (Python's poplib, Thunderbird) would take a dot alone between a bare LF
-/// and a line end for the terminator, and read what follows as the server's replies. So a run of nothing but dots
-/// between a bare LF and a CR, a LF or the end gets one dot more; such clients take it away again.
+/// A line ends with CRLF (RFC 1939 §3). A bare LF, which mail that came by APPEND or BDAT may hold, becomes one: many
+/// clients (Python's poplib, fetchmail, Thunderbird) take a LF alone for a line end, would unstuff dots behind it that
+/// were never stuffed, and could take a dot there for the terminator. So all clients see the same lines.
 #[derive(Clone, Debug, Default)]
 pub struct DotStuffer {
     state: State,
@@ -15,16 +14,12 @@ pub struct DotStuffer {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum State {
-    /// At the start, or after CRLF.
+    /// At the start, or after a line end.
     #[default]
     LineStart,
     Text,
     /// After a CR.
     Cr,
-    /// After a bare LF, perhaps with dots after it.
-    LooseStart {
-        dots: bool,
-    },
 }
 
 impl DotStuffer {
@@ -45,41 +40,28 @@ impl DotStuffer {
                     continue;
                 }
             }
-            if self.wants_dot_before(byte) {
-                out.put_u8(b'.');
+            match (self.state, byte) {
+                (State::LineStart, b'.') => out.put_u8(b'.'),
+                (State::LineStart | State::Text, b'\n') => out.put_u8(b'\r'),
+                (State::LineStart | State::Text | State::Cr, _) => {}
             }
             out.put_u8(byte);
-            self.state = self.after(byte);
+            self.state = match byte {
+                b'\r' => State::Cr,
+                b'\n' => State::LineStart,
+                _ => State::Text,
+            };
             rest = after;
         }
     }
 
-    /// Appends the terminator: `.` CRLF, after a CRLF where the message did not end with one.
+    /// Appends the terminator: `.` CRLF, after a CRLF where the message did not end with a line end.
     pub fn finish(self, out: &mut BytesMut) {
         match self.state {
             State::LineStart => {}
-            State::LooseStart { dots: true } => out.put_slice(b".\r\n"),
-            State::Text | State::Cr | State::LooseStart { dots: false } => out.put_slice(b"\r\n"),
+            State::Text | State::Cr => out.put_slice(b"\r\n"),
         }
         out.put_slice(b".\r\n");
-    }
-
-    fn wants_dot_before(&self, byte: u8) -> bool {
-        match self.state {
-            State::LineStart => byte == b'.',
-            State::LooseStart { dots } => dots && matches!(byte, b'\r' | b'\n'),
-            State::Text | State::Cr => false,
-        }
-    }
-
-    fn after(&self, byte: u8) -> State {
-        match (self.state, byte) {
-            (State::Cr, b'\n') => State::LineStart,
-            (_, b'\r') => State::Cr,
-            (_, b'\n') => State::LooseStart { dots: false },
-            (State::LooseStart { .. }, b'.') => State::LooseStart { dots: true },
-            (State::LineStart | State::Text | State::Cr | State::LooseStart { .. }, _) => State::Text,
-        }
     }
 }
 
@@ -158,11 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dot_alone_after_a_bare_lf_cannot_end_the_response_early() {
-        assert_eq!(stuffed(b"a\n.\r\n+OK x\r\n"), b"a\n..\r\n+OK x\r\n.\r\n");
-        assert_eq!(stuffed(b"a\n.\nb\n..\n"), b"a\n..\nb\n...\n\r\n.\r\n");
-        assert_eq!(stuffed(b"a\n."), b"a\n..\r\n.\r\n");
-        assert_eq!(stuffed(b"a\n.b\n..c\n"), b"a\n.b\n..c\n\r\n.\r\n");
+    fn a_bare_lf_becomes_a_line_end_so_that_no_dot_behind_it_misleads() {
+        assert_eq!(stuffed(b"a\n.\r\n+OK x\r\n"), b"a\r\n..\r\n+OK x\r\n.\r\n");
+        assert_eq!(stuffed(b"a\n.\nb\n..\n"), b"a\r\n..\r\nb\r\n...\r\n.\r\n");
+        assert_eq!(stuffed(b"a\n."), b"a\r\n..\r\n.\r\n");
+        assert_eq!(stuffed(b"\n\n\r\r\n"), b"\r\n\r\n\r\r\n.\r\n");
     }
 
     #[test]

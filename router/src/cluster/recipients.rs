@@ -45,11 +45,16 @@ impl Refused {
 
 pub(super) fn resolve(view: &View, name: &AccountName) -> Resolution {
     let Some(domain) = view.domain(name.domain()) else { return Err(Refused::Foreign) };
-    let found = expand(view, &format!("{}@{domain}", name.local()))?;
-    if !found.is_empty() {
-        return Ok(found);
+    let is_postmaster = name.local() == "postmaster";
+    let cluster_wide = if is_postmaster { view.postmaster() } else { "" };
+    // The name itself, then what stands for names that nobody has.
+    for name in [&format!("{}@{domain}", name.local()), cluster_wide, &format!("*@{domain}")] {
+        let found = expand(view, name)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
     }
-    if name.local() == "postmaster" { postmaster_of(view, domain) } else { Err(Refused::Unknown) }
+    if is_postmaster { postmaster_of(view, domain) } else { Err(Refused::Unknown) }
 }
 
 /// RFC 5321 §4.5.1: `postmaster` without a domain always reaches somebody.
@@ -148,6 +153,24 @@ mod tests {
         assert_eq!(ids(&view, "c0@x.test"), Err(Refused::TooMany));
         assert_eq!(ids(&view, "c150@x.test"), Err(Refused::Unknown));
         assert_eq!(ids(&view, "many@x.test"), Err(Refused::TooMany));
+    }
+
+    #[test]
+    fn a_catch_all_takes_what_no_other_name_does() {
+        let mut changes = vec![
+            domain("x.test"),
+            domain("y.test"),
+            account(1, "a@x.test"),
+            account(2, "b@x.test"),
+            account(3, "c@y.test"),
+        ];
+        changes.push(alias("*@x.test", &["b@x.test"]));
+        let view = view(changes);
+        assert_eq!(ids(&view, "a@x.test"), Ok(vec![1]));
+        assert_eq!(ids(&view, "nobody@x.test"), Ok(vec![2]));
+        assert_eq!(ids(&view, "postmaster@x.test"), Ok(vec![2]));
+        assert_eq!(ids(&view, "nobody@y.test"), Err(Refused::Unknown));
+        assert_eq!(ids(&view, "nobody@z.test"), Err(Refused::Foreign));
     }
 
     #[test]
