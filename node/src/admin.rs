@@ -6,8 +6,9 @@ use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
-    AccountResult, AdminReply, AdminRequest, ChangeVolumeRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStatusReply, RegisterNodeRequest,
+    AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, DigestShardReply,
+    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStatusReply,
+    RegisterNodeRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::HalfName;
@@ -179,7 +180,12 @@ impl DirectoryStore for Node {
             disk_free_octets: groups.free_octets(),
             disk_full: groups.is_full(),
             volumes,
+            lost_shards: groups.lost().iter().map(|shard| shard.0).collect(),
         })
+    }
+
+    async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()> {
+        crate::rebuild::begin(self, ShardId(request.shard)).await
     }
 
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()> {

@@ -24,6 +24,8 @@ pub struct Groups {
     pub directory_state: Arc<DirectoryState>,
     pub directory: Group,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
+    /// Held while a replica is started.
+    starting: tokio::sync::Mutex<()>,
 }
 
 impl Groups {
@@ -40,7 +42,9 @@ impl Groups {
         let directory = Group::start(storage, applier, &context).await?;
         let (own, peers) = (context.own, context.peers.clone());
         let (homes, shards) = (Mutex::new(homes), RwLock::default());
-        let groups = Arc::new(Groups { own, peers, context, volumes, homes, directory_state, directory, shards });
+        let starting = tokio::sync::Mutex::default();
+        let groups = Groups { own, peers, context, volumes, homes, directory_state, directory, shards, starting };
+        let groups = Arc::new(groups);
         for volume in groups.volumes.list() {
             groups.start_all_on(volume).await?;
         }
@@ -73,9 +77,9 @@ impl Groups {
         Ok(())
     }
 
-    /// Starts this node's replica of a shard unless it runs; `None` where its volume is lost. One caller at a time: the
-    /// reconciler.
+    /// Starts this node's replica of a shard unless it runs; `None` where its volume is lost.
     pub async fn start_shard(&self, id: ShardId) -> io::Result<Option<Arc<Shard>>> {
+        let _starting = self.starting.lock().await;
         if let Some(shard) = self.shards.read().get(&id) {
             return Ok(Some(shard.clone()));
         }
@@ -92,6 +96,34 @@ impl Groups {
         };
         let Some(volume) = volume else { return Ok(None) };
         self.start_on(id, &volume).await.map(Some)
+    }
+
+    /// Starts an empty replica in the place of a lost one; the number of the volume that it is on now. `None` where
+    /// none is lost, or no volume is left.
+    pub async fn begin_replica(&self, id: ShardId) -> io::Result<Option<u32>> {
+        let _starting = self.starting.lock().await;
+        if !self.lost().contains(&id) {
+            return Ok(None);
+        }
+        let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
+        let Some(home) = volume.id() else { return Ok(None) };
+        self.settle(GroupId(id.0), home).await?;
+        self.start_on(id, &volume).await?;
+        Ok(Some(volume.number))
+    }
+
+    /// The shards whose replica should be here and was on a volume that is lost.
+    pub fn lost(&self) -> Vec<ShardId> {
+        let wanted: Vec<ShardId> = {
+            let directory = self.directory_state.read();
+            directory.placements_on(self.own).map(|placement| placement.shard).collect()
+        };
+        let (homes, shards) = (self.homes.lock(), self.shards.read());
+        let is_lost = |shard: &ShardId| {
+            let home = homes.get(&GroupId(shard.0));
+            !shards.contains_key(shard) && home.is_some_and(|home| self.volumes.with_id(*home).is_none())
+        };
+        wanted.into_iter().filter(is_lost).collect()
     }
 
     async fn start_on(&self, id: ShardId, volume: &Arc<NodeVolume>) -> io::Result<Arc<Shard>> {

@@ -8,6 +8,7 @@ mod group;
 mod groups;
 mod mail;
 mod raft;
+mod rebuild;
 mod reconcile;
 mod settings;
 mod shard;
@@ -91,8 +92,9 @@ impl Node {
         let node = Node { inner };
         let serving = tokio::spawn(serve(node.clone(), listener, tls, stopped.clone()));
         let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
-        let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped));
-        node.inner.tasks.lock().extend([serving, founding, reconciling]);
+        let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped.clone()));
+        let rebuilding = tokio::spawn(rebuild::run(node.clone(), stopped));
+        node.inner.tasks.lock().extend([serving, founding, reconciling, rebuilding]);
         Ok(node)
     }
 

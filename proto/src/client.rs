@@ -25,13 +25,13 @@ use crate::wire::deliver_part::Part as DeliverPiece;
 use crate::wire::directory_client::DirectoryClient;
 use crate::wire::mail_client::MailClient;
 use crate::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart,
-    DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done,
-    ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest,
-    MailboxesReply, NodeStatusReply, NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply,
-    SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
-    WatchRequest,
+    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, BeginReplicaRequest,
+    ChangeVolumeRequest, ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply,
+    CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest,
+    DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
+    IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest,
+    RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
+    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -256,6 +256,10 @@ impl DirectoryStore for GrpcNode {
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
         call!(self.directory, node_status, NodeStatusRequest {})
+    }
+
+    async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()> {
+        call!(self.directory, begin_replica, request).map(|Done {}| ())
     }
 
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()> {

@@ -19,12 +19,12 @@ use crate::wire::deliver_part::Part as DeliverPiece;
 use crate::wire::directory_server::Directory;
 use crate::wire::mail_server::Mail;
 use crate::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, ChangeVolumeRequest, ChangesReply,
-    ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply,
-    DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest,
-    FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
-    NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply,
-    SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, BeginReplicaRequest, ChangeVolumeRequest,
+    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart,
+    DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply,
+    NodeStatusReply, NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -266,6 +266,10 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
     async fn node_status(&self, request: Request<NodeStatusRequest>) -> Result<Response<NodeStatusReply>, Status> {
         allow(&request, ANYBODY)?;
         self.store.node_status().await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn begin_replica(&self, request: Request<BeginReplicaRequest>) -> Result<Response<Done>, Status> {
+        unary!(self, &[PeerRole::Node], request, begin_replica -> done)
     }
 
     async fn change_volume(&self, request: Request<ChangeVolumeRequest>) -> Result<Response<Done>, Status> {

@@ -9,10 +9,10 @@ use types::MailResult;
 
 use crate::body::Body;
 use crate::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, ChangeVolumeRequest, ChangesReply,
-    ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest,
-    DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest,
-    FetchItem, FetchRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
+    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply,
+    DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
     RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
     StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
@@ -52,6 +52,7 @@ pub trait DirectoryStore: Send + Sync + 'static {
     async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()>;
     async fn identify(&self) -> MailResult<Identity>;
     async fn node_status(&self) -> MailResult<NodeStatusReply>;
+    async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()>;
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()>;
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply>;
 }

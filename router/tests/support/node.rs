@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use proto::wire::fetch_item::Item;
 use proto::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, ChangeVolumeRequest, ChangesReply,
-    ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest,
-    DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply,
-    ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity, InternalDate, Mailbox,
-    MailboxNameRequest, MailboxesReply, NodeStatusReply, RecipientReply, RegisterNodeRequest, RenameMailboxRequest,
-    SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest,
-    SubscribeRequest, WatchEvent, WatchRequest,
+    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
+    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply,
+    DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ErrorDetail,
+    ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity,
+    InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, RecipientReply, RegisterNodeRequest,
+    RenameMailboxRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
+    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use tokio::sync::{broadcast, mpsc};
@@ -359,6 +359,10 @@ impl DirectoryStore for Node {
     }
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        unsupported()
+    }
+
+    async fn begin_replica(&self, _: BeginReplicaRequest) -> MailResult<()> {
         unsupported()
     }
 

@@ -13,11 +13,11 @@ use proto::wire::fetch_item::Item;
 use proto::wire::section::Text;
 use proto::wire::store_request::Action;
 use proto::wire::{
-    AccountRecord, AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, ClusterRecord, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest,
-    DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryChange, DirectoryEvent,
-    DirectoryWatchRequest, DomainRecord, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
-    FetchedSection, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeRecord, NodeStatusReply,
+    AccountRecord, AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest,
+    ChangeVolumeRequest, ChangesReply, ChangesRequest, ClusterRecord, CopyReply, CopyRequest, CreateMailboxReply,
+    CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryChange,
+    DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
+    FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeRecord, NodeStatusReply,
     PlacementRecord, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, Section, SectionData,
     SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
@@ -410,6 +410,10 @@ impl DirectoryStore for MemoryNode {
     }
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        unsupported()
+    }
+
+    async fn begin_replica(&self, _: BeginReplicaRequest) -> MailResult<()> {
         unsupported()
     }
 
