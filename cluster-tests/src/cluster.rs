@@ -261,7 +261,7 @@ impl Cluster {
             for shard in 0..self.options.shards {
                 let mut known: Option<DigestShardReply> = None;
                 for (node, process) in nodes.iter().zip(&self.nodes) {
-                    let digest = match node.digest_shard(DigestShardRequest { shard }).await {
+                    let digest = match node.digest_shard(DigestShardRequest { shard, ..Default::default() }).await {
                         Ok(digest) => digest,
                         // It holds no replica of this shard.
                         Err(types::MailError::NotLeader { .. }) => continue,

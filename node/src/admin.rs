@@ -6,9 +6,9 @@ use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
-    AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, DigestShardReply,
-    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStatusReply,
-    RegisterNodeRequest,
+    AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
+    CompareShardRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus,
+    Identity, NewAccounts, NodeStatusReply, RegisterNodeRequest, ScrubEvent, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::HalfName;
@@ -184,8 +184,16 @@ impl DirectoryStore for Node {
         })
     }
 
+    async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply> {
+        crate::scrub::compare(self, ShardId(request.shard)).await
+    }
+
+    async fn scrub(&self, request: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
+        crate::scrub::volumes(self, request)
+    }
+
     async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()> {
-        crate::rebuild::begin(self, ShardId(request.shard)).await
+        crate::rebuild::begin(self, request).await
     }
 
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()> {
@@ -207,7 +215,12 @@ impl DirectoryStore for Node {
 
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply> {
         let shard = self.groups().shard(ShardId(request.shard))?;
-        let digest = tokio::task::spawn_blocking(move || shard.digest()).await;
+        let export = match <[u8; 16]>::try_from(&request.mark[..]) {
+            Ok(mark) => Some(shard.marked(u128::from_be_bytes(mark)).await?),
+            Err(_) if request.mark.is_empty() => None,
+            Err(_) => return Err(MailError::Invalid("a mark has 16 octets".to_owned())),
+        };
+        let digest = tokio::task::spawn_blocking(move || shard.digest(export)).await;
         digest.map_err(|e| MailError::Internal(e.to_string()))?
     }
 }

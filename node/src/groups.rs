@@ -14,6 +14,9 @@ use crate::raft::{Peers, Raft, RaftGroups};
 use crate::shard::Shard;
 use crate::volumes::{NodeVolume, Volumes};
 
+/// No volume has this id.
+const NOWHERE: u64 = 0;
+
 pub struct Groups {
     pub own: NodeId,
     pub peers: Arc<Peers>,
@@ -98,10 +101,13 @@ impl Groups {
         self.start_on(id, &volume).await.map(Some)
     }
 
-    /// Starts an empty replica in the place of a lost one; the number of the volume that it is on now. `None` where
-    /// none is lost, or no volume is left.
-    pub async fn begin_replica(&self, id: ShardId) -> io::Result<Option<u32>> {
+    /// Starts an empty replica in the place of a lost one, or of one that is to be discarded and does not lead; the
+    /// number of the volume that it is on now. `None` where none is lost, or no volume is left.
+    pub async fn begin_replica(&self, id: ShardId, discard: bool) -> io::Result<Option<u32>> {
         let _starting = self.starting.lock().await;
+        if discard {
+            self.discard(id).await?;
+        }
         if !self.lost().contains(&id) {
             return Ok(None);
         }
@@ -110,6 +116,20 @@ impl Groups {
         self.settle(GroupId(id.0), home).await?;
         self.start_on(id, &volume).await?;
         Ok(Some(volume.number))
+    }
+
+    /// Drops a replica with its votes. From then on it is lost: nothing of it comes back by itself.
+    async fn discard(&self, id: ShardId) -> io::Result<()> {
+        let Some(shard) = self.shards.read().get(&id).cloned().filter(|shard| !shard.group.leads()) else {
+            return Ok(());
+        };
+        self.settle(GroupId(id.0), NOWHERE).await?;
+        self.shards.write().remove(&id);
+        drop(shard.group.raft.shutdown().await);
+        match shard.volume.volume() {
+            Some(opened) => blocking(move || opened.drop_group(GroupId(id.0))).await,
+            None => Ok(()),
+        }
     }
 
     /// The shards whose replica should be here and was on a volume that is lost.

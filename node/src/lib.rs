@@ -10,6 +10,7 @@ mod mail;
 mod raft;
 mod rebuild;
 mod reconcile;
+mod scrub;
 mod settings;
 mod shard;
 mod space;
@@ -60,6 +61,8 @@ struct Inner {
     settings: NodeSettings,
     groups: Arc<Groups>,
     bounds: Bounds,
+    /// Held by the scrub that is under way.
+    scrubbing: Arc<tokio::sync::Mutex<()>>,
     started: Instant,
     stop: watch::Sender<bool>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -85,6 +88,7 @@ impl Node {
             bounds: Bounds::default(),
             settings,
             groups,
+            scrubbing: Arc::default(),
             started: Instant::now(),
             stop,
             tasks: parking_lot::Mutex::default(),
@@ -93,8 +97,9 @@ impl Node {
         let serving = tokio::spawn(serve(node.clone(), listener, tls, stopped.clone()));
         let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
         let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped.clone()));
-        let rebuilding = tokio::spawn(rebuild::run(node.clone(), stopped));
-        node.inner.tasks.lock().extend([serving, founding, reconciling, rebuilding]);
+        let rebuilding = tokio::spawn(rebuild::run(node.clone(), stopped.clone()));
+        let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
+        node.inner.tasks.lock().extend([serving, founding, reconciling, rebuilding, scrubbing]);
         Ok(node)
     }
 
@@ -125,6 +130,10 @@ impl Node {
 
     fn groups(&self) -> &Arc<Groups> {
         &self.inner.groups
+    }
+
+    fn scrubbing(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.inner.scrubbing.clone()
     }
 
     fn settings(&self) -> &NodeSettings {

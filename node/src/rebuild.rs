@@ -115,7 +115,7 @@ fn is_well(shard: &Shard, replica: NodeId) -> bool {
     is_voter && heard.is_some_and(|at| at.elapsed() < HEARD_MAX)
 }
 
-fn at(node: &Node, replica: NodeId) -> Option<GrpcNode> {
+pub fn at(node: &Node, replica: NodeId) -> Option<GrpcNode> {
     let peers = &node.groups().peers;
     let address = peers.address(replica.0)?;
     peers.channel(replica.0, &address).ok().map(GrpcNode::new)
@@ -165,7 +165,7 @@ async fn take(node: &Node, shard: &Arc<Shard>, replica: NodeId, step: Step) -> M
                 return Err(MailError::Unavailable);
             }
             let peer = at(node, replica).ok_or(MailError::Unavailable)?;
-            peer.begin_replica(BeginReplicaRequest { shard: shard.id.0 }).await?;
+            peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard: false }).await?;
         }
         Step::AddLearner => {
             let address = node.groups().peers.address(replica.0).ok_or(MailError::Unavailable)?;
@@ -183,11 +183,12 @@ fn seen_voter(shard: &Shard, replica: NodeId) -> bool {
     shard.group.metrics().membership_config.membership().voter_ids().any(|voter| voter == replica.0)
 }
 
-/// On the replica's node: begins an empty replica in the place of one that was lost. Only the leader of its group may
-/// say so, once the group goes on without it.
-pub async fn begin(node: &Node, shard: ShardId) -> MailResult<()> {
+/// On the replica's node: begins an empty replica in the place of one that was lost, or that is damaged and to be
+/// discarded. Only the leader of its group may say so, once the group goes on without it.
+pub async fn begin(node: &Node, request: BeginReplicaRequest) -> MailResult<()> {
+    let shard = ShardId(request.shard);
     let internal = |error: std::io::Error| MailError::Internal(error.to_string());
-    match node.groups().begin_replica(shard).await.map_err(internal)? {
+    match node.groups().begin_replica(shard, request.discard).await.map_err(internal)? {
         Some(volume) => {
             tracing::info!(shard = shard.0, volume, "replica begun in the place of a lost one");
             Ok(())

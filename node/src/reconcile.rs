@@ -39,6 +39,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     loop {
         check_volumes(&node).await;
         measure_space(&node).await;
+        node.groups().shards().iter().for_each(|shard| shard.forget_old_mark());
         learn_addresses(&node);
         if let Err(error) = start_replicas(&node).await {
             tracing::error!(%error, "replica does not start");

@@ -31,6 +31,12 @@ pub struct NodeSettings {
     /// What a resilver copies at most.
     #[serde(default = "default_resilver_octets_per_s")]
     pub resilver_octets_per_s: u64,
+    /// How often everything on the volumes is read and compared; 0: only when `mailring scrub` asks for it.
+    #[serde(default = "default_scrub_interval_s")]
+    pub scrub_interval_s: u64,
+    /// What a scrub reads of each disk at most.
+    #[serde(default = "default_scrub_octets_per_s")]
+    pub scrub_octets_per_s: u64,
     /// Log entries of a shard that are kept for replicas that were away; a replica away for longer gets a snapshot.
     #[serde(default = "default_log_entries_kept")]
     pub log_entries_kept: u64,
@@ -80,6 +86,16 @@ fn default_disk_reserve_octets() -> u64 {
 /// Half of what one spinning disk writes in sequence.
 fn default_resilver_octets_per_s() -> u64 {
     64 * 1024 * 1024
+}
+
+/// A week: what ZFS' and Ceph's operators are used to.
+fn default_scrub_interval_s() -> u64 {
+    7 * 24 * 3600
+}
+
+/// A quarter of what one spinning disk reads in sequence.
+fn default_scrub_octets_per_s() -> u64 {
+    32 * 1024 * 1024
 }
 
 fn default_log_entries_kept() -> u64 {
@@ -134,8 +150,8 @@ impl NodeSettings {
         if let Some(pair) = disks.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("volumes: {} is named twice", pair[0].display()));
         }
-        if self.resilver_octets_per_s == 0 {
-            return Err("resilver_octets_per_s: at least 1".to_owned());
+        if self.resilver_octets_per_s == 0 || self.scrub_octets_per_s == 0 {
+            return Err("resilver_octets_per_s, scrub_octets_per_s: at least 1".to_owned());
         }
         Ok(())
     }

@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::wire::{DigestShardReply, WatchEvent};
-use storage::{Command, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
-use tokio::sync::broadcast;
+use storage::{Command, Export, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
+use tokio::sync::{broadcast, watch};
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
@@ -20,6 +20,9 @@ use crate::volumes::NodeVolume;
 /// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
 /// and 64 KiB of memory in each shard that is watched.
 const EVENTS_QUEUED: usize = 1_024;
+/// A replica that has not applied a marked entry within this is behind; a state that nobody has asked for until then is
+/// let go.
+const MARK_MAX: Duration = Duration::from_secs(60);
 /// Mailboxes whose \Recent mark is remembered; the oldest knowledge is dropped, and RFC 3501 §2.3.2 allows to call a
 /// message recent when in doubt.
 const RECENT_MARKS_MAX: usize = 100_000;
@@ -30,6 +33,7 @@ pub struct Shard {
     /// Where its replica is.
     pub volume: Arc<NodeVolume>,
     events: Arc<Events>,
+    marks: Arc<Marks>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
     recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
 }
@@ -42,9 +46,12 @@ impl Shard {
         context: &GroupContext,
     ) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
-        let applier = Arc::new(ShardApplier { state: storage.shard(), events: events.clone() });
+        let marks = Arc::new(Marks { kept: Mutex::default(), applied: watch::Sender::new(()) });
+        let (state, storage_of) = (storage.shard(), storage.clone());
+        let applier = ShardApplier { state, events: events.clone(), marks: marks.clone(), storage: storage_of };
+        let applier = Arc::new(applier);
         let group = Group::start(storage, applier, context).await?;
-        Ok(Arc::new(Shard { id, group, volume, events, maildrops: Arc::default(), recent: Mutex::default() }))
+        Ok(Arc::new(Shard { id, group, volume, events, marks, maildrops: Arc::default(), recent: Mutex::default() }))
     }
 
     pub fn state(&self) -> ShardState {
@@ -57,10 +64,37 @@ impl Shard {
         Ok(self.state())
     }
 
-    /// What this replica holds, summed up; a record or body that cannot be read is an error. Reads it all: to be called
-    /// off the async threads.
-    pub fn digest(&self) -> MailResult<DigestShardReply> {
-        let export = self.group.storage.export()?;
+    /// The state as it was when the marked entry was applied. Waits for that.
+    pub async fn marked(&self, mark: u128) -> MailResult<Export> {
+        let mut marks = self.marks.applied.subscribe();
+        let found = async {
+            loop {
+                if let Some(export) = self.marks.take(mark) {
+                    return export;
+                }
+                if marks.changed().await.is_err() {
+                    return Err(MailError::Unavailable);
+                }
+            }
+        };
+        tokio::time::timeout(MARK_MAX, found).await.unwrap_or(Err(MailError::Deadline))
+    }
+
+    /// Lets go of a marked state that nobody has asked for: the disk keeps what it needs.
+    pub fn forget_old_mark(&self) {
+        let mut kept = self.marks.kept.lock();
+        if kept.as_ref().is_some_and(|kept| kept.at.elapsed() > MARK_MAX) {
+            *kept = None;
+        }
+    }
+
+    /// What this replica holds, now or as exported, summed up; a record or body that cannot be read is an error. Reads
+    /// it all: to be called off the async threads.
+    pub fn digest(&self, export: Option<Export>) -> MailResult<DigestShardReply> {
+        let export = match export {
+            Some(export) => export,
+            None => self.group.storage.export()?,
+        };
         let marker = Marker::decode(&export.marker).map_err(|e| MailError::Internal(e.to_string()))?;
         let (mut hash, mut octets) = (blake3::Hasher::new(), 0);
         for block in export.blocks {
@@ -142,16 +176,43 @@ pub fn unix_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// The state at the last marked entry, until it is asked for or another mark comes.
+struct Marks {
+    kept: Mutex<Option<KeptMark>>,
+    applied: watch::Sender<()>,
+}
+
+struct KeptMark {
+    mark: u128,
+    at: Instant,
+    export: Result<Export, StorageError>,
+}
+
+impl Marks {
+    fn take(&self, mark: u128) -> Option<MailResult<Export>> {
+        let mut kept = self.kept.lock();
+        let found = kept.take_if(|kept| kept.mark == mark)?;
+        Some(found.export.map_err(MailError::from))
+    }
+}
+
 struct ShardApplier {
     state: ShardState,
     events: Arc<Events>,
+    marks: Arc<Marks>,
+    storage: storage::Group,
 }
 
 impl Applier for ShardApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
         let (stamp, request, command) = Command::decode(&proposal.head)?;
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
+        let mark = if let Command::Mark { mark } = command { Some(mark) } else { None };
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
+        if let Some(mark) = mark {
+            *self.marks.kept.lock() = Some(KeptMark { mark, at: Instant::now(), export: self.storage.export() });
+            self.marks.applied.send_replace(());
+        }
         // Without watchers there is nobody to tell.
         let Some(watchers) = self.events.0.get() else { return Ok(Reply::Shard(outcome)) };
         for ShardEvent { account, kind } in events {

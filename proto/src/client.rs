@@ -26,12 +26,12 @@ use crate::wire::directory_client::DirectoryClient;
 use crate::wire::mail_client::MailClient;
 use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, BeginReplicaRequest,
-    ChangeVolumeRequest, ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply,
-    CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest,
-    DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
-    IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest,
-    RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
-    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ChangeVolumeRequest, ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest,
+    CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply,
+    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -45,6 +45,8 @@ const CALL_MAX: Duration = Duration::from_secs(15);
 const BODY_CALL_MAX: Duration = Duration::from_secs(120);
 /// Reading all of a shard: tens of GiB from a slow disk.
 const DIGEST_CALL_MAX: Duration = Duration::from_secs(3_600);
+/// The same of all replicas at once, and what is done about one.
+const COMPARE_CALL_MAX: Duration = Duration::from_secs(3_660);
 /// A peer that is gone without a word is noticed within the sum of the two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
@@ -256,6 +258,14 @@ impl DirectoryStore for GrpcNode {
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
         call!(self.directory, node_status, NodeStatusRequest {})
+    }
+
+    async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply> {
+        reply(COMPARE_CALL_MAX, self.directory.clone().compare_shard(timed(request, COMPARE_CALL_MAX))).await
+    }
+
+    async fn scrub(&self, request: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
+        reply(CALL_MAX, self.directory.clone().scrub(Request::new(request))).await.map(items)
     }
 
     async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()> {

@@ -20,11 +20,12 @@ use crate::wire::directory_server::Directory;
 use crate::wire::mail_server::Mail;
 use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, BeginReplicaRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverPart,
-    DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply,
-    ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply,
-    NodeStatusReply, NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest,
-    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
+    CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
+    Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest, RegisterNodeRequest,
+    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest,
+    SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -245,6 +246,7 @@ impl<S: DirectoryStore> DirectoryService<S> {
 #[tonic::async_trait]
 impl<S: DirectoryStore> Directory for DirectoryService<S> {
     type WatchStream = Stream1<DirectoryEvent>;
+    type ScrubStream = Stream1<ScrubEvent>;
 
     async fn watch(&self, request: Request<DirectoryWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         unary!(self, ANYBODY, request, watch_directory -> stream)
@@ -268,6 +270,17 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
         self.store.node_status().await.map(Response::new).map_err(|error| status(&error))
     }
 
+    async fn compare_shard(
+        &self,
+        request: Request<CompareShardRequest>,
+    ) -> Result<Response<CompareShardReply>, Status> {
+        unary!(self, &[PeerRole::Admin, PeerRole::Node], request, compare_shard)
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        unary!(self, &[PeerRole::Admin], request, scrub -> stream)
+    }
+
     async fn begin_replica(&self, request: Request<BeginReplicaRequest>) -> Result<Response<Done>, Status> {
         unary!(self, &[PeerRole::Node], request, begin_replica -> done)
     }
@@ -277,6 +290,6 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
     }
 
     async fn digest_shard(&self, request: Request<DigestShardRequest>) -> Result<Response<DigestShardReply>, Status> {
-        unary!(self, &[PeerRole::Admin], request, digest_shard)
+        unary!(self, &[PeerRole::Admin, PeerRole::Node], request, digest_shard)
     }
 }

@@ -10,11 +10,12 @@ use types::MailResult;
 use crate::body::Body;
 use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply,
-    DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply,
-    ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
-    RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest,
-    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
+    CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
+    MailboxNameRequest, MailboxesReply, NodeStatusReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
+    ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest,
+    SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
@@ -52,6 +53,8 @@ pub trait DirectoryStore: Send + Sync + 'static {
     async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()>;
     async fn identify(&self) -> MailResult<Identity>;
     async fn node_status(&self) -> MailResult<NodeStatusReply>;
+    async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply>;
+    async fn scrub(&self, request: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>>;
     async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()>;
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()>;
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply>;

@@ -15,6 +15,7 @@ Look:
   node     list                            the nodes, and whether they answer
   shard    list|show                       the shards, their leaders and replicas
   volume   list|replace|resilver           the nodes' disks, and lost halves of mirrors made anew
+  scrub                                    read everything, compare all copies, mend what can be mended
 
 Administer, with the admin's TOML file in --config:
   domain   add|list|show|remove            the domains whose mail is delivered here
@@ -81,6 +82,16 @@ pub enum Command {
     Volume {
         #[command(subcommand)]
         verb: VolumeVerb,
+    },
+    /// Read every record of every volume, compare halves and replicas, and mend what a good copy can mend
+    ///
+    /// Mail flows meanwhile. Exits with 1 if something is wrong that is not being mended.
+    Scrub {
+        /// Only this shard
+        #[arg(long)]
+        shard: Option<u32>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// The cluster's own certificate authority, in a directory of files
     #[command(arg_required_else_help = true)]
@@ -387,7 +398,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 23);
+        assert_eq!(checked, 24);
     }
 
     #[test]

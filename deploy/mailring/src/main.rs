@@ -58,6 +58,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Account { verb } => administer(config()?, admin::Action::Account(verb)),
         Command::Alias { verb } => administer(config()?, admin::Action::Alias(verb)),
         Command::Shard { verb } => administer(config()?, admin::Action::Shard(verb)),
+        Command::Scrub { shard, output } => administer(config()?, admin::Action::Scrub { shard, output }),
         Command::Volume { verb } => administer(config()?, admin::Action::Volume(verb)),
     }
 }

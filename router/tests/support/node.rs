@@ -8,12 +8,13 @@ use futures_util::{StreamExt, stream};
 use proto::wire::fetch_item::Item;
 use proto::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply,
-    DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ErrorDetail,
-    ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity,
-    InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, RecipientReply, RegisterNodeRequest,
-    RenameMailboxRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
-    StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
+    CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
+    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
+    SectionData, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
+    WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use tokio::sync::{broadcast, mpsc};
@@ -359,6 +360,14 @@ impl DirectoryStore for Node {
     }
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        unsupported()
+    }
+
+    async fn compare_shard(&self, _: CompareShardRequest) -> MailResult<CompareShardReply> {
+        unsupported()
+    }
+
+    async fn scrub(&self, _: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
         unsupported()
     }
 

@@ -6,6 +6,7 @@ mod client;
 mod domain;
 mod import;
 mod node;
+mod scrub;
 mod shard;
 mod status;
 mod survey;
@@ -22,6 +23,7 @@ pub enum Action {
     Node(NodeVerb),
     Shard(ShardVerb),
     Volume(VolumeVerb),
+    Scrub { shard: Option<u32>, output: OutputArgs },
     Domain(DomainVerb),
     Account(AccountVerb),
     Alias(AliasVerb),
@@ -34,6 +36,7 @@ pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
         Action::Node(NodeVerb::List(output)) => node::list(&mut client, output).await,
         Action::Shard(verb) => shard::run(&mut client, verb).await,
         Action::Volume(verb) => volume::run(&mut client, verb).await,
+        Action::Scrub { shard, output } => scrub::run(&mut client, shard, output).await,
         Action::Domain(verb) => domain::run(&mut client, verb).await,
         Action::Account(verb) => account::run(&mut client, verb).await,
         Action::Alias(verb) => alias::run(&mut client, verb).await,

@@ -45,6 +45,7 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
     match command {
         Command::Chunk { .. } | Command::Deliver { .. } | Command::Append { .. } => Ok(Outcome::Done),
         Command::DropUpload { upload } => edit.drop_upload(*upload).map(|()| Outcome::Done),
+        Command::Mark { .. } => Ok(Outcome::Done),
         Command::CreateAccount { account } => edit.account(*account).map(|_| Outcome::Done),
         Command::DropAccount { account } => drop_account(edit, *account),
         Command::Settle { fingerprints } => settle(edit, fingerprints),

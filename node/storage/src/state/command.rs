@@ -46,6 +46,10 @@ pub enum Command {
     DropUpload {
         upload: u128,
     },
+    /// Changes nothing: all replicas have the same when they have applied it, and can be compared.
+    Mark {
+        mark: u128,
+    },
     CreateAccount {
         account: AccountId,
     },
@@ -122,9 +126,11 @@ impl Command {
     /// The account that the command is about, if it is about one.
     pub fn account(&self) -> Option<AccountId> {
         match self {
-            Command::Chunk { .. } | Command::DropUpload { .. } | Command::Deliver { .. } | Command::Settle { .. } => {
-                None
-            }
+            Command::Chunk { .. }
+            | Command::DropUpload { .. }
+            | Command::Mark { .. }
+            | Command::Deliver { .. }
+            | Command::Settle { .. } => None,
             Command::CreateAccount { account }
             | Command::DropAccount { account }
             | Command::Append { account, .. }

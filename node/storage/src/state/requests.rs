@@ -67,6 +67,7 @@ fn number(command: &Command) -> u32 {
         Command::Copy { .. } => 8,
         Command::Chunk { .. }
         | Command::DropUpload { .. }
+        | Command::Mark { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
         | Command::Deliver { .. }
@@ -117,6 +118,7 @@ pub(crate) fn known(edit: &mut Edit<'_>, request: u128, command: &Command) -> St
         | Command::Subscribe { .. }
         | Command::Chunk { .. }
         | Command::DropUpload { .. }
+        | Command::Mark { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
         | Command::Deliver { .. }

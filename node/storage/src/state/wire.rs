@@ -14,7 +14,7 @@ pub(crate) struct CommandRecord {
     pub seed: u64,
     #[prost(bytes = "vec", tag = "3")]
     pub request: Vec<u8>,
-    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub body: Option<Wire>,
 }
 
@@ -48,6 +48,8 @@ pub(crate) enum Wire {
     Expunge(ExpungeRecord),
     #[prost(message, tag = "17")]
     Copy(CopyRecord),
+    #[prost(bytes = "vec", tag = "18")]
+    Mark(Vec<u8>),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -228,6 +230,7 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
     match command {
         Command::Chunk { upload } => Wire::Chunk(upload.to_be_bytes().to_vec()),
         Command::DropUpload { upload } => Wire::DropUpload(upload.to_be_bytes().to_vec()),
+        Command::Mark { mark } => Wire::Mark(mark.to_be_bytes().to_vec()),
         Command::CreateAccount { account } => Wire::CreateAccount(account.0),
         Command::DropAccount { account } => Wire::DropAccount(account.0),
         Command::Deliver { recipients, body, digest, date, settle } => Wire::Deliver(DeliverRecord {
@@ -294,6 +297,7 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
     Some(match wire {
         Wire::Chunk(upload) => Command::Chunk { upload: u128_of(&upload)? },
         Wire::DropUpload(upload) => Command::DropUpload { upload: u128_of(&upload)? },
+        Wire::Mark(mark) => Command::Mark { mark: u128_of(&mark)? },
         Wire::CreateAccount(account) => Command::CreateAccount { account: AccountId(account) },
         Wire::DropAccount(account) => Command::DropAccount { account: AccountId(account) },
         Wire::Deliver(record) => Command::Deliver {

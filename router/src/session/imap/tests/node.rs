@@ -14,12 +14,13 @@ use proto::wire::section::Text;
 use proto::wire::store_request::Action;
 use proto::wire::{
     AccountRecord, AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest,
-    ChangeVolumeRequest, ChangesReply, ChangesRequest, ClusterRecord, CopyReply, CopyRequest, CreateMailboxReply,
-    CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryChange,
-    DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest,
-    FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeRecord, NodeStatusReply,
-    PlacementRecord, RegisterNodeRequest, RenameMailboxRequest, SearchReply, SearchRequest, Section, SectionData,
-    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ChangeVolumeRequest, ChangesReply, ChangesRequest, ClusterRecord, CompareShardReply, CompareShardRequest,
+    CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply,
+    DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
+    MailboxesReply, NodeRecord, NodeStatusReply, PlacementRecord, RegisterNodeRequest, RenameMailboxRequest,
+    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply, SelectRequest,
+    SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
@@ -410,6 +411,14 @@ impl DirectoryStore for MemoryNode {
     }
 
     async fn node_status(&self) -> MailResult<NodeStatusReply> {
+        unsupported()
+    }
+
+    async fn compare_shard(&self, _: CompareShardRequest) -> MailResult<CompareShardReply> {
+        unsupported()
+    }
+
+    async fn scrub(&self, _: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
         unsupported()
     }
 

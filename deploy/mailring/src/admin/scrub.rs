@@ -1,0 +1,225 @@
+//! `mailring scrub`: every volume of every node, then the replicas of every shard against each other.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use proto::wire::scrub_event::Event;
+use proto::wire::{CompareShardRequest, ScrubFinding, ScrubReport, ScrubRequest};
+use proto::{DirectoryStore, GrpcNode};
+use serde::Serialize;
+use tokio::time::{Duration, Instant, sleep};
+use types::{MailError, MailResult};
+
+use crate::admin::client::AdminClient;
+use crate::admin::survey::Survey;
+use crate::cli::OutputArgs;
+use crate::failure::Failure;
+use crate::output::octets;
+
+/// How long a shard may be without a leader before it is left out.
+const LEADER_MAX: Duration = Duration::from_secs(15);
+const RETRY: Duration = Duration::from_millis(300);
+/// Shards compared at once: each reads all replicas of a shard.
+const COMPARED_AT_ONCE: usize = 2;
+
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    /// Nothing was wrong.
+    clean: bool,
+    /// Nothing is wrong any more, or it is being mended.
+    mended: bool,
+    records: u64,
+    octets: u64,
+    replicas: usize,
+    findings: Vec<FindingRow>,
+    findings_beyond: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct FindingRow {
+    node: String,
+    volume: Option<u32>,
+    half: Option<String>,
+    shard: Option<u32>,
+    /// damaged, missing, differs or lost for a record; bad, undecided or unknown for a replica; unread for a volume.
+    verdict: String,
+    key: String,
+    reason: String,
+    repair: String,
+    mended: bool,
+}
+
+pub async fn run(client: &mut AdminClient, shard: Option<u32>, output: OutputArgs) -> Result<(), Failure> {
+    let survey = Survey::take(client).await?;
+    let count = survey.view.cluster.shards;
+    if let Some(shard) = shard.filter(|shard| *shard >= count) {
+        return Err(Failure::Refused(format!("no shard {shard}: the cluster has {count}, from 0")));
+    }
+    let mut nodes: BTreeMap<String, GrpcNode> = BTreeMap::new();
+    for node in &survey.nodes {
+        nodes.insert(node.record.name.clone(), client.at(&node.record.address)?);
+    }
+    let mut summary = Summary::default();
+    let volumes = join_all(nodes.iter().map(|(name, node)| volumes(name, node, shard, output))).await;
+    for (name, reports) in nodes.keys().zip(volumes) {
+        match reports {
+            Ok(reports) => reports.into_iter().for_each(|report| summary.take(name, report)),
+            Err(error) => summary.findings.push(unread(name, None, &error.to_string())),
+        }
+    }
+    let wanted: Vec<u32> = (0..count).filter(|one| shard.is_none_or(|shard| shard == *one)).collect();
+    for some in wanted.chunks(COMPARED_AT_ONCE) {
+        for (rows, replicas) in join_all(some.iter().map(|shard| compared(&survey, &nodes, *shard))).await {
+            summary.findings.extend(rows);
+            summary.replicas += replicas;
+        }
+    }
+    summary.clean = summary.findings.is_empty() && summary.findings_beyond == 0;
+    summary.mended = summary.findings.iter().all(|finding| finding.mended) && summary.findings_beyond == 0;
+    print(&summary, output)?;
+    if summary.mended { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn print(summary: &Summary, output: OutputArgs) -> Result<(), Failure> {
+    if !output.json && !summary.findings.is_empty() {
+        let header = ["node", "volume", "half", "shard", "verdict", "key", "reason", "repair"];
+        output.list(&header, &summary.findings, |row| {
+            vec![
+                row.node.clone(),
+                row.volume.map(|volume| volume.to_string()).unwrap_or_default(),
+                row.half.clone().unwrap_or_default(),
+                row.shard.map(|shard| shard.to_string()).unwrap_or_default(),
+                row.verdict.clone(),
+                row.key.clone(),
+                row.reason.clone(),
+                row.repair.clone(),
+            ]
+        })?;
+    }
+    let verdict = match (summary.clean, summary.mended) {
+        (true, _) => "nothing wrong".to_owned(),
+        (false, true) => "all that was wrong is mended, or being so: see mailring volume list and shard list".to_owned(),
+        (false, false) => format!("{} findings, not all of them mended", summary.findings.len()),
+    };
+    let fields = [
+        ("read", format!("{} records, {}", summary.records, octets(summary.octets))),
+        ("compared", format!("{} replicas", summary.replicas)),
+        ("result", verdict),
+    ];
+    output.show(summary, &fields)?;
+    Ok(())
+}
+
+/// The reports of a node's volumes. How far each is goes to standard error, for people.
+async fn volumes(
+    name: &str,
+    node: &GrpcNode,
+    shard: Option<u32>,
+    output: OutputArgs,
+) -> MailResult<Vec<ScrubReport>> {
+    let mut events = node.scrub(ScrubRequest { shard }).await?;
+    let mut reports = Vec::new();
+    while let Some(event) = events.next().await {
+        match event?.event {
+            Some(Event::Progress(progress)) if !output.json => {
+                let percent = (progress.records * 100).checked_div(progress.records_estimated).unwrap_or(0).min(99);
+                eprintln!(
+                    "{name} volume {}: {percent} %, {} records, {}",
+                    progress.volume,
+                    progress.records,
+                    octets(progress.octets)
+                );
+            }
+            Some(Event::Report(report)) => reports.push(report),
+            Some(Event::Progress(_)) | None => {}
+        }
+    }
+    Ok(reports)
+}
+
+fn unread(node: &str, volume: Option<u32>, reason: &str) -> FindingRow {
+    FindingRow {
+        node: node.to_owned(),
+        volume,
+        half: None,
+        shard: None,
+        verdict: "unread".to_owned(),
+        key: String::new(),
+        reason: reason.to_owned(),
+        repair: String::new(),
+        mended: false,
+    }
+}
+
+impl Summary {
+    fn take(&mut self, node: &str, report: ScrubReport) {
+        self.records += report.records;
+        self.octets += report.octets;
+        self.findings_beyond += report.findings_beyond;
+        let volume = report.volume;
+        if !report.error.is_empty() || !report.complete {
+            let reason = if report.error.is_empty() { "broken off" } else { &report.error };
+            self.findings.push(unread(node, Some(volume), reason));
+        }
+        let resilvers = report.resilvers;
+        self.findings.extend(report.findings.into_iter().map(|found| {
+            let ScrubFinding { verdict, key, half, shard, reason, rewritten } = found;
+            let resilvered = resilvers.contains(&half);
+            let repair = match (rewritten, resilvered) {
+                (true, _) => "written anew".to_owned(),
+                (false, true) => format!("half {half} is made anew"),
+                (false, false) => String::new(),
+            };
+            let (mended, half) = (!repair.is_empty(), (!half.is_empty()).then_some(half));
+            FindingRow { node: node.to_owned(), volume: Some(volume), half, shard, verdict, key, reason, repair, mended }
+        }));
+    }
+}
+
+/// What is wrong with the replicas of a shard, and how many were compared.
+async fn compared(survey: &Survey, nodes: &BTreeMap<String, GrpcNode>, shard: u32) -> (Vec<FindingRow>, usize) {
+    let row = |node: String, verdict: &str, reason: String, repair: String| FindingRow {
+        node,
+        volume: None,
+        half: None,
+        shard: Some(shard),
+        verdict: verdict.to_owned(),
+        key: "replica".to_owned(),
+        reason,
+        mended: repair.starts_with("made anew"),
+        repair,
+    };
+    let reply = match compare(nodes, shard).await {
+        Ok(reply) => reply,
+        Err(error) => return (vec![row(String::new(), "unknown", error.to_string(), String::new())], 0),
+    };
+    let count = reply.replicas.iter().filter(|replica| !replica.digest.is_empty()).count();
+    let wrong = reply.replicas.into_iter().filter(|replica| replica.verdict != "good");
+    let rows = wrong.map(|replica| {
+        let reason = match replica.error.is_empty() {
+            true => "not what the others hold".to_owned(),
+            false => replica.error,
+        };
+        row(survey.view.node_name(replica.node), &replica.verdict, reason, replica.repair)
+    });
+    (rows.collect(), count)
+}
+
+/// Asks every node until the shard's leader is among them.
+async fn compare(nodes: &BTreeMap<String, GrpcNode>, shard: u32) -> MailResult<proto::wire::CompareShardReply> {
+    let deadline = Instant::now() + LEADER_MAX;
+    loop {
+        let mut last = MailError::Unavailable;
+        for node in nodes.values() {
+            match node.compare_shard(CompareShardRequest { shard }).await {
+                Err(error @ (MailError::NotLeader { .. } | MailError::Unavailable)) => last = error,
+                other => return other,
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(last);
+        }
+        sleep(RETRY).await;
+    }
+}

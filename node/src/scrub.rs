@@ -1,0 +1,319 @@
+//! Scrub: reads what nobody reads, on every volume and of every replica, before the last good copy goes too. What is wrong
+//! within a mirror is mended there ([`storage::Volume::scrub`]); a replica that differs from most, or that cannot be read,
+//! is made anew from the others (`rebuild.rs`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use openraft::ChangeMembers;
+use proto::wire::scrub_event::Event;
+use proto::wire::{
+    BeginReplicaRequest, CompareShardReply, ComparedReplica, DigestShardReply, DigestShardRequest, ScrubEvent,
+    ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
+};
+use proto::{DirectoryStore, ItemStream};
+use storage::{Command, Finding, GroupId, ScrubOptions, Verdict};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use types::{MailError, MailResult, NodeId, ShardId};
+
+use crate::Node;
+use crate::shard::Shard;
+use crate::volumes::NodeVolume;
+
+/// Between two tellings of how far a scrub is.
+const TELL: Duration = Duration::from_millis(500);
+/// A caller that does not read this many events stops the scrub until it does.
+const EVENTS_QUEUED_MAX: usize = 16;
+
+/// Reads the volumes one after the other. Dropping the stream ends it.
+pub fn volumes(node: &Node, request: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
+    let alone = node.scrubbing().try_lock_owned().map_err(|_| MailError::InUse)?;
+    let options = ScrubOptions {
+        group: request.shard.map(GroupId),
+        bytes_per_s: node.settings().scrub_octets_per_s,
+        ..ScrubOptions::default()
+    };
+    let (sender, receiver) = mpsc::channel(EVENTS_QUEUED_MAX);
+    tokio::spawn(read_volumes(node.groups().volumes.list().to_vec(), options, sender, alone));
+    Ok(ReceiverStream::new(receiver).map(Ok).boxed())
+}
+
+async fn read_volumes(
+    volumes: Vec<Arc<NodeVolume>>,
+    options: ScrubOptions,
+    events: mpsc::Sender<ScrubEvent>,
+    _alone: OwnedMutexGuard<()>,
+) {
+    for volume in volumes {
+        let report = read_volume(&volume, options.clone(), &events).await;
+        let event = ScrubEvent { event: Some(Event::Report(report)) };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_volume(volume: &NodeVolume, options: ScrubOptions, events: &mpsc::Sender<ScrubEvent>) -> ScrubReport {
+    let number = volume.number;
+    let failed = |error: String| ScrubReport { volume: number, error, ..Default::default() };
+    let Some(opened) = volume.volume() else { return failed("the volume is down".to_owned()) };
+    let progress = Arc::new(storage::ScrubProgress::default());
+    let told = progress.clone();
+    let mut reading = tokio::task::spawn_blocking(move || opened.scrub(&options, &told));
+    let result = loop {
+        tokio::select! {
+            result = &mut reading => break result,
+            () = tokio::time::sleep(TELL) => {
+                let event = Event::Progress(ScrubProgress {
+                    volume: number,
+                    records: progress.records(),
+                    records_estimated: progress.records_estimated(),
+                    octets: progress.bytes(),
+                    findings: progress.findings(),
+                });
+                if events.send(ScrubEvent { event: Some(event) }).await.is_err() {
+                    progress.cancel();
+                }
+            }
+        }
+    };
+    let report = match result {
+        Ok(Ok(report)) => report,
+        Ok(Err(error)) => return failed(error.to_string()),
+        Err(error) => return failed(error.to_string()),
+    };
+    ScrubReport {
+        volume: number,
+        complete: report.complete,
+        records: report.records,
+        octets: report.bytes,
+        lost: report.lost,
+        differing: report.differing,
+        rewritten: report.rewritten,
+        resilvers: report.resilvers.iter().map(ToString::to_string).collect(),
+        findings: report.findings.into_iter().map(finding).collect(),
+        findings_beyond: report.findings_beyond,
+        error: String::new(),
+    }
+}
+
+fn finding(found: Finding) -> ScrubFinding {
+    ScrubFinding {
+        verdict: match found.verdict {
+            Verdict::Damaged => "damaged",
+            Verdict::Missing => "missing",
+            Verdict::Differs => "differs",
+            Verdict::Lost => "lost",
+        }
+        .to_owned(),
+        key: match found.to {
+            Some(to) => format!("{} up to {to}", found.key),
+            None => found.key,
+        },
+        half: found.half.map(|half| half.to_string()).unwrap_or_default(),
+        shard: found.group.map(|group| group.0),
+        reason: found.reason,
+        rewritten: found.rewritten,
+    }
+}
+
+/// On the shard's leader: what each replica holds when it has applied one entry, and repair of those that are wrong.
+pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> {
+    let shard = node.groups().shard(id)?;
+    let (mut voters, mut digests) = digests(node, &shard).await?;
+    if digests.iter().any(|digest| matches!(digest, Err(MailError::Corrupt { .. }))) {
+        // By now a mirror reads from its other half, which may be whole.
+        (voters, digests) = self::digests(node, &shard).await?;
+    }
+    let verdicts = judge(&digests);
+    let mut replicas = Vec::new();
+    for ((voter, digest), verdict) in voters.iter().zip(digests).zip(&verdicts) {
+        let mut replica = ComparedReplica { node: *voter, verdict: verdict.name().to_owned(), ..Default::default() };
+        match digest {
+            Ok(digest) => (replica.digest, replica.octets) = (digest.digest, digest.octets),
+            Err(error) => replica.error = error.to_string(),
+        }
+        if *verdict == Judged::Bad {
+            replica.repair = repair(node, &shard, NodeId(*voter), (&voters, &verdicts)).await;
+            tracing::error!(shard = id.0, node = voter, repair = replica.repair, error = replica.error, "replica is wrong");
+        }
+        replicas.push(replica);
+    }
+    Ok(CompareShardReply { replicas })
+}
+
+/// Of each voter, at one entry.
+async fn digests(node: &Node, shard: &Shard) -> MailResult<(Vec<u64>, Vec<MailResult<DigestShardReply>>)> {
+    let id = shard.id;
+    let mark = random_mark()?;
+    shard.propose(&Command::Mark { mark }, None).await?;
+    let voters: Vec<u64> = shard.group.metrics().membership_config.membership().voter_ids().collect();
+    let request = DigestShardRequest { shard: id.0, mark: Bytes::copy_from_slice(&mark.to_be_bytes()) };
+    let digests = join_all(voters.iter().map(async |voter| {
+        if *voter == node.id().0 {
+            return node.digest_shard(request.clone()).await;
+        }
+        let peer = crate::rebuild::at(node, NodeId(*voter)).ok_or(MailError::Unavailable)?;
+        peer.digest_shard(request.clone()).await
+    }))
+    .await;
+    Ok((voters, digests))
+}
+
+fn random_mark() -> MailResult<u128> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| MailError::Internal(e.to_string()))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Judged {
+    Good,
+    Bad,
+    /// It did not answer: it may be down, or behind.
+    Unknown,
+    /// There is no content that two replicas have and more than any other.
+    Undecided,
+}
+
+impl Judged {
+    fn name(self) -> &'static str {
+        match self {
+            Judged::Good => "good",
+            Judged::Bad => "bad",
+            Judged::Unknown => "unknown",
+            Judged::Undecided => "undecided",
+        }
+    }
+}
+
+/// Good is what at least two replicas have, and more than have anything else. A replica that cannot be read is bad; one
+/// alone that can be is good: nothing speaks against it.
+fn judge(digests: &[MailResult<DigestShardReply>]) -> Vec<Judged> {
+    let mut counts: HashMap<&Bytes, usize> = HashMap::new();
+    for digest in digests.iter().flatten() {
+        *counts.entry(&digest.digest).or_default() += 1;
+    }
+    let mut sorted: Vec<(usize, &Bytes)> = counts.iter().map(|(digest, count)| (*count, *digest)).collect();
+    sorted.sort_by(|a, b| b.cmp(a));
+    let good = match sorted[..] {
+        [(_, only)] => Some(only),
+        [(most, digest), (next, _), ..] if most >= 2 && most > next => Some(digest),
+        _ => None,
+    };
+    let verdict = |digest: &MailResult<DigestShardReply>| match (digest, good) {
+        (Ok(digest), Some(good)) if digest.digest == *good => Judged::Good,
+        (Ok(_), Some(_)) | (Err(MailError::Corrupt { .. }), _) => Judged::Bad,
+        (Ok(_), None) => Judged::Undecided,
+        (Err(_), _) => Judged::Unknown,
+    };
+    digests.iter().map(verdict).collect()
+}
+
+/// Takes a wrong replica out of the group, and has it begun anew. Says what was done.
+async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], &[Judged])) -> String {
+    let good: Vec<u64> =
+        known.0.iter().zip(known.1).filter(|(_, verdict)| **verdict == Judged::Good).map(|(node, _)| *node).collect();
+    if good.len() < 2 {
+        return "nothing: fewer than two good replicas would be left".to_owned();
+    }
+    let raft = &shard.group.raft;
+    if wrong == node.id() {
+        let Some(heir) = good.first() else { return String::new() };
+        return match raft.trigger().transfer_leader(*heir).await {
+            Ok(()) => "its node leads: handed over, to be repaired by the next scrub".to_owned(),
+            Err(error) => format!("nothing: {error}"),
+        };
+    }
+    // What is committed without it is on a majority of the others before its copy goes.
+    if let Err(error) = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false).await {
+        return format!("nothing: {error}");
+    }
+    let Some(peer) = crate::rebuild::at(node, wrong) else { return "nothing: its node has no address".to_owned() };
+    match peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard: true }).await {
+        Ok(()) => "made anew from the others".to_owned(),
+        Err(error) => format!("nothing: {error}"),
+    }
+}
+
+/// Scrubs everything now and then: this node's volumes, then the shards that it leads.
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let interval = Duration::from_secs(node.settings().scrub_interval_s);
+    if interval.is_zero() {
+        return;
+    }
+    // Not all nodes at once, nor each whenever it starts.
+    let share = getrandom::u64().map_or(0.5, |random| random as f64 / u64::MAX as f64);
+    let mut wait = interval.mul_f64(share);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        tokio::select! {
+            () = once(&node) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        wait = interval;
+    }
+}
+
+async fn once(node: &Node) {
+    let mut events = match volumes(node, ScrubRequest { shard: None }) {
+        Ok(events) => events,
+        // Somebody has asked for one.
+        Err(_) => return,
+    };
+    while let Some(event) = events.next().await {
+        let Ok(ScrubEvent { event: Some(Event::Report(report)) }) = event else { continue };
+        let ScrubReport { volume, records, octets, lost, differing, rewritten, findings, error, .. } = report;
+        if !error.is_empty() {
+            tracing::error!(volume, error, "volume could not be scrubbed");
+        }
+        for found in &findings {
+            let ScrubFinding { verdict, key, half, shard, reason, rewritten } = found;
+            tracing::error!(volume, verdict, key, half, shard, reason, rewritten, "scrub found damage");
+        }
+        tracing::info!(volume, records, octets, lost, differing, rewritten, "volume scrubbed");
+    }
+    for shard in node.groups().shards() {
+        if shard.group.leads()
+            && let Err(error) = compare(node, shard.id).await
+        {
+            tracing::warn!(shard = shard.id.0, %error, "replicas could not be compared");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proto::wire::DigestShardReply;
+    use types::{MailError, MailResult};
+
+    use super::{Judged, judge};
+
+    fn holds(what: &'static str) -> MailResult<DigestShardReply> {
+        Ok(DigestShardReply { digest: Bytes::from_static(what.as_bytes()), ..Default::default() })
+    }
+
+    #[test]
+    fn what_most_have_is_good_and_nothing_is_good_without_a_second_opinion() {
+        use Judged::{Bad, Good, Undecided, Unknown};
+        let corrupt = || Err(MailError::Corrupt { key: "k".to_owned() });
+        assert_eq!(judge(&[holds("a"), holds("a"), holds("a")]), [Good, Good, Good]);
+        assert_eq!(judge(&[holds("a"), holds("b"), holds("a")]), [Good, Bad, Good]);
+        assert_eq!(judge(&[holds("a"), holds("b"), holds("c")]), [Undecided, Undecided, Undecided]);
+        assert_eq!(judge(&[holds("a"), holds("b")]), [Undecided, Undecided]);
+        assert_eq!(judge(&[corrupt(), holds("a"), holds("a")]), [Bad, Good, Good]);
+        assert_eq!(judge(&[holds("a"), Err(MailError::Unavailable), holds("a")]), [Good, Unknown, Good]);
+        assert_eq!(judge(&[holds("a")]), [Good]);
+        assert_eq!(judge(&[corrupt()]), [Bad]);
+        assert_eq!(judge(&[holds("a"), holds("a"), holds("b"), holds("b")]), [Undecided; 4]);
+    }
+}
