@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::error::StorageError;
 use crate::faults::HalfName;
+use crate::group::Group;
 use crate::keys::GroupId;
 use crate::store::Family;
 use crate::volume::Shared;
@@ -164,7 +165,7 @@ pub struct Finding {
 
 pub(crate) fn run(
     shared: &Shared,
-    opened: Vec<GroupId>,
+    opened: Vec<Group>,
     options: &ScrubOptions,
     progress: &ScrubProgress,
 ) -> Result<ScrubReport, StorageError> {

@@ -172,7 +172,7 @@ impl Volume {
     /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
     /// means that it could not go on; damage is no error, but in the report.
     pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
-        let opened = self.inner.groups.lock().keys().copied().collect();
+        let opened = self.inner.groups.lock().values().cloned().collect();
         scrub::run(&self.inner.shared, opened, options, progress)
     }
 

@@ -163,14 +163,14 @@ fn each_damaged_body_is_told_by_its_key() {
     let volume = open_one(root.path());
     fill(&volume);
     drop(volume);
-    for index in [100, 101, 103, 1500] {
+    for index in [100, 101, 103, 1499] {
         flip_body(root.path(), index);
     }
     let volume = open_one(root.path());
     let report = scrub(&volume);
     let keys: BTreeSet<&str> = report.findings.iter().map(|one| one.key.as_str()).collect();
     let expected =
-        [100, 101, 103, 1500].iter().flat_map(|index| [format!("blob/7/{index}"), format!("blob/9/{index}")]);
+        [100, 101, 103, 1499].iter().flat_map(|index| [format!("blob/7/{index}"), format!("blob/9/{index}")]);
     let expected: BTreeSet<String> = expected.collect();
     assert_eq!(keys, expected.iter().map(String::as_str).collect(), "{report:?}");
     assert!(report.findings.iter().all(|one| one.verdict == Verdict::Lost), "{report:?}");
@@ -178,7 +178,7 @@ fn each_damaged_body_is_told_by_its_key() {
     // All else was read, and is served.
     assert_eq!(report.records, 2 * (ENTRIES + ENTRIES * 2 / 3 + 2) - 8);
     let group = volume.group(SHARD).unwrap();
-    for index in [99, 102, 104, 1499, 1501] {
+    for index in [99, 102, 104, 1498, 1500] {
         assert_eq!(group.read(index, index + 1, 1).unwrap()[0].head, head(index));
     }
 }
@@ -189,12 +189,15 @@ fn damaged_blocks_of_one_disk_are_told_and_the_rest_is_read() {
     let volume = open_one(root.path());
     fill(&volume);
     drop(volume);
+    let mut opened = 0;
     for seed in SEEDS {
         let copy = tempfile::tempdir().unwrap();
         copy_volume(root.path(), copy.path());
         flip_some(&files_of(copy.path(), "sst"), 3, &mut Random(seed * 0x9e37_79b9));
         println!("seed {seed}");
-        let volume = open_one(copy.path());
+        // Damaged properties of a table are refused at the start.
+        let Ok(volume) = Volume::open(small(options(copy.path()))) else { continue };
+        opened += 1;
         let report = scrub(&volume);
         let whole = 2 * (ENTRIES + ENTRIES * 2 / 3 + 2);
         // What was not read was told: by key, or as a place.
@@ -204,6 +207,7 @@ fn damaged_blocks_of_one_disk_are_told_and_the_rest_is_read() {
         assert!(report.records > whole / 2, "{report:?}");
         assert_eq!(report.lost > 0, !report.groups_lost.is_empty(), "{report:?}");
     }
+    assert!(opened > 2, "{opened}");
 }
 
 #[test]

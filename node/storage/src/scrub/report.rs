@@ -8,12 +8,16 @@ use super::verdict::{Judgement, Reading};
 use super::{FINDINGS_MAX, Finding, HalfScrub, ScrubReport, Verdict};
 use crate::error::StorageError;
 use crate::faults::HalfName;
-use crate::group::SpaceRecord;
+use crate::group::{Group, SpaceRecord};
 use crate::keys::{
     GroupId, Kind, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, printable, space_range, u32_at,
+    u64_at,
 };
 use crate::records::decode;
 use crate::store::Family;
+
+/// Bodies that are asked for one by one where the keys cannot be told.
+const GAP_KEYS_MAX: u64 = 4096;
 
 /// A half and its database's number.
 pub(crate) type Name = (HalfName, u64);
@@ -23,6 +27,8 @@ pub(crate) struct Book {
     /// Halves to be made anew, with how many places of theirs cannot be read.
     pub bad: BTreeMap<Name, u64>,
     groups: Vec<GroupId>,
+    /// Groups in use: their logs' bounds are known.
+    opened: Vec<Group>,
     only: Option<GroupId>,
     mirrored: bool,
     /// Whose a space is, and whether it is the group's state or one that a snapshot is being written to.
@@ -32,9 +38,10 @@ pub(crate) struct Book {
 }
 
 impl Book {
-    pub(crate) fn new(groups: Vec<GroupId>, only: Option<GroupId>, mirrored: bool) -> Book {
+    pub(crate) fn new(opened: Vec<Group>, only: Option<GroupId>, mirrored: bool) -> Book {
         let (report, bad, spaces, places) = Default::default();
-        Book { report, bad, groups, only, mirrored, spaces, places }
+        let groups = opened.iter().map(Group::id).collect();
+        Book { report, bad, groups, opened, only, mirrored, spaces, places }
     }
 
     /// Learns of groups and their spaces, from whichever half tells.
@@ -104,8 +111,6 @@ impl Book {
             if reading.is_err() {
                 *self.bad.entry(*name).or_default() += 1;
                 self.places.remove(name);
-            } else {
-                self.place_told(family, Some(key), *name);
             }
         }
         self.report.rewritten += u64::from(rewritten);
@@ -134,6 +139,13 @@ impl Book {
             reason,
             rewritten,
         });
+    }
+
+    /// Before a record that was come to: what the halves that have it could not read before it has ended.
+    pub(crate) fn reached(&mut self, family: Family, key: &[u8], readings: &[Reading<'_>], names: &[Name]) {
+        for (_, name) in readings.iter().zip(names).filter(|(reading, _)| reading.is_ok()) {
+            self.place_told(family, Some(key), *name);
+        }
     }
 
     /// What could not be read has ended before this key; nothing is known that lay there.
@@ -240,6 +252,31 @@ impl Book {
                 (*current && matches!(kind, Some(Kind::Body | Kind::Upload))).then_some(*group)
             }
             Family::Blob | Family::Meta => None,
+        }
+    }
+
+    /// What may lie from one key on and before another: for bodies if they are few, for log entries by the bounds of the
+    /// logs. `None` where nobody knows.
+    pub(crate) fn keys_between(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Option<Vec<Vec<u8>>> {
+        match family {
+            Family::Blob => {
+                let (group, end) = (u32_at(from, 0)?, to?);
+                let (first, last) = (u64_at(from, 4)?, u64_at(end, 4)?);
+                let few = u32_at(end, 0) == Some(group) && last.saturating_sub(first) <= GAP_KEYS_MAX;
+                let keys = (first..=last).map(|index| log_key(GroupId(group), index));
+                few.then(|| keys.filter(|key| key[..] >= *from && key[..] < *end).collect())
+            }
+            Family::Log => {
+                let mut keys = Vec::new();
+                for group in self.groups_between(family, from, to) {
+                    let opened = self.opened.iter().find(|one| one.id() == group)?;
+                    let Some((first, last)) = opened.inner.log.lock().range else { continue };
+                    let own = (first..=last).map(|index| log_key(group, index));
+                    keys.extend(own.filter(|key| key[..] >= *from && to.is_none_or(|to| key[..] < *to)));
+                }
+                Some(keys)
+            }
+            Family::State | Family::Meta => None,
         }
     }
 

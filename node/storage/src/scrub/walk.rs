@@ -17,7 +17,7 @@ use super::verdict::{Judgement, Reading, judge};
 use super::{ScrubOptions, ScrubProgress, ScrubReport, check, set_family};
 use crate::error::StorageError;
 use crate::faults::HalfName;
-use crate::group::SpaceRecord;
+use crate::group::{Group, SpaceRecord};
 use crate::half::{Half, Progress};
 use crate::keys::{
     GroupId, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, space_range, u32_at, u64_at,
@@ -32,8 +32,6 @@ use crate::volume::Shared;
 
 /// Bodies before what refers to them.
 pub(crate) const ORDER: [Family; 4] = [Family::Blob, Family::Log, Family::State, Family::Meta];
-/// Log indices that are asked for one by one where the keys cannot be told.
-const GAP_KEYS_MAX: u64 = 4096;
 /// References to bodies that were not met, looked at together.
 const DOUBTS_MAX: usize = 1000;
 
@@ -72,7 +70,7 @@ enum Ended {
 impl<'a> Scrub<'a> {
     pub(crate) fn new(
         shared: &'a Shared,
-        opened: Vec<GroupId>,
+        opened: Vec<Group>,
         options: &'a ScrubOptions,
         progress: &'a ScrubProgress,
     ) -> Scrub<'a> {
@@ -235,6 +233,7 @@ impl Scrub<'_> {
                     if let Some((at, error)) = unanswered(&readings) {
                         return Ok(Ended::Unanswered { at, error });
                     }
+                    self.book.reached(family, key, &readings, &names);
                     self.record(&views, &names, family, key, &readings)?;
                     (*from).clear();
                     from.extend_from_slice(key);
@@ -244,14 +243,16 @@ impl Scrub<'_> {
                 Step::Gap { from, to, unknown, error } => Some((from, to, unknown, error)),
             };
             if let Some((gap_from, gap_to, unknown, error)) = gap {
-                let mut lost = 0;
-                for key in between(family, &gap_from, gap_to.as_deref()) {
-                    let readings = merge.read(&key);
-                    lost += u64::from(readings.iter().all(Result::is_err));
-                    self.record(&views, &names, family, &key, &readings)?;
+                let keys = self.book.keys_between(family, &gap_from, gap_to.as_deref()).filter(|_| unknown);
+                for key in keys.iter().flatten() {
+                    let readings = merge.read(key);
+                    if let Some((at, error)) = unanswered(&readings) {
+                        return Ok(Ended::Unanswered { at, error });
+                    }
+                    self.record(&views, &names, family, key, &readings)?;
                 }
-                let told = lost > 0 || gap_keys(family, &gap_from, gap_to.as_deref()).is_some();
-                match unknown && !told {
+                // Bodies are missed by what refers to them.
+                match unknown && keys.is_none() && family != Family::Blob {
                     true => self.book.lost_place(family, &gap_from, gap_to.as_deref(), &error, &names),
                     false => self.book.place_ended(family, gap_to.as_deref(), &names),
                 }
@@ -410,23 +411,4 @@ fn referred(family: Family, key: &[u8], value: &[u8]) -> Vec<u64> {
         }
         Family::Blob | Family::Meta => Vec::new(),
     }
-}
-
-/// The first and last index from one key on and before another of the same group, if they are not too many.
-fn gap_keys(family: Family, from: &[u8], to: Option<&[u8]>) -> Option<(GroupId, u64, u64)> {
-    if !matches!(family, Family::Log | Family::Blob) {
-        return None;
-    }
-    let (from_group, to) = (u32_at(from, 0)?, to?);
-    let (from_index, to_index) = (u64_at(from, 4)?, u64_at(to, 4)?);
-    // What is longer than a key with the same beginning is greater than that.
-    let first = if from.len() > 12 { from_index.checked_add(1)? } else { from_index };
-    let last = if to.len() > 12 { to_index } else { to_index.checked_sub(1)? };
-    let one_group = u32_at(to, 0) == Some(from_group);
-    (one_group && last.saturating_sub(first) < GAP_KEYS_MAX).then_some((GroupId(from_group), first, last))
-}
-
-fn between(family: Family, from: &[u8], to: Option<&[u8]>) -> Vec<Vec<u8>> {
-    let Some((group, first, last)) = gap_keys(family, from, to) else { return Vec::new() };
-    (first..=last).map(|index| log_key(group, index)).collect()
 }

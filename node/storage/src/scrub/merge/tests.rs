@@ -91,6 +91,7 @@ fn told(copies: Vec<Copy>) -> Vec<String> {
                 told.push(format!("{}{}", number(key), letters.collect::<String>()));
             }
             Step::Broken { .. } => {}
+            Step::Gap { unknown: false, .. } => {}
             Step::Gap { from, to, .. } => {
                 told.push(format!("{}..{:?}", number(&from), to.map(|to| number(&to))));
             }
