@@ -20,6 +20,7 @@ mod mirror;
 mod options;
 mod records;
 mod resilver;
+mod scrub;
 mod snapshot;
 mod state;
 mod store;
@@ -36,6 +37,7 @@ pub use identity::{FORMAT, Identity};
 pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;
+pub use scrub::{Finding, HalfScrub, ScrubOptions, ScrubProgress, ScrubReport, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
     AccountTotals, BodyId, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta, Outcome,

@@ -390,6 +390,11 @@ impl Inner {
     }
 }
 
+/// That an entry's record can be read; what it says of its body.
+pub(crate) fn check_entry(key: &[u8], value: &[u8]) -> Result<Option<BodyCheck>, StorageError> {
+    Ok(decode::<EntryRecord>(Family::Log, key, value)?.body)
+}
+
 fn put_entry(changes: &mut Changes, group: GroupId, entry: &LogEntry) {
     let key = log_key(group, entry.index);
     let body = entry.body.as_deref().map(BodyCheck::of);

@@ -172,11 +172,14 @@ pub(crate) fn generations(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// How often the removal of a database is begun that changes meanwhile.
+const REMOVALS_MAX: usize = 100;
+
 /// Removes databases that are not open, and their marks: all but one.
 pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<()> {
     for generation in generations(directory)?.into_iter().filter(|one| Some(*one) != keep) {
         for removed in [
-            std::fs::remove_dir_all(database_path(directory, generation)),
+            remove_database(&database_path(directory, generation)),
             std::fs::remove_file(file_name(directory, generation)),
         ] {
             match removed {
@@ -186,6 +189,21 @@ pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// One that is being closed at this moment may still make files, or remove some itself.
+fn remove_database(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty)
+                    && tries < REMOVALS_MAX => {}
+            result => return result,
+        }
+    }
 }
 
 /// The number of the newest write-ahead log, 0 if there is none.

@@ -25,7 +25,7 @@ pub(crate) struct Mirror {
     pub order: Mutex<Order>,
     /// Held while a drop or a return is recorded.
     pub sides: Mutex<[Side; 2]>,
-    hang_max: Duration,
+    pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
     /// Tells the thread that rebuilds that there is something to rebuild.
@@ -129,18 +129,12 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
-        let number = {
-            let mut order = mirror.order.lock();
-            order.number += batch.len() as u64;
-            let order = &*order;
-            if let [_, second] = &order.halves[..] {
-                push(mirror, order, second, WriteBatch::from_data(batch.data()));
-            }
-            if let Some(first) = order.halves.first() {
-                push(mirror, order, first, batch);
-            }
-            order.number
-        };
+        let number = hand_out(mirror, &mut mirror.order.lock(), batch);
+        self.await_readable(mirror, number)
+    }
+
+    /// Returns when a batch that was handed out can be read.
+    pub(crate) fn await_readable(&self, mirror: &Mirror, number: u64) -> Result<(), StorageError> {
         loop {
             let half = self.reader().clone();
             self.await_half(mirror, &half, |half, deadline| half.wait_written(number, deadline))?;
@@ -271,6 +265,19 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Gives a batch its number, and to both halves.
+pub(crate) fn hand_out(mirror: &Mirror, order: &mut Order, batch: WriteBatch) -> u64 {
+    order.number += batch.len() as u64;
+    let order = &*order;
+    if let [_, second] = &order.halves[..] {
+        push(mirror, order, second, WriteBatch::from_data(batch.data()));
+    }
+    if let Some(first) = order.halves.first() {
+        push(mirror, order, first, batch);
+    }
+    order.number
 }
 
 fn push(mirror: &Mirror, order: &Order, half: &Arc<Half>, batch: WriteBatch) {

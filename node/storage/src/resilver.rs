@@ -268,6 +268,7 @@ impl Resilver<'_> {
         drop(order);
         if let Some(old) = old {
             old.fail("it was made anew");
+            old.stop();
             // Its files are removed next, and it must make no new ones.
             old.db.cancel_all_background_work(true);
         }

@@ -18,6 +18,7 @@ use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::records;
 use crate::resilver;
+use crate::scrub::{self, ScrubOptions, ScrubProgress, ScrubReport};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::writer::Writer;
@@ -186,6 +187,14 @@ impl Volume {
             Some(mirror) => mirror.resilver(name),
             None => Err(StorageError::Misuse("the volume is no mirror".to_owned())),
         }
+    }
+
+    /// Reads everything that the volume holds, or one group's part of it, compares the halves of a mirror, and repairs
+    /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
+    /// means that it could not go on; damage is no error, but in the report.
+    pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
+        let opened = self.inner.groups.lock().values().cloned().collect();
+        scrub::run(&self.inner.shared, opened, options, progress)
     }
 
     /// Whether a write or sync has failed: then the volume only reads.

@@ -362,7 +362,7 @@ impl<'a> Filling<'a> {
 
 /// Log indices, a bit each.
 #[derive(Default)]
-struct IndexSet {
+pub(crate) struct IndexSet {
     words: BTreeMap<u64, [u64; 16]>,
 }
 
@@ -371,12 +371,12 @@ impl IndexSet {
         (index >> 10, (index >> 6 & 15) as usize, 1 << (index & 63))
     }
 
-    fn insert(&mut self, index: u64) {
+    pub(crate) fn insert(&mut self, index: u64) {
         let (page, word, bit) = Self::place(index);
         self.words.entry(page).or_default()[word] |= bit;
     }
 
-    fn contains(&self, index: u64) -> bool {
+    pub(crate) fn contains(&self, index: u64) -> bool {
         let (page, word, bit) = Self::place(index);
         self.words.get(&page).is_some_and(|words| words[word] & bit != 0)
     }

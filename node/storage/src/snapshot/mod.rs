@@ -21,6 +21,7 @@ use std::path::Path;
 use crate::error::StorageError;
 
 pub use export::{Blocks, Export};
+pub(crate) use install::IndexSet;
 pub use install::Installer;
 
 /// Empties the spool directory: what lies there belongs to installs that never ended.

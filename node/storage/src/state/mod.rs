@@ -3,6 +3,7 @@
 
 mod apply;
 mod body;
+mod check;
 mod command;
 mod edit;
 mod mailbox;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use types::MailError;
 
 pub use body::PinnedBody;
+pub(crate) use check::check_record;
 pub use command::{BodySource, Command, Recipient, Stamp, StoreAction};
 pub use outcome::{
     AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent,

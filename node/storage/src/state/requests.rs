@@ -13,7 +13,7 @@ use super::sweep;
 use super::wire::{flat, ranges};
 use crate::error::StorageError;
 use crate::keys::{Key, Kind, printable, u128_at};
-use crate::records::{encode, encode_bytes};
+use crate::records::{decode, encode, encode_bytes};
 use crate::store::Family;
 
 /// Callers ask again for some seconds; then nobody does.
@@ -52,6 +52,11 @@ struct RefusedRecord {
     kind: u32,
     #[prost(string, tag = "2")]
     text: String,
+}
+
+/// That a record can be read.
+pub(crate) fn check(key: &[u8], value: &[u8]) -> Result<(), StorageError> {
+    decode::<RequestRecord>(Family::State, key, value).map(drop)
 }
 
 /// The commands that callers repeat; 0 for the others. The numbers are the disk format.

@@ -1,0 +1,75 @@
+//! A half of the volume as of one moment, read without the cache's memory of it.
+
+use bytes::Bytes;
+use rocksdb::{DBRawIterator, ReadOptions, Snapshot};
+
+use super::merge::{Item, Records};
+use crate::error::StorageError;
+use crate::faults::Operation;
+use crate::half::Half;
+use crate::keys::printable;
+use crate::store::Family;
+
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub half: &'a Half,
+    pub snapshot: &'a Snapshot<'a>,
+}
+
+pub(crate) struct Cursor<'a> {
+    view: View<'a>,
+    family: Family,
+    iterator: DBRawIterator<'a>,
+}
+
+/// Values are checked when they are read, those in blob files too; and what is read once is not cached.
+fn read_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_verify_checksums(true);
+    options.fill_cache(false);
+    options
+}
+
+impl<'a> View<'a> {
+    /// Not yet positioned; ends before `to`.
+    pub(crate) fn cursor(self, family: Family, to: Vec<u8>) -> Result<Cursor<'a>, StorageError> {
+        self.half.before(Operation::Read)?;
+        let mut options = read_options();
+        options.set_iterate_upper_bound(to);
+        let iterator = self.snapshot.raw_iterator_cf_opt(&self.half.family(family)?, options);
+        Ok(Cursor { view: self, family, iterator })
+    }
+
+    pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.half.before(Operation::Read)?;
+        let value = self.snapshot.get_cf_opt(&self.half.family(family)?, key, read_options());
+        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+    }
+}
+
+impl Records for Cursor<'_> {
+    fn seek(&mut self, key: &[u8]) {
+        self.iterator.seek(key);
+    }
+
+    fn advance(&mut self) {
+        // One that has ended or is broken stays so.
+        if self.iterator.valid() {
+            self.iterator.next();
+        }
+    }
+
+    fn item(&self) -> Result<Option<Item<'_>>, StorageError> {
+        if let Some(item) = self.iterator.item() {
+            return Ok(Some(item));
+        }
+        match self.iterator.status() {
+            Ok(()) => Ok(None),
+            Err(error) => Err(StorageError::read(|| format!("a block of {}", self.family.name()), &error)),
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.view.get(self.family, key)
+    }
+}

@@ -1,0 +1,430 @@
+//! A scrub finds what nobody reads, puts right what a good copy can, and tells the rest by key and group.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use common::mirror::{
+    Stop, assert_entries, assert_equal_halves, body, copy_half, copy_mirror, files, head, mirror_options, wait_until,
+    wait_whole,
+};
+use common::{SHARD, append, copy_volume, entry, marker, options};
+use rocksdb::{DB, Options};
+use storage::{GroupId, HalfName, ScrubOptions, ScrubProgress, ScrubReport, Verdict, Volume, VolumeOptions};
+
+const ENTRIES: u64 = 2400;
+const OTHER: GroupId = GroupId(9);
+/// To repeat a failure: it prints its seed.
+const SEEDS: std::ops::Range<u64> = 1..9;
+
+/// Small memtables, so that there are tables and blob files.
+fn small(options: VolumeOptions) -> VolumeOptions {
+    VolumeOptions { memtable_bytes: 4 << 20, wal_bytes_max: 2 << 20, ..options }
+}
+
+fn open_mirror(root: &Path) -> Volume {
+    Volume::open(small(mirror_options(root))).unwrap()
+}
+
+fn open_one(directory: &Path) -> Volume {
+    Volume::open(small(options(directory))).unwrap()
+}
+
+fn fill(volume: &Volume) {
+    for id in [SHARD, OTHER] {
+        let group = volume.group(id).unwrap();
+        for from in (1..=ENTRIES).step_by(60) {
+            let entries = (from..from + 60).map(|index| {
+                let body: Option<Bytes> = (!index.is_multiple_of(3)).then(|| body(index));
+                entry(index, head(index), body)
+            });
+            append(&group, entries.collect());
+            group.set_applied(marker(from + 59)).unwrap();
+        }
+    }
+}
+
+/// With its own slices, so that each scrub has many.
+fn scrub(volume: &Volume) -> ScrubReport {
+    let fast = ScrubOptions { group: None, bytes_per_s: 1 << 40, slice_bytes: 1 << 20 };
+    let report = volume.scrub(&fast, &ScrubProgress::default()).unwrap();
+    assert!(report.complete);
+    report
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+fn files_of(half: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = files(half);
+    found.retain(|path| path.extension().is_some_and(|own| own == extension));
+    found.sort();
+    found
+}
+
+fn flip(path: &Path, at: u64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at as usize] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Flips bits in files' parts that hold records, not at their ends.
+fn flip_some(files: &[PathBuf], flips: usize, random: &mut Random) {
+    assert!(!files.is_empty());
+    for _ in 0..flips {
+        let file = &files[random.below(files.len() as u64) as usize];
+        let len = std::fs::metadata(file).unwrap().len();
+        flip(file, len / 20 + random.below(len * 4 / 5));
+    }
+}
+
+/// Where a body lies in a half: in a blob file, uncompressed for it is random.
+fn flip_body(half: &Path, index: u64) {
+    let bad = body(index);
+    let needle = &bad[500..600];
+    let mut flipped = 0;
+    for path in files_of(half, "blob") {
+        let bytes = std::fs::read(&path).unwrap();
+        for (at, _) in bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle) {
+            flip(&path, at as u64);
+            flipped += 1;
+        }
+    }
+    assert!(flipped > 0, "body {index} lies in a blob file");
+}
+
+#[test]
+fn a_volume_without_damage_is_clean_and_all_of_it_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_one(root.path());
+    fill(&volume);
+    let report = scrub(&volume);
+    assert!(report.is_clean(), "{report:?}");
+    let expected = 2 * (ENTRIES + ENTRIES * 2 / 3 + 2);
+    assert_eq!((report.records, report.halves.len(), report.halves[0].name), (expected, 1, None));
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    let report = scrub(&volume);
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.halves.iter().map(|half| half.records).collect::<Vec<_>>(), [expected, expected]);
+}
+
+#[test]
+fn flipped_bits_in_one_half_are_found_and_the_half_is_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    drop(volume);
+    let mut found = 0;
+    for seed in SEEDS {
+        for (half, extension) in [("a", "sst"), ("a", "blob"), ("b", "sst"), ("b", "blob")] {
+            let copy = tempfile::tempdir().unwrap();
+            copy_mirror(root.path(), copy.path());
+            flip_some(&files_of(&copy.path().join(half), extension), 4, &mut Random(seed * 0x9e37_79b9));
+            let what = format!("seed {seed}: 4 flips in {extension} files of {half}");
+            println!("{what}");
+            let volume = open_mirror(copy.path());
+            let report = scrub(&volume);
+            assert_eq!((report.lost, report.differing), (0, 0), "{what}: {report:?}");
+            let damaged: u64 = report.halves.iter().map(|half| half.damaged).sum();
+            assert_eq!(report.is_clean(), damaged == 0, "{what}");
+            let name = if half == "a" { HalfName::A } else { HalfName::B };
+            assert!(report.findings.iter().all(|one| one.half == Some(name)), "{what}: {report:?}");
+            if !report.is_clean() {
+                found += 1;
+                assert!(report.resilvers.contains(&name), "{what}: {report:?}");
+                wait_until(&what, || volume.statistics().resilvers > 0);
+            }
+            wait_whole(&volume);
+            assert!(scrub(&volume).is_clean(), "{what}");
+            drop(volume);
+            assert_equal_halves(copy.path());
+        }
+    }
+    // A flip may lie in what was replaced.
+    assert!(found > 3 * SEEDS.count(), "{found}");
+}
+
+#[test]
+fn each_damaged_body_is_told_by_its_key() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_one(root.path());
+    fill(&volume);
+    drop(volume);
+    for index in [100, 101, 103, 1499] {
+        flip_body(root.path(), index);
+    }
+    let volume = open_one(root.path());
+    let report = scrub(&volume);
+    let keys: BTreeSet<&str> = report.findings.iter().map(|one| one.key.as_str()).collect();
+    let expected =
+        [100, 101, 103, 1499].iter().flat_map(|index| [format!("blob/7/{index}"), format!("blob/9/{index}")]);
+    let expected: BTreeSet<String> = expected.collect();
+    assert_eq!(keys, expected.iter().map(String::as_str).collect(), "{report:?}");
+    assert!(report.findings.iter().all(|one| one.verdict == Verdict::Lost), "{report:?}");
+    assert_eq!((report.lost, report.groups_lost.clone()), (8, BTreeSet::from([SHARD, OTHER])));
+    // All else was read, and is served.
+    assert_eq!(report.records, 2 * (ENTRIES + ENTRIES * 2 / 3 + 2) - 8);
+    let group = volume.group(SHARD).unwrap();
+    for index in [99, 102, 104, 1498, 1500] {
+        assert_eq!(group.read(index, index + 1, 1).unwrap()[0].head, head(index));
+    }
+}
+
+#[test]
+fn damaged_blocks_of_one_disk_are_told_and_the_rest_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_one(root.path());
+    fill(&volume);
+    drop(volume);
+    let mut opened = 0;
+    for seed in SEEDS {
+        let copy = tempfile::tempdir().unwrap();
+        copy_volume(root.path(), copy.path());
+        flip_some(&files_of(copy.path(), "sst"), 3, &mut Random(seed * 0x9e37_79b9));
+        println!("seed {seed}");
+        // Damaged properties of a table are refused at the start.
+        let Ok(volume) = Volume::open(small(options(copy.path()))) else { continue };
+        opened += 1;
+        let report = scrub(&volume);
+        let whole = 2 * (ENTRIES + ENTRIES * 2 / 3 + 2);
+        // What was not read was told: by key, or as a place.
+        let places = report.findings.iter().filter(|one| one.to.is_some()).count() as u64;
+        assert!(report.records == whole || !report.is_clean(), "{report:?}");
+        assert!(report.records + report.lost >= whole || places > 0, "{report:?}");
+        assert!(report.records > whole / 2, "{report:?}");
+        assert_eq!(report.lost > 0, !report.groups_lost.is_empty(), "{report:?}");
+    }
+    assert!(opened > 2, "{opened}");
+}
+
+#[test]
+fn with_both_halves_damaged_in_different_places_all_is_healed() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    drop(volume);
+    for seed in SEEDS {
+        let copy = tempfile::tempdir().unwrap();
+        copy_mirror(root.path(), copy.path());
+        println!("seed {seed}");
+        let mut random = Random(seed * 0x9e37_79b9);
+        for (half, from) in [("a", 1), ("b", ENTRIES / 2)] {
+            for _ in 0..3 {
+                let index = from + random.below(ENTRIES / 2 - 3);
+                flip_body(&copy.path().join(half), index + u64::from(index.is_multiple_of(3)));
+            }
+        }
+        let volume = open_mirror(copy.path());
+        let report = scrub(&volume);
+        assert_eq!((report.lost, report.resilvers.len()), (0, 2), "{report:?}");
+        wait_until("both are made anew", || volume.statistics().resilvers == 2);
+        assert!(scrub(&volume).is_clean());
+        for id in [SHARD, OTHER] {
+            assert_entries(&volume.group(id).unwrap(), ENTRIES);
+        }
+        drop(volume);
+        assert_equal_halves(copy.path());
+    }
+}
+
+#[test]
+fn a_record_that_is_bad_on_both_halves_is_told_with_its_group() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    drop(volume);
+    for half in ["a", "b"] {
+        flip_body(&root.path().join(half), 100);
+    }
+    let volume = open_mirror(root.path());
+    let report = scrub(&volume);
+    let lost: Vec<_> = report.findings.iter().map(|one| (one.verdict, one.key.as_str(), one.group)).collect();
+    assert_eq!(lost, [(Verdict::Lost, "blob/7/100", Some(SHARD)), (Verdict::Lost, "blob/9/100", Some(OTHER)),]);
+    assert_eq!(report.groups_lost, BTreeSet::from([SHARD, OTHER]));
+}
+
+const FAMILIES: [&str; 4] = ["log", "blob", "state", "meta"];
+
+/// Changes a closed half behind the volume's back: its numbers are then as the other one's.
+fn meddle(half: &Path, change: impl FnOnce(&DB)) {
+    let mut options = Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    let path = std::fs::read_dir(half).unwrap().map(|entry| entry.unwrap().path());
+    let path = path.into_iter().find(|path| path.join("CURRENT").exists()).unwrap();
+    let db = DB::open_cf(&options, path, FAMILIES).unwrap();
+    change(&db);
+    db.flush_wal(true).unwrap();
+}
+
+fn log_key(group: GroupId, index: u64) -> Vec<u8> {
+    [&group.0.to_be_bytes()[..], &index.to_be_bytes()].concat()
+}
+
+/// What is done to half a, and, to have as many writes, something without effect to half b.
+fn with_meddled_half(change: impl Fn(&DB), none: impl Fn(&DB)) -> (tempfile::TempDir, Volume) {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    drop(volume);
+    let whole = tempfile::tempdir().unwrap();
+    copy_half(&root.path().join("a"), whole.path());
+    meddle(&root.path().join("a"), |db| change(db));
+    meddle(&root.path().join("b"), |db| none(db));
+    let volume = open_mirror(root.path());
+    (root, volume)
+}
+
+fn rewrite_same(db: &DB, family: &str, key: &[u8]) {
+    let handle = db.cf_handle(family).unwrap();
+    let value = db.get_cf(&handle, key).unwrap().unwrap();
+    db.put_cf(&handle, key, value).unwrap();
+}
+
+#[test]
+fn a_record_that_one_half_lacks_is_found_and_written_again() {
+    let key = log_key(SHARD, 500);
+    let (root, volume) = with_meddled_half(
+        |db| db.delete_cf(&db.cf_handle("log").unwrap(), &key).unwrap(),
+        |db| rewrite_same(db, "log", &key),
+    );
+    assert_eq!(volume.halves().iter().filter(|half| half.state == storage::HalfState::Current).count(), 2);
+    let report = scrub(&volume);
+    let found: Vec<_> =
+        report.findings.iter().map(|one| (one.verdict, one.key.as_str(), one.half, one.rewritten)).collect();
+    assert_eq!(found, [(Verdict::Missing, "log/7/500", Some(HalfName::A), true)]);
+    assert_eq!((report.rewritten, report.resilvers.len(), report.lost), (1, 0, 0));
+    assert!(scrub(&volume).is_clean());
+    drop(volume);
+    assert_equal_halves(root.path());
+}
+
+#[test]
+fn a_body_with_another_checksum_than_its_entry_says_is_replaced() {
+    let key = log_key(SHARD, 500);
+    let (root, volume) = with_meddled_half(
+        |db| db.put_cf(&db.cf_handle("blob").unwrap(), &key, vec![0; 4000]).unwrap(),
+        |db| rewrite_same(db, "blob", &key),
+    );
+    let report = scrub(&volume);
+    let found: Vec<_> = report.findings.iter().map(|one| (one.verdict, one.key.as_str(), one.half)).collect();
+    assert_eq!((found, report.rewritten), (vec![(Verdict::Damaged, "blob/7/500", Some(HalfName::A))], 1));
+    assert!(scrub(&volume).is_clean());
+    assert_entries(&volume.group(SHARD).unwrap(), ENTRIES);
+    drop(volume);
+    assert_equal_halves(root.path());
+}
+
+#[test]
+fn where_both_halves_hold_by_themselves_none_is_chosen() {
+    let key = log_key(SHARD, 501);
+    let other = |db: &DB, from: u64| {
+        let handle = db.cf_handle("log").unwrap();
+        let value = db.get_cf(&handle, log_key(SHARD, from)).unwrap().unwrap();
+        db.put_cf(&handle, &key, value).unwrap();
+    };
+    // Entries without bodies, each good in itself.
+    let (_root, volume) = with_meddled_half(|db| other(db, 504), |db| other(db, 501));
+    for _ in 0..2 {
+        let report = scrub(&volume);
+        let found: Vec<_> = report.findings.iter().map(|one| (one.verdict, one.key.as_str())).collect();
+        assert_eq!(found, [(Verdict::Differs, "log/7/501")]);
+        assert_eq!(report.groups_undecided, BTreeSet::from([SHARD]));
+        assert!(report.rewritten == 0 && report.resilvers.is_empty(), "{report:?}");
+    }
+}
+
+#[test]
+fn a_missing_body_that_an_entry_refers_to_is_lost_not_absent() {
+    let root = tempfile::tempdir().unwrap();
+    fill(&open_one(root.path()));
+    meddle(root.path(), |db| {
+        db.delete_cf(&db.cf_handle("blob").unwrap(), log_key(SHARD, 700)).unwrap();
+        db.put_cf(&db.cf_handle("log").unwrap(), log_key(OTHER, 30), [1, 0xff]).unwrap();
+    });
+    let volume = open_one(root.path());
+    let report = scrub(&volume);
+    let found: BTreeSet<_> = report.findings.iter().map(|one| (one.key.as_str(), one.group)).collect();
+    assert_eq!(found, BTreeSet::from([("blob/7/700", Some(SHARD)), ("log/9/30", Some(OTHER))]), "{report:?}");
+    assert_eq!(report.lost, 2);
+    // Of one group only.
+    let of = |group| ScrubOptions { group: Some(group), bytes_per_s: 1 << 40, ..ScrubOptions::default() };
+    for (group, key) in [(SHARD, "blob/7/700"), (OTHER, "log/9/30")] {
+        let progress = ScrubProgress::default();
+        let report = volume.scrub(&of(group), &progress).unwrap();
+        assert_eq!(report.findings.iter().map(|one| one.key.as_str()).collect::<Vec<_>>(), [key]);
+        assert_eq!(report.groups_lost, BTreeSet::from([group]));
+        assert!((ENTRIES..=ENTRIES * 2).contains(&report.records), "{}", report.records);
+        assert_eq!(progress.records(), report.records);
+    }
+}
+
+#[test]
+fn a_scrub_beside_writes_gives_no_alarm() {
+    for mirrored in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let volume = if mirrored { open_mirror(root.path()) } else { open_one(root.path()) };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _stop = Stop(&done);
+            for id in 0..3 {
+                let (volume, done) = (&volume, &done);
+                scope.spawn(move || {
+                    let group = volume.group(GroupId(id)).unwrap();
+                    let (mut next, mut round) = (1, 0u64);
+                    while !done.load(Ordering::Relaxed) {
+                        round += 1;
+                        let end = next + 20;
+                        let entries = (next..end)
+                            .map(|index| entry(index, head(index), (index % 3 != 0).then(|| body(index + round))));
+                        append(&group, entries.collect());
+                        group.set_applied(marker(end)).unwrap();
+                        next = end;
+                        match round % 7 {
+                            3 => {
+                                group.truncate_after(Some(end - 6)).unwrap();
+                                next = end - 5;
+                            }
+                            5 => group.purge_to(end.saturating_sub(60), marker(1)).unwrap(),
+                            _ => {}
+                        }
+                    }
+                });
+            }
+            for _ in 0..25 {
+                let report = scrub(&volume);
+                assert!(report.is_clean(), "{report:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_cancelled_scrub_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_mirror(root.path());
+    fill(&volume);
+    let progress = ScrubProgress::default();
+    // So slow that it would take hours.
+    let slow = ScrubOptions { bytes_per_s: 1000, ..ScrubOptions::default() };
+    let report = std::thread::scope(|scope| {
+        let running = scope.spawn(|| volume.scrub(&slow, &progress).unwrap());
+        wait_until("it reads", || progress.bytes() > 0);
+        assert!(progress.records_estimated() > ENTRIES && progress.family() == "blob");
+        progress.cancel();
+        running.join().unwrap()
+    });
+    assert!(!report.complete && report.is_clean() && report.records < ENTRIES, "{report:?}");
+}
