@@ -47,19 +47,23 @@ pub struct ClusterOptions {
     pub log_entries_kept: Option<u64>,
 }
 
+impl ClusterOptions {
+    pub const DEFAULT: ClusterOptions = ClusterOptions {
+        nodes: 3,
+        routers: 1,
+        replicas: 3,
+        shards: 8,
+        proxied: false,
+        own_disks: false,
+        mirror: false,
+        volumes: 1,
+        log_entries_kept: None,
+    };
+}
+
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
-        ClusterOptions {
-            nodes: 3,
-            routers: 1,
-            replicas: 3,
-            shards: 8,
-            proxied: false,
-            own_disks: false,
-            mirror: false,
-            volumes: 1,
-            log_entries_kept: None,
-        }
+        ClusterOptions::DEFAULT
     }
 }
 

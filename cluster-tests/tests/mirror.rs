@@ -4,28 +4,13 @@
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Random, Scenario, eventually, no_disks_because, setting};
+use cluster_tests::{ClusterOptions, Random, Scenario, check_large, eventually, fill, flip, no_disks_because, setting};
 
-const MIRROR: ClusterOptions = ClusterOptions {
-    nodes: 1,
-    routers: 1,
-    replicas: 1,
-    shards: 8,
-    proxied: false,
-    own_disks: false,
-    mirror: true,
-    volumes: 1,
-    log_entries_kept: None,
-};
+const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const BIT_FLIPS: usize = 1_000;
-/// More than the database keeps in memory before it writes tables.
-const LARGE_MESSAGES: usize = 48;
-const LARGE_OCTETS: usize = 1 << 20;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn letter(half: usize) -> &'static str {
@@ -156,94 +141,12 @@ fn both_halves_lose_power_at_once_under_load_and_nothing_is_lost() -> Result<()>
     scenario.finish()
 }
 
-/// The files of a half's database that hold records.
-fn tables(disk: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut directories = vec![disk.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "sst" || extension == "blob") {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Flips one bit at each of many places, all over a half's tables, where they are. Answers how many.
-fn flip(disk: &Path, random: &mut Random, places: usize) -> Result<usize> {
-    let mut flipped = 0;
-    let files: Vec<(fs::File, u64)> = tables(disk)?
-        .iter()
-        .filter_map(|path| {
-            // Compactions remove files at any time.
-            let file = fs::File::options().read(true).write(true).open(path).ok()?;
-            let length = file.metadata().ok()?.len();
-            (length > 0).then_some((file, length))
-        })
-        .collect();
-    let total: u64 = files.iter().map(|(_, length)| length).sum();
-    for _ in 0..places {
-        let mut at = random.below(total.max(1));
-        for (file, length) in &files {
-            if at < *length {
-                let mut byte = [0];
-                file.read_exact_at(&mut byte, at)?;
-                byte[0] ^= 1 << random.below(8);
-                file.write_all_at(&byte, at)?;
-                flipped += 1;
-                break;
-            }
-            at -= length;
-        }
-    }
-    Ok(flipped)
-}
-
-/// Large mail, so that the database has written tables: bit flips in a log are another matter.
-fn large(number: usize, seed: u64) -> Vec<u8> {
-    let mut random = Random::new(seed, number as u64);
-    let mut message = format!("From: large@example.test\r\nSubject: large {number}\r\n\r\n").into_bytes();
-    while message.len() < LARGE_OCTETS {
-        let line: String = (0..4).map(|_| format!("{:016x}", random.draw())).collect();
-        message.extend_from_slice(line.as_bytes());
-        message.extend_from_slice(b"\r\n");
-    }
-    message
-}
-
-fn fill(scenario: &Scenario, seed: u64) -> Result<()> {
-    let mut imap = scenario.cluster.imap_client("user0@example.test")?;
-    imap.ok("CREATE Large")?;
-    for number in 0..LARGE_MESSAGES {
-        imap.append("Large", &large(number, seed))?;
-    }
-    Ok(())
-}
-
-/// Every large message, byte for byte.
-fn check_large(scenario: &Scenario, seed: u64) -> Result<()> {
-    let mut imap = scenario.cluster.imap_client("user0@example.test")?;
-    imap.select("Large")?;
-    let uids = imap.uids()?;
-    ensure!(uids.len() == LARGE_MESSAGES, "{} of {LARGE_MESSAGES} large messages", uids.len());
-    for (number, uid) in uids.into_iter().enumerate() {
-        let body = imap.body(uid)?.with_context(|| format!("large message {number}"))?;
-        ensure!(body == large(number, seed), "large message {number} is not what it was");
-    }
-    Ok(())
-}
-
 #[test]
 fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 65), setting("MAILRING_ROUNDS", 2));
     let mut random = Random::new(seed, u64::MAX);
     let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
-    fill(&scenario, seed)?;
+    fill(&scenario.cluster, seed)?;
     for round in 0..rounds {
         let half = (round % 2) as usize;
         scenario.progress()?;
@@ -256,13 +159,13 @@ fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
         let disk = scenario.cluster.disk_directories(0)[half].clone();
         let flipped = flip(&disk, &mut random, BIT_FLIPS)?;
         ensure!(flipped == BIT_FLIPS, "{flipped} bits flipped in half {}", letter(half));
-        check_large(&scenario, seed)?;
+        check_large(&scenario.cluster, seed)?;
         scenario.progress()?;
         ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
         // What was read is enough to have it made anew: the damaged half is whole before the other one's turn.
         scenario.cluster.wait_whole("node1")?;
     }
-    check_large(&scenario, seed)?;
+    check_large(&scenario.cluster, seed)?;
     scenario.finish()
 }
 

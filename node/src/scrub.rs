@@ -140,7 +140,13 @@ pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> 
         }
         if *verdict == Judged::Bad {
             replica.repair = repair(node, &shard, NodeId(*voter), (&voters, &verdicts)).await;
-            tracing::error!(shard = id.0, node = voter, repair = replica.repair, error = replica.error, "replica is wrong");
+            tracing::error!(
+                shard = id.0,
+                node = voter,
+                repair = replica.repair,
+                error = replica.error,
+                "replica is wrong"
+            );
         }
         replicas.push(replica);
     }

@@ -99,7 +99,9 @@ fn print(summary: &Summary, output: OutputArgs) -> Result<(), Failure> {
     }
     let verdict = match (summary.clean, summary.mended) {
         (true, _) => "nothing wrong".to_owned(),
-        (false, true) => "all that was wrong is mended, or being so: see mailring volume list and shard list".to_owned(),
+        (false, true) => {
+            "all that was wrong is mended, or being so: see mailring volume list and shard list".to_owned()
+        }
         (false, false) => format!("{} findings, not all of them mended", summary.findings.len()),
     };
     let fields = [
@@ -112,12 +114,7 @@ fn print(summary: &Summary, output: OutputArgs) -> Result<(), Failure> {
 }
 
 /// The reports of a node's volumes. How far each is goes to standard error, for people.
-async fn volumes(
-    name: &str,
-    node: &GrpcNode,
-    shard: Option<u32>,
-    output: OutputArgs,
-) -> MailResult<Vec<ScrubReport>> {
+async fn volumes(name: &str, node: &GrpcNode, shard: Option<u32>, output: OutputArgs) -> MailResult<Vec<ScrubReport>> {
     let mut events = node.scrub(ScrubRequest { shard }).await?;
     let mut reports = Vec::new();
     while let Some(event) = events.next().await {
@@ -172,7 +169,17 @@ impl Summary {
                 (false, false) => String::new(),
             };
             let (mended, half) = (!repair.is_empty(), (!half.is_empty()).then_some(half));
-            FindingRow { node: node.to_owned(), volume: Some(volume), half, shard, verdict, key, reason, repair, mended }
+            FindingRow {
+                node: node.to_owned(),
+                volume: Some(volume),
+                half,
+                shard,
+                verdict,
+                key,
+                reason,
+                repair,
+                mended,
+            }
         }));
     }
 }

@@ -1,0 +1,99 @@
+//! A scrub finds what is damaged, has it made anew from a good copy, and raises no alarm where all is well, under load.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, binary, check_large, eventually, fill, flip, setting};
+use serde_json::Value;
+
+const BIT_FLIPS: usize = 50;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a scrub says, whatever its exit code.
+fn scrub(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
+    let mut command = Command::new(binary()?);
+    command.args(["scrub", "--json"]).args(arguments).env("MAILRING_CONFIG", cluster.path().join("admin.toml"));
+    let output = command.output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let summary: Value =
+        serde_json::from_str(&text).with_context(|| format!("{text} {}", String::from_utf8_lossy(&output.stderr)))?;
+    ensure!(output.status.success() == (summary["mended"] == true), "exit code {}: {summary:#}", output.status);
+    Ok(summary)
+}
+
+#[test]
+fn a_scrub_of_healthy_mirrors_and_replicas_under_load_finds_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 81), setting("MAILRING_ROUNDS", 3));
+    let mut scenario = Scenario::start(ClusterOptions { mirror: true, ..ClusterOptions::DEFAULT }, seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        let summary = scrub(&scenario.cluster, &[])?;
+        ensure!(summary["clean"] == true && summary["replicas"] == 24, "{summary:#}");
+        ensure!(summary["records"].as_u64() > Some(0), "{summary:#}");
+    }
+    let one = scrub(&scenario.cluster, &["--shard", "3"])?;
+    ensure!(one["clean"] == true && one["replicas"] == 3, "{one:#}");
+    ensure!(scrub(&scenario.cluster, &["--shard", "8"]).is_err(), "there is no shard 8");
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    scenario.finish()
+}
+
+#[test]
+fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 82), setting("MAILRING_ROUNDS", 2));
+    let mut random = Random::new(seed, u64::MAX);
+    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for round in 0..rounds {
+        // With empty caches, so that what lies on the disk is what is read.
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+        scenario.load.forget_errors();
+        let half = (round % 2) as usize;
+        let disk = scenario.cluster.disk_directories(0)[half].clone();
+        ensure!(flip(&disk, &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
+        let found = scrub(&scenario.cluster, &[])?;
+        ensure!(found["clean"] == false && found["mended"] == true, "{found:#}");
+        println!("{} findings", found["findings"].as_array().map_or(0, Vec::len));
+        scenario.cluster.wait_whole("node1")?;
+        let again = scrub(&scenario.cluster, &[])?;
+        ensure!(again["clean"] == true, "{again:#}");
+        scenario.progress()?;
+        ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    }
+    check_large(&scenario.cluster, seed)?;
+    scenario.finish()
+}
+
+#[test]
+fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 83), setting("MAILRING_ROUNDS", 1));
+    let mut random = Random::new(seed, u64::MAX);
+    let mut scenario = Scenario::start(ClusterOptions::DEFAULT, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        let victim = (round % 3) as usize;
+        scenario.cluster.nodes[victim].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        ensure!(flip(&scenario.cluster.disk(victim), &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
+        let found = scrub(&scenario.cluster, &[])?;
+        ensure!(found["clean"] == false, "{found:#}");
+        // A replica that leads is handed over first, and made anew by the next scrub.
+        eventually("all is mended", PATIENCE, || {
+            let again = scrub(&scenario.cluster, &[])?;
+            ensure!(again["clean"] == true, "{again:#}");
+            Ok(())
+        })?;
+        eventually("all replicas vote", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
+    }
+    check_large(&scenario.cluster, seed)?;
+    scenario.finish()
+}
