@@ -14,7 +14,7 @@ const LARGE_MESSAGES: usize = 48;
 const LARGE_OCTETS: usize = 1 << 20;
 
 /// The files of a database that hold records.
-fn tables(disk: &Path) -> Result<Vec<PathBuf>> {
+fn tables(disk: &Path, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut directories = vec![disk.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -22,7 +22,7 @@ fn tables(disk: &Path) -> Result<Vec<PathBuf>> {
             let path = entry?.path();
             if path.is_dir() {
                 directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "sst" || extension == "blob") {
+            } else if path.extension().is_some_and(|extension| kinds.iter().any(|kind| extension == *kind)) {
                 found.push(path);
             }
         }
@@ -31,10 +31,13 @@ fn tables(disk: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The kinds of files that hold records.
+pub const TABLES: &[&str] = &["sst", "blob"];
+
 /// Flips one bit at each of many places, all over a disk's tables, where they are. Answers how many.
-pub fn flip(disk: &Path, random: &mut Random, places: usize) -> Result<usize> {
+pub fn flip(disk: &Path, kinds: &[&str], random: &mut Random, places: usize) -> Result<usize> {
     let mut flipped = 0;
-    let files: Vec<(fs::File, u64)> = tables(disk)?
+    let files: Vec<(fs::File, u64)> = tables(disk, kinds)?
         .iter()
         .filter_map(|path| {
             // Compactions remove files at any time.

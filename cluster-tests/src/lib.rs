@@ -20,7 +20,7 @@ mod transcript;
 pub use checker::check;
 pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
-pub use damage::{check_large, fill, flip};
+pub use damage::{TABLES, check_large, fill, flip};
 pub use disk::{DISK_RESERVE_OCTETS, Disk, no_disks_because};
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
 pub use imap::ImapClient;

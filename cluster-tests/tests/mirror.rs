@@ -7,7 +7,9 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Random, Scenario, check_large, eventually, fill, flip, no_disks_because, setting};
+use cluster_tests::{
+    ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, no_disks_because, setting,
+};
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const BIT_FLIPS: usize = 1_000;
@@ -157,7 +159,7 @@ fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
         scenario.cluster.wait_whole("node1")?;
         scenario.load.forget_errors();
         let disk = scenario.cluster.disk_directories(0)[half].clone();
-        let flipped = flip(&disk, &mut random, BIT_FLIPS)?;
+        let flipped = flip(&disk, TABLES, &mut random, BIT_FLIPS)?;
         ensure!(flipped == BIT_FLIPS, "{flipped} bits flipped in half {}", letter(half));
         check_large(&scenario.cluster, seed)?;
         scenario.progress()?;

@@ -37,8 +37,8 @@ use crate::volumes::Volumes;
 
 pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
 
-/// HTTP/2 streams that one connection may have open.
-const STREAMS_MAX: u32 = 4_096;
+/// HTTP/2 streams that one connection may have open: each POP3 session of a router holds one, each fetch under way.
+const STREAMS_MAX: u32 = 32_768;
 /// Octets of metadata in one request.
 const HEADERS_OCTETS_MAX: u32 = 16 * 1024;
 /// Streams that a peer may reset before it is told to go away (rapid reset).

@@ -50,9 +50,10 @@ const COMPARE_CALL_MAX: Duration = Duration::from_secs(3_660);
 /// A peer that is gone without a word is noticed within the sum of the two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
-/// HTTP/2 flow control: a body's worth under way on a stream, several on a connection.
-const STREAM_WINDOW_OCTETS: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW_OCTETS: u32 = 8 * 1024 * 1024;
+/// HTTP/2 flow control: what a reader that does not read holds of a stream. Enough for a fast network.
+const STREAM_WINDOW_OCTETS: u32 = 256 * 1024;
+/// No bound of its own (RFC 9113 §6.9.1 has none greater): slow readers of some streams must not stop all others.
+const CONNECTION_WINDOW_OCTETS: u32 = (1 << 31) - 1;
 /// Streams that were given up, whose late frames are ignored without an answer.
 const RESET_STREAMS_REMEMBERED: usize = 1_024;
 
@@ -96,22 +97,45 @@ fn lock(failed_at: &Mutex<Option<Instant>>) -> MutexGuard<'_, Option<Instant>> {
     failed_at.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A node over gRPC. Cloning shares the connection.
+/// A node over gRPC. Cloning shares its connections.
+///
+/// What lasts has connections of its own, for there are only so many streams to one: the operations of everybody would
+/// wait for clients that read slowly, or that hold a maildrop.
 #[derive(Clone, Debug)]
 pub struct GrpcNode {
     mail: MailClient<Channel>,
+    /// Fetches: as long as a mail client takes to read.
+    reading: MailClient<Channel>,
+    /// Held maildrops and watches.
+    lasting: MailClient<Channel>,
     directory: DirectoryClient<Channel>,
 }
 
 impl GrpcNode {
+    /// Everything over one connection: for a caller that asks little.
     pub fn new(channel: Channel) -> GrpcNode {
+        GrpcNode::over([channel.clone(), channel.clone(), channel])
+    }
+
+    /// For a router: connections that are made when first used.
+    pub fn connect(address: &str, tls: &Arc<ClientConfig>) -> io::Result<GrpcNode> {
+        let channel = || connect(address, tls.clone());
+        Ok(GrpcNode::over([channel()?, channel()?, channel()?]))
+    }
+
+    fn over([calls, reading, lasting]: [Channel; 3]) -> GrpcNode {
+        let mail = |channel: Channel| {
+            MailClient::new(channel)
+                .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+                .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
+        };
         GrpcNode {
-            mail: MailClient::new(channel.clone())
+            directory: DirectoryClient::new(calls.clone())
                 .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
                 .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX),
-            directory: DirectoryClient::new(channel)
-                .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
-                .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX),
+            mail: mail(calls),
+            reading: mail(reading),
+            lasting: mail(lasting),
         }
     }
 }
@@ -206,7 +230,7 @@ impl MailStore for GrpcNode {
 
     async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
         // No deadline on the stream as a whole: a client may read 500 MB over a slow line.
-        reply(CALL_MAX, self.mail.clone().fetch(Request::new(request))).await.map(items)
+        reply(CALL_MAX, self.reading.clone().fetch(Request::new(request))).await.map(items)
     }
 
     async fn search(&self, request: SearchRequest) -> MailResult<SearchReply> {
@@ -230,11 +254,11 @@ impl MailStore for GrpcNode {
     }
 
     async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
-        reply(CALL_MAX, self.mail.clone().watch(Request::new(request))).await.map(items)
+        reply(CALL_MAX, self.lasting.clone().watch(Request::new(request))).await.map(items)
     }
 
     async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
-        reply(CALL_MAX, self.mail.clone().hold_maildrop(Request::new(request))).await.map(items)
+        reply(CALL_MAX, self.lasting.clone().hold_maildrop(Request::new(request))).await.map(items)
     }
 }
 

@@ -58,10 +58,7 @@ impl Cluster {
         let client = tls.client.clone();
         Cluster::with_connector(
             seeds,
-            Box::new(move |address| {
-                let channel = proto::connect(address, client.clone())?;
-                Ok(Arc::new(GrpcNode::new(channel)) as Arc<dyn NodeApi>)
-            }),
+            Box::new(move |address| Ok(Arc::new(GrpcNode::connect(address, &client)?) as Arc<dyn NodeApi>)),
         )
     }
 

@@ -20,7 +20,8 @@ use crate::faults::HalfName;
 use crate::group::{Group, SpaceRecord};
 use crate::half::{Half, Progress};
 use crate::keys::{
-    GroupId, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, space_range, u32_at, u64_at,
+    GroupId, META_HOME, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, space_range, u32_at,
+    u64_at,
 };
 use crate::log::check_entry;
 use crate::mirror::Mirror;
@@ -133,7 +134,7 @@ impl<'a> Scrub<'a> {
                 sections.push((Family::State, from, to));
             }
         }
-        for name in [META_VOTE, META_PURGED, META_SPACE, META_INSTALL] {
+        for name in [META_VOTE, META_PURGED, META_SPACE, META_INSTALL, META_HOME] {
             let key = meta_key(name, group);
             let behind = [&key[..], &[0]].concat();
             sections.push((Family::Meta, key, behind));
@@ -174,11 +175,17 @@ impl<'a> Scrub<'a> {
             warn!("halves differ and nothing tells which is right: no half is made anew");
             return;
         }
-        for half in mirror.halves() {
-            let Some(places) = self.book.bad.get(&(half.name, half.generation)) else { continue };
-            half.damage_found.fetch_add(*places, Ordering::Relaxed);
-            half.damaged.store(true, Ordering::Relaxed);
-            self.book.report.resilvers.push(half.name);
+        let halves = mirror.halves();
+        for ((name, generation), places) in &self.book.bad {
+            // Somebody's read may have met the damage too: then it is another database by now.
+            let same = halves.iter().find(|half| (half.name, half.generation) == (*name, *generation));
+            if let Some(half) = same {
+                half.damage_found.fetch_add(*places, Ordering::Relaxed);
+                half.damaged.store(true, Ordering::Relaxed);
+            }
+            if !self.book.report.resilvers.contains(name) {
+                self.book.report.resilvers.push(*name);
+            }
         }
         if !self.book.report.resilvers.is_empty() {
             mirror.want_rebuild();
