@@ -12,7 +12,7 @@ use proto::{DirectoryStore, ItemStream};
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
-use crate::bootstrap::{new_node, propose};
+use crate::bootstrap::{new_node, propose, runs_at};
 use crate::mail::blocking;
 use crate::raft::{Reply, fatal};
 use crate::shard::unix_ms;
@@ -118,7 +118,10 @@ impl DirectoryStore for Node {
         let voter = group.metrics().membership_config.membership().voter_ids().any(|voter| voter == request.id);
         match known {
             Some(address) if address == request.address => {}
-            Some(_) => {
+            Some(address) => {
+                if runs_at(&self.groups().context, NodeId(request.id), &address).await {
+                    return Err(MailError::CannotDo(format!("node {} is running at {address}", request.id)));
+                }
                 let (id, address) = (NodeId(request.id), request.address.clone());
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
@@ -174,6 +177,7 @@ impl DirectoryStore for Node {
             appended_entries: statistics.appended_entries,
             disk_free_octets: groups.space.free_octets(),
             disk_full: groups.space.is_full(),
+            disk_stalled: groups.stall.is_on(),
         })
     }
 

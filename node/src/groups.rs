@@ -13,13 +13,15 @@ use crate::group::{Group, GroupContext};
 use crate::raft::{Peers, Raft, RaftGroups};
 use crate::shard::Shard;
 use crate::space::Space;
+use crate::step_aside::Stall;
 
 pub struct Groups {
     pub own: NodeId,
     pub peers: Arc<Peers>,
-    context: GroupContext,
+    pub context: GroupContext,
     pub volume: Volume,
     pub space: Space,
+    pub stall: Stall,
     pub directory_state: Arc<DirectoryState>,
     pub directory: Group,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
@@ -37,9 +39,9 @@ impl Groups {
         let (storage, directory_state, on_disk) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
         let directory = Group::start(storage, applier, &context).await?;
-        let (own, peers) = (context.own, context.peers.clone());
-        let groups =
-            Groups { own, peers, context, volume, space, directory_state, directory, shards: RwLock::default() };
+        let (own, peers, stall) = (context.own, context.peers.clone(), context.stall.clone());
+        let shards = RwLock::default();
+        let groups = Groups { own, peers, context, volume, space, stall, directory_state, directory, shards };
         let groups = Arc::new(groups);
         for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
             groups.start_shard(ShardId(group.0)).await?;
@@ -71,6 +73,12 @@ impl Groups {
         let mut shards: Vec<_> = self.shards.read().values().cloned().collect();
         shards.sort_by_key(|shard| shard.id);
         shards
+    }
+
+    /// The directory's group and those of the shards.
+    pub fn all(&self) -> Vec<Group> {
+        let shards = self.shards();
+        std::iter::once(self.directory.clone()).chain(shards.iter().map(|shard| shard.group.clone())).collect()
     }
 
     pub async fn stop(&self) {

@@ -12,6 +12,7 @@ mod reconcile;
 mod settings;
 mod shard;
 mod space;
+mod step_aside;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::groups::Groups;
 use crate::mail::Bounds;
 use crate::raft::{Peers, RaftService};
 use crate::space::Space;
+use crate::step_aside::Stall;
 
 pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
 
@@ -80,7 +82,13 @@ impl Node {
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(identity.node_id.0, tls.client.clone());
-        let context = GroupContext { own: identity.node_id, peers, log_entries_kept: settings.log_entries_kept };
+        let context = GroupContext {
+            own: identity.node_id,
+            peers,
+            log_entries_kept: settings.log_entries_kept,
+            stall: Stall::default(),
+        };
+        bootstrap::refuse_copy(&volume, &context, settings.advertise()).await?;
         let space = Space::new(disks, settings.disk_reserve_octets).context("room on the disk")?;
         let groups = Groups::start(volume, space, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
@@ -96,8 +104,9 @@ impl Node {
         let node = Node { inner };
         let serving = tokio::spawn(serve(node.clone(), listener, tls, stopped.clone()));
         let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
+        let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
         let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped));
-        node.inner.tasks.lock().extend([serving, founding, reconciling]);
+        node.inner.tasks.lock().extend([serving, founding, stepping_aside, reconciling]);
         Ok(node)
     }
 
