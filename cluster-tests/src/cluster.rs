@@ -297,13 +297,18 @@ impl Cluster {
         })
     }
 
-    /// The node that leads most shards.
-    pub fn first_leader(&self) -> Result<usize> {
+    /// How many shards each node leads.
+    pub fn led(&self) -> Result<Vec<usize>> {
         let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
         let leads = |name: &str| {
             shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
         };
-        let counts: Vec<usize> = self.nodes.iter().map(|node| leads(&node.name)).collect();
+        Ok(self.nodes.iter().map(|node| leads(&node.name)).collect())
+    }
+
+    /// The node that leads most shards.
+    pub fn first_leader(&self) -> Result<usize> {
+        let counts = self.led()?;
         (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
     }
 

@@ -60,5 +60,5 @@ fn a_router_out_of_descriptors_turns_clients_away_and_recovers() -> Result<()> {
         cluster.pop3_client("ann@example.test").map(drop)
     })?;
     println!("{greeted} clients greeted, {turned_away} turned away, {limit} descriptors");
-    cluster.check_logs(&["clients are turned away"])
+    cluster.check_logs(&["clients are turned away", "accept failed"])
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,8 +24,6 @@ const BACKLOG: i32 = 4_096;
 /// Out of descriptors or memory: the pause before accepting again, doubling.
 const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(20);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Somebody else may have been quicker to take the client that waits.
-const TURN_AWAY_MAX: Duration = Duration::from_millis(20);
 
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -54,7 +53,7 @@ pub async fn accept(listener: TcpListener, settings: Arc<ListenerSettings>, cont
             // The client has gone while it waited.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
-            Err(error) if spare.turns_away(&error, &listener, &settings, &context).await => {}
+            Err(error) if spare.turns_away(&error, &listener, &settings, &context) => {}
             Err(error) => {
                 warn!(%error, protocol = settings.protocol.as_str(), "accept failed");
                 tokio::time::sleep(wait).await;
@@ -85,7 +84,7 @@ impl Spare {
     }
 
     /// False if this is not what is wrong, or if there was no descriptor to do it with.
-    async fn turns_away(
+    fn turns_away(
         &mut self,
         error: &io::Error,
         listener: &TcpListener,
@@ -99,18 +98,24 @@ impl Spare {
         if !std::mem::replace(&mut self.told, true) {
             warn!(%error, protocol = settings.protocol.as_str(), "clients are turned away");
         }
-        drop(self.file.take());
-        let accepted = tokio::time::timeout(TURN_AWAY_MAX, listener.accept()).await;
-        let turned_away = match accepted {
-            Ok(Ok((stream, _))) => {
+        if self.file.take().is_none() {
+            self.file = File::open("/dev/null").ok();
+            return false;
+        }
+        // Now or not at all: the descriptor is missed by nobody while it is away.
+        let accepted = listener.accept().now_or_never();
+        let done = match accepted {
+            Some(Ok((stream, _))) => {
                 context.metrics.refused(settings.protocol);
                 refuse(&stream, settings, &context.settings.hostname);
                 true
             }
-            Ok(Err(_)) | Err(_) => false,
+            Some(Err(_)) => false,
+            // Nobody waits: the kernel asks for a descriptor before it looks.
+            None => true,
         };
         self.file = File::open("/dev/null").ok();
-        turned_away
+        done
     }
 }
 
