@@ -11,6 +11,7 @@ mod raft;
 mod reconcile;
 mod settings;
 mod shard;
+mod shard_clock;
 mod space;
 mod step_aside;
 

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
 use crate::raft::{Applier, Marker, Proposal, Reply};
+use crate::shard_clock::ShardClock;
 
 /// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
 /// and 64 KiB of memory in each shard that is watched.
@@ -26,6 +27,7 @@ const RECENT_MARKS_MAX: usize = 100_000;
 pub struct Shard {
     pub id: ShardId,
     pub group: Group,
+    clock: Arc<ShardClock>,
     events: Arc<Events>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
     recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
@@ -34,9 +36,14 @@ pub struct Shard {
 impl Shard {
     pub async fn start(id: ShardId, storage: storage::Group, context: &GroupContext) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
-        let applier = Arc::new(ShardApplier { state: storage.shard(), events: events.clone() });
+        let opened = storage.clone();
+        let last = tokio::task::spawn_blocking(move || opened.last_entry()).await.map_err(io::Error::other)?;
+        let last = last.map_err(io::Error::other)?.map_or(0, |entry| entry.index);
+        let clock = Arc::new(ShardClock::new(last));
+        let applier = ShardApplier { state: storage.shard(), clock: clock.clone(), events: events.clone() };
+        let applier = Arc::new(applier);
         let group = Group::start(storage, applier, context).await?;
-        Ok(Arc::new(Shard { id, group, events, maildrops: Arc::default(), recent: Mutex::default() }))
+        Ok(Arc::new(Shard { id, group, clock, events, maildrops: Arc::default(), recent: Mutex::default() }))
     }
 
     pub fn state(&self) -> ShardState {
@@ -71,10 +78,16 @@ impl Shard {
 
     /// The same under a request id: a command that was done under it before is answered as it was then.
     pub async fn propose_request(&self, request: u128, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
-        match self.group.propose(command.encode(stamp()?, request), body).await? {
+        match self.group.propose(command.encode(self.stamp()?, request), body).await? {
             (Reply::Shard(outcome), _) => outcome,
             (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
         }
+    }
+
+    /// Time and randomness of a command, chosen once by the proposer.
+    fn stamp(&self) -> MailResult<Stamp> {
+        let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
+        Ok(Stamp { unix_ms: self.clock.stamp(unix_ms(), Instant::now()), seed })
     }
 
     pub fn watch(&self) -> broadcast::Receiver<WatchEvent> {
@@ -122,12 +135,6 @@ impl Drop for MaildropGuard {
     }
 }
 
-/// Time and randomness of a command, chosen once by the proposer.
-fn stamp() -> MailResult<Stamp> {
-    let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
-    Ok(Stamp { unix_ms: unix_ms(), seed })
-}
-
 /// Milliseconds since 1970; 0 on a clock before that.
 pub fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -136,12 +143,14 @@ pub fn unix_ms() -> i64 {
 
 struct ShardApplier {
     state: ShardState,
+    clock: Arc<ShardClock>,
     events: Arc<Events>,
 }
 
 impl Applier for ShardApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
         let (stamp, request, command) = Command::decode(&proposal.head)?;
+        self.clock.seen(index, stamp.unix_ms, Instant::now());
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
         // Without watchers there is nobody to tell.
