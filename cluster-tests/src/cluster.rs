@@ -14,6 +14,7 @@ use proto::wire::{DigestShardReply, DigestShardRequest};
 use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
 
+use crate::clock::Clock;
 use crate::disk::{DISK_RESERVE_OCTETS, Disk};
 use crate::imap::ImapClient;
 use crate::pop3::Pop3Client;
@@ -27,6 +28,8 @@ const START_MAX: Duration = Duration::from_secs(120);
 /// Where the ports of the tests' processes are.
 const PORT_FIRST: u32 = 12_000;
 const PORTS: u32 = 18_000;
+/// Certificates outlast the tests that set clocks ahead.
+const CERTIFICATE_DAYS: &str = "7304";
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,8 @@ pub struct ClusterOptions {
     pub mirror: bool,
     /// Volumes of each node.
     pub volumes: usize,
+    /// Gives every process a [`Clock`] of its own.
+    pub own_clocks: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
 }
@@ -55,6 +60,7 @@ impl ClusterOptions {
         shards: 8,
         proxied: false,
         own_disks: false,
+        own_clocks: false,
         mirror: false,
         volumes: 1,
         log_entries_kept: None,
@@ -76,6 +82,8 @@ pub struct Process {
     http: SocketAddr,
     child: Option<Child>,
     proxy: Arc<Proxy>,
+    /// Its own, if it has one.
+    clock: Option<Clock>,
 }
 
 pub struct Cluster {
@@ -314,6 +322,21 @@ impl Cluster {
         })
     }
 
+    /// How many shards each node leads.
+    pub fn led(&self) -> Result<Vec<usize>> {
+        let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
+        let leads = |name: &str| {
+            shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
+        };
+        Ok(self.nodes.iter().map(|node| leads(&node.name)).collect())
+    }
+
+    /// The node that leads most shards.
+    pub fn first_leader(&self) -> Result<usize> {
+        let counts = self.led()?;
+        (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
+    }
+
     /// Where a node's mail lies.
     pub fn disk(&self, node: usize) -> PathBuf {
         self.path().join(&self.nodes[node].name).join("disk-a")
@@ -341,9 +364,9 @@ impl Cluster {
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
         let mailring = |arguments: &[&str]| run(Command::new(binary()?).args(arguments).stdin(Stdio::null()));
-        mailring(&["ca", "create", "--dir", &ca])?;
+        mailring(&["ca", "create", "--dir", &ca, "--days", CERTIFICATE_DAYS])?;
         for (role, name) in processes.chain([("admin", "admin".to_owned())]) {
-            mailring(&["ca", "issue", "--dir", &ca, "--role", role, "--name", &name])?;
+            mailring(&["ca", "issue", "--dir", &ca, "--role", role, "--name", &name, "--days", CERTIFICATE_DAYS])?;
         }
         mailring(&["ca", "issue-server", "--dir", &ca, "--hostname", "localhost,127.0.0.1"])?;
         Ok(())
@@ -463,7 +486,20 @@ impl Cluster {
         let path = self.path().join(format!("{name}.toml"));
         fs::write(&path, format!("http = \"{http}\"\n{tables}"))?;
         let log = self.path().join(format!("{name}.log"));
-        Ok(Process { name: name.to_owned(), role, config: path, log, http, child: None, proxy: self.proxy.clone() })
+        let clock = match self.options.own_clocks {
+            true => Some(Clock::new(self.path(), name)?),
+            false => None,
+        };
+        Ok(Process {
+            name: name.to_owned(),
+            role,
+            config: path,
+            log,
+            http,
+            child: None,
+            proxy: self.proxy.clone(),
+            clock,
+        })
     }
 }
 
@@ -482,6 +518,7 @@ impl Process {
         let child = Command::new(binary()?)
             .args([self.role, "--config"])
             .arg(&self.config)
+            .envs(self.clock.iter().flat_map(Clock::environment))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -529,10 +566,47 @@ impl Process {
         ended
     }
 
+    /// Waits until a process that was started ends by itself; its exit code and what it logged since.
+    pub fn ended(&mut self) -> Result<(Option<i32>, String)> {
+        let mut child = self.child.take().context("not running")?;
+        let ended = eventually("the process ends", START_MAX, || child.try_wait()?.context("it runs"));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok((ended?.code(), self.log_tail()))
+    }
+
+    /// Replaces a text in its settings file.
+    pub fn reconfigure(&self, before: &str, after: &str) -> Result<()> {
+        let settings = fs::read_to_string(&self.config)?;
+        if !settings.contains(before) {
+            bail!("{before:?} is not in {settings}");
+        }
+        Ok(fs::write(&self.config, settings.replace(before, after))?)
+    }
+
+    /// The numbers of its open file descriptors.
+    pub fn descriptors(&self) -> Result<Vec<usize>> {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid().context("not running")?))?;
+        open.map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?)).collect()
+    }
+
+    /// Allows it numbers below this.
+    pub fn limit_descriptors(&self, most: usize) -> Result<()> {
+        let id = self.pid().context("not running")?.to_string();
+        run(Command::new("prlimit").args(["--pid", &id, &format!("--nofile={most}:{most}")])).map(|_| ())
+    }
+
     /// Sends a signal such as STOP or CONT.
     pub fn signal(&self, signal: &str) -> Result<()> {
         let id = self.pid().context("not running")?;
         run(Command::new("kill").args([format!("-{signal}"), id.to_string()])).map(|_| ())
+    }
+
+    /// The clock of a process of a cluster with `own_clocks`.
+    pub fn clock(&self) -> Result<&Clock> {
+        self.clock.as_ref().with_context(|| format!("{} goes by the machine's clock", self.name))
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -18,6 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CUT: &str = "import fcntl, os, struct, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
 fcntl.ioctl(fd, 0x8004587d, struct.pack('I', 2))";
+/// FIFREEZE and FITHAW (linux/fs.h): in between every write and sync waits.
+const FREEZE: &str = "import fcntl, os, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0xc0045877, 0)";
+const THAW: &str = "import fcntl, os, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0xc0045878, 0)";
 
 /// Dropping it unmounts it.
 pub struct Disk {
@@ -56,6 +61,12 @@ impl Disk {
     /// From now on nothing reaches the disk; every write and sync fails.
     pub fn cut(&self) -> Result<()> {
         run(Command::new("python3").args(["-c", CUT]).arg(&self.mount))
+    }
+
+    /// The disk answers no write and no sync until the [`Stall`] ends. Meanwhile nobody who writes there can be killed.
+    pub fn stall(&self) -> Result<Stall> {
+        run(Command::new("python3").args(["-c", FREEZE]).arg(&self.mount))?;
+        Ok(Stall { mount: self.mount.clone(), began: Instant::now() })
     }
 
     /// The power comes back: what was synced is there. Nobody may have files open.
@@ -101,6 +112,27 @@ impl Drop for Disk {
     fn drop(&mut self) {
         if let Err(error) = self.unmount() {
             eprintln!("{} cannot be unmounted: {error:#}", self.mount.display());
+        }
+    }
+}
+
+/// A disk that does not answer; it does again when this is dropped.
+pub struct Stall {
+    mount: PathBuf,
+    began: Instant,
+}
+
+impl Stall {
+    /// Until it has lasted so long.
+    pub fn last(self, time: Duration) {
+        std::thread::sleep(time.saturating_sub(self.began.elapsed()));
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("python3").args(["-c", THAW]).arg(&self.mount)) {
+            eprintln!("{} cannot be thawed: {error:#}", self.mount.display());
         }
     }
 }

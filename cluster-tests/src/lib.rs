@@ -2,6 +2,7 @@
 //! are told and read what comes, C:/S: transcripts, and the corpus of real and odd mail where there is one.
 
 mod checker;
+mod clock;
 mod cluster;
 mod corpus;
 mod damage;
@@ -18,10 +19,11 @@ mod smtp;
 mod transcript;
 
 pub use checker::check;
+pub use clock::{Clock, no_clocks_because};
 pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
 pub use corpus::{CorpusMessage, corpus};
 pub use damage::{TABLES, check_large, fill, flip};
-pub use disk::{DISK_RESERVE_OCTETS, Disk, no_disks_because};
+pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, no_disks_because};
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};

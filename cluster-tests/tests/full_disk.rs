@@ -9,6 +9,7 @@ use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, even
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Below the reserve, above the floor of a quarter of it.
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
+const SHARDS: usize = 8;
 const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
 
 fn possible() -> bool {
@@ -64,18 +65,28 @@ fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> 
 }
 
 #[test]
-fn a_replica_without_room_waits_and_catches_up_while_the_others_serve() -> Result<()> {
+fn a_node_without_room_hands_its_leaders_over_waits_and_catches_up() -> Result<()> {
     if !possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 41), setting("MAILRING_ROUNDS", 1));
-    let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..ClusterOptions::default() }, seed, rounds)?;
+    let options = ClusterOptions { own_disks: true, shards: SHARDS as u32, ..ClusterOptions::default() };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
     for round in 0..rounds {
-        let node = (round % 3) as usize;
         scenario.progress()?;
-        // Its leaders refuse mail, as they must, and senders wait; everything else goes on.
-        scenario.cluster.disks[node].fill(BELOW_FLOOR_OCTETS)?;
-        scenario.service_back()?;
+        let node = scenario.cluster.first_leader()?;
+        // At first its leaders refuse mail, and senders wait. Every other time it takes entries yet, and follows.
+        let left = if round % 2 == 0 { BELOW_FLOOR_OCTETS } else { FULL_OCTETS };
+        scenario.cluster.disks[node].fill(left)?;
+        eventually("others lead", PATIENCE, || {
+            let led = scenario.cluster.led()?;
+            ensure!(led[node] == 0 && led.iter().sum::<usize>() == SHARDS, "{led:?}");
+            Ok(())
+        })?;
+        println!("served {:?} after others lead in the full node's place", scenario.service_back()?);
+        scenario.progress()?;
+        let led = scenario.cluster.led()?;
+        ensure!(led[node] == 0, "the full node leads again: {led:?}");
         scenario.cluster.disks[node].empty()?;
         scenario.progress()?;
         ensure!(scenario.cluster.nodes[node].is_running(), "the node has ended");

@@ -5,23 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, setting};
+use anyhow::{Result, ensure};
+use cluster_tests::{ClusterOptions, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, setting};
 
 /// A cluster under load with a proxy before every node.
 fn start(seed: u64, rounds: u64) -> Result<Scenario> {
     let options = ClusterOptions { routers: 2, proxied: true, ..ClusterOptions::default() };
     Scenario::start(options, seed, rounds)
-}
-
-/// The node that leads most shards.
-fn first_leader(cluster: &Cluster) -> Result<usize> {
-    let shards: serde_json::Value = serde_json::from_str(&cluster.admin(&["shard", "list", "--json"])?)?;
-    let leads = |name: &str| {
-        shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
-    };
-    let counts: Vec<usize> = cluster.nodes.iter().map(|node| leads(&node.name)).collect();
-    (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
 }
 
 #[test]
@@ -31,7 +21,7 @@ fn a_leader_in_the_minority_acknowledges_nothing_and_the_majority_goes_on() -> R
     for _ in 0..rounds {
         scenario.progress()?;
         let cluster = &scenario.cluster;
-        let minority = first_leader(cluster)?;
+        let minority = cluster.first_leader()?;
         let name = |node: usize| cluster.nodes[node].name.clone();
         // Router 2 is on the minority's side of the cut, with clients that may believe it.
         for other in (0..3).filter(|other| *other != minority) {
@@ -66,7 +56,7 @@ fn bytes_that_vanish_one_way_lose_nothing() -> Result<()> {
     for _ in 0..rounds {
         for outward in [true, false] {
             scenario.progress()?;
-            let leader = first_leader(&scenario.cluster)?;
+            let leader = scenario.cluster.first_leader()?;
             let name = scenario.cluster.nodes[leader].name.clone();
             let (from, to) = if outward { (Some(name.as_str()), None) } else { (None, Some(name.as_str())) };
             scenario.cluster.proxy.set(from, to, Link::Swallow);
@@ -122,7 +112,7 @@ fn a_leader_that_was_paused_under_load_has_nothing_stale_to_say() -> Result<()> 
     let mut scenario = start(seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress()?;
-        let leader = first_leader(&scenario.cluster)?;
+        let leader = scenario.cluster.first_leader()?;
         scenario.cluster.nodes[leader].signal("STOP")?;
         println!("served {:?} after the leader was paused", scenario.service_back()?);
         scenario.progress()?;

@@ -15,7 +15,7 @@ use storage::HalfName;
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
-use crate::bootstrap::{new_node, propose};
+use crate::bootstrap::{new_node, propose, runs_at};
 use crate::mail::blocking;
 use crate::raft::{Reply, fatal};
 use crate::shard::unix_ms;
@@ -121,7 +121,10 @@ impl DirectoryStore for Node {
         let voter = group.metrics().membership_config.membership().voter_ids().any(|voter| voter == request.id);
         match known {
             Some(address) if address == request.address => {}
-            Some(_) => {
+            Some(address) => {
+                if runs_at(&self.groups().context, NodeId(request.id), &address).await {
+                    return Err(MailError::CannotDo(format!("node {} is running at {address}", request.id)));
+                }
                 let (id, address) = (NodeId(request.id), request.address.clone());
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
@@ -181,6 +184,7 @@ impl DirectoryStore for Node {
             disk_full: groups.is_full(),
             volumes,
             lost_shards: groups.lost().iter().map(|shard| shard.0).collect(),
+            disk_stalled: groups.stall.is_on(),
         })
     }
 

@@ -4,14 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::{Context, Result, bail};
 use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
 use proto::wire::{Identity, RegisterNodeRequest};
 use proto::{DirectoryStore, GrpcNode, connect};
+use storage::{GroupId, Volume};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId};
 
 use crate::Node;
+use crate::directory_group::DirectoryState;
+use crate::group::GroupContext;
+use crate::mail::blocking;
 use crate::raft::Reply;
 
 /// Between attempts to reach the others.
@@ -19,6 +24,31 @@ const RETRY: Duration = Duration::from_millis(300);
 /// Voters of a directory with fewer nodes than [`MANY_NODES`].
 const VOTERS: usize = 3;
 const MANY_NODES: usize = 5;
+
+/// A node that runs answers within this.
+const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
+
+/// Before any group starts: an error if the node whose data this is runs elsewhere, where the directory last saw it.
+/// Two voters of one id could promise two things.
+pub async fn refuse_copy(volume: &Volume, context: &GroupContext, advertise: &str) -> Result<()> {
+    let (volume, own) = (volume.clone(), context.own);
+    let state = blocking(move || Ok(DirectoryState::open(volume.group(GroupId::DIRECTORY)?)?)).await;
+    let seen_at = state.context("read the directory")?.read().node(own).map(|known| known.address.clone());
+    match seen_at {
+        Some(address) if address != advertise && runs_at(context, own, &address).await => {
+            bail!("node {own} is running at {address}: is this a copy of its data?")
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether that very node answers at an address.
+pub async fn runs_at(context: &GroupContext, id: NodeId, address: &str) -> bool {
+    let Ok(channel) = connect(address, context.peers.tls()) else { return false };
+    let asked = GrpcNode::new(channel);
+    let answered = tokio::time::timeout(COPY_ANSWERS_MAX, asked.identify()).await;
+    answered.is_ok_and(|answer| answer.is_ok_and(|identity| identity.node_id == id.0))
+}
 
 pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     tokio::select! {

@@ -7,17 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::{RaftMetrics, ReadPolicy, ServerState};
+use openraft::{Instant, RaftMetrics, ReadPolicy, ServerState};
 use proto::wire::GroupStatus;
 use storage::GroupId;
 use types::{MailError, MailResult, NodeId};
 
 use crate::raft::{Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal};
+use crate::step_aside::Stall;
 
 /// From proposal to applied. Longer than an election, so that a leader without a majority is found out first.
 const PROPOSE_MAX: Duration = Duration::from_secs(10);
 /// A read waits this long for the leader to be sure that it leads.
 const READ_MAX: Duration = Duration::from_secs(2);
+/// How far behind a replica may be when leadership is to move to it.
+const LAG_ENTRIES_MAX: u64 = 100;
+/// Four heartbeats.
+const HEARD_LATELY: Duration = Duration::from_secs(2);
 /// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
 const ENTRY_OCTETS_MAX: usize = 512 * 1024;
 /// What the log adds to a command: term, index, length and checksum of the body.
@@ -31,6 +36,7 @@ pub struct GroupContext {
     pub own: NodeId,
     pub peers: Arc<Peers>,
     pub log_entries_kept: u64,
+    pub stall: Stall,
 }
 
 #[derive(Clone)]
@@ -38,6 +44,8 @@ pub struct Group {
     pub id: GroupId,
     pub raft: Raft,
     pub storage: storage::Group,
+    own: NodeId,
+    stall: Stall,
 }
 
 impl Group {
@@ -58,7 +66,7 @@ impl Group {
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
             .map_err(io::Error::other)?;
-        Ok(Group { id, raft, storage })
+        Ok(Group { id, raft, storage, own: context.own, stall: context.stall.clone() })
     }
 
     /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it.
@@ -70,9 +78,17 @@ impl Group {
         if self.metrics().running_state.is_err() {
             return Err(MailError::Unavailable);
         }
+        if self.stands_aside() {
+            return Err(MailError::NotLeader { hint: None });
+        }
         let proposal = Proposal { head: head.into(), body };
         let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
-        match write.await {
+        let written = tokio::select! {
+            written = write => written,
+            // Others have it or not, and go on without this node.
+            () = self.stepping_aside() => return Err(MailError::Deadline),
+        };
+        match written {
             Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
             Ok(Err(RaftError::APIError(error))) => Err(match error {
                 ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
@@ -89,6 +105,9 @@ impl Group {
     ///
     /// Asks a majority each time: docs/decisions/0003 says why the leader's lease is not trusted.
     pub async fn read_barrier(&self) -> MailResult<()> {
+        if self.stands_aside() {
+            return Err(MailError::NotLeader { hint: None });
+        }
         let barrier = async {
             let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|e| match e {
                 RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => not_leader(&forward),
@@ -99,6 +118,48 @@ impl Group {
             linearizer.await_ready(&self.raft).await.map_err(|_| MailError::Unavailable).map(|_| ())
         };
         tokio::time::timeout(READ_MAX, barrier).await.unwrap_or(Err(MailError::Unavailable))
+    }
+
+    /// The disk stalls and another replica may lead: this node answers as one that does not, whatever its group still
+    /// believes, which waits for the disk.
+    fn stands_aside(&self) -> bool {
+        self.stall.is_on() && self.has_others()
+    }
+
+    /// Returns when that begins.
+    pub async fn stepping_aside(&self) {
+        self.stall.begins().await;
+        if !self.has_others() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn has_others(&self) -> bool {
+        self.metrics().membership_config.membership().voter_ids().any(|voter| voter != self.own.0)
+    }
+
+    /// The best voter to lead in this node's place: it answered lately, and has more of the log than the others.
+    pub fn heir(&self, fit: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let metrics = self.metrics();
+        let voters = metrics.membership_config.membership().voter_ids();
+        let others =
+            voters.filter(|voter| *voter != self.own.0 && fit(NodeId(*voter)) && heard_lately(&metrics, *voter));
+        others.max_by_key(|voter| matched(&metrics, *voter)).map(NodeId)
+    }
+
+    /// This node leads, and the other is a voter that has all but the last entries and answered lately.
+    pub fn has_caught_up(&self, other: NodeId) -> bool {
+        let metrics = self.metrics();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == other.0);
+        let near = matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last);
+        is_voter && near && heard_lately(&metrics, other.0)
+    }
+
+    /// Gives leadership to another voter, unless this node does not lead. Returns before it has it.
+    pub async fn hand_over(&self, to: NodeId) {
+        tracing::info!(group = self.id.0, to = to.0, "leadership handed over");
+        drop(self.raft.trigger().transfer_leader(to.0).await);
     }
 
     pub fn metrics(&self) -> RaftMetrics<Types> {
@@ -134,6 +195,16 @@ impl Group {
             octets: 0,
         }
     }
+}
+
+/// The last entry that a leader knows the other to have.
+fn matched(metrics: &RaftMetrics<Types>, other: u64) -> Option<u64> {
+    metrics.replication.as_ref()?.get(&other).copied().flatten().map(|id| id.index)
+}
+
+fn heard_lately(metrics: &RaftMetrics<Types>, other: u64) -> bool {
+    let heard = metrics.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&other).copied().flatten());
+    heard.is_some_and(|at| at.elapsed() < HEARD_LATELY)
 }
 
 fn not_leader(forward: &ForwardToLeader<Types>) -> MailError {

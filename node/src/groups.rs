@@ -12,6 +12,7 @@ use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
 use crate::raft::{Peers, Raft, RaftGroups};
 use crate::shard::Shard;
+use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
 /// No volume has this id.
@@ -20,7 +21,8 @@ const NOWHERE: u64 = 0;
 pub struct Groups {
     pub own: NodeId,
     pub peers: Arc<Peers>,
-    context: GroupContext,
+    pub context: GroupContext,
+    pub stall: Stall,
     pub volumes: Volumes,
     /// On which volume each replica is, or was before that was lost: as recorded in the first one.
     homes: Mutex<BTreeMap<GroupId, u64>>,
@@ -43,10 +45,11 @@ impl Groups {
         let (storage, directory_state, homes) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
         let directory = Group::start(storage, applier, &context).await?;
-        let (own, peers) = (context.own, context.peers.clone());
+        let (own, peers, stall) = (context.own, context.peers.clone(), context.stall.clone());
         let (homes, shards) = (Mutex::new(homes), RwLock::default());
         let starting = tokio::sync::Mutex::default();
-        let groups = Groups { own, peers, context, volumes, homes, directory_state, directory, shards, starting };
+        let groups =
+            Groups { own, peers, context, stall, volumes, homes, directory_state, directory, shards, starting };
         let groups = Arc::new(groups);
         for volume in groups.volumes.list() {
             groups.start_all_on(volume).await?;
@@ -201,6 +204,12 @@ impl Groups {
         let mut shards: Vec<_> = self.shards.read().values().cloned().collect();
         shards.sort_by_key(|shard| shard.id);
         shards
+    }
+
+    /// The directory's group and those of the shards.
+    pub fn all(&self) -> Vec<Group> {
+        let shards = self.shards();
+        std::iter::once(self.directory.clone()).chain(shards.iter().map(|shard| shard.group.clone())).collect()
     }
 
     pub async fn stop(&self) {

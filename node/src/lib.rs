@@ -13,7 +13,9 @@ mod reconcile;
 mod scrub;
 mod settings;
 mod shard;
+mod shard_clock;
 mod space;
+mod step_aside;
 mod volumes;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::group::GroupContext;
 use crate::groups::Groups;
 use crate::mail::Bounds;
 use crate::raft::{Peers, RaftService};
+use crate::step_aside::Stall;
 use crate::volumes::Volumes;
 
 pub use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
@@ -81,7 +84,10 @@ impl Node {
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(own.0, tls.client.clone());
-        let context = GroupContext { own, peers, log_entries_kept: settings.log_entries_kept };
+        let log_entries_kept = settings.log_entries_kept;
+        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default() };
+        let first = volumes.first().context("the first volume")?;
+        bootstrap::refuse_copy(&first, &context, settings.advertise()).await?;
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -97,9 +103,10 @@ impl Node {
         let serving = tokio::spawn(serve(node.clone(), listener, tls, stopped.clone()));
         let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
         let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped.clone()));
+        let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
         let rebuilding = tokio::spawn(rebuild::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
-        node.inner.tasks.lock().extend([serving, founding, reconciling, rebuilding, scrubbing]);
+        node.inner.tasks.lock().extend([serving, founding, stepping_aside, reconciling, rebuilding, scrubbing]);
         Ok(node)
     }
 

@@ -2,12 +2,11 @@
 //! should hold and hands leadership to the preferred replica; the directory's leader places new shards.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
 use directory::Command as DirectoryCommand;
+use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
-use openraft::{BasicNode, Instant};
 use storage::Command;
 use tokio::sync::watch;
 use types::{AccountId, MailResult, NodeId, ShardId};
@@ -15,14 +14,12 @@ use types::{AccountId, MailResult, NodeId, ShardId};
 use crate::Node;
 use crate::bootstrap::propose;
 use crate::mail::blocking;
-use crate::shard::Shard;
+use crate::step_aside;
 
 /// Between rounds when nothing changes in the directory.
 const ROUND: Duration = Duration::from_secs(1);
 /// Rounds that a leader and its better-placed peer must both have been steady before leadership moves.
 const STEADY_ROUNDS: u32 = 5;
-/// How far behind the preferred leader may be when leadership moves to it.
-const LAG_ENTRIES_MAX: u64 = 100;
 /// Rounds between looks for accounts that the directory no longer has.
 const SWEEP_ROUNDS: u64 = 30;
 /// Accounts looked at in one visit to the disk.
@@ -40,6 +37,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
         check_volumes(&node).await;
         measure_space(&node).await;
         node.groups().shards().iter().for_each(|shard| shard.forget_old_mark());
+        step_aside::leave_full_disk(&node).await;
         learn_addresses(&node);
         if let Err(error) = start_replicas(&node).await {
             tracing::error!(%error, "replica does not start");
@@ -182,7 +180,7 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
-        if !caught_up(&shard, preferred) {
+        if !shard.group.has_caught_up(preferred) {
             steady.remove(&shard.id);
             continue;
         }
@@ -191,32 +189,18 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
         if *rounds >= STEADY_ROUNDS && transfers < TRANSFERS_MAX {
             transfers += 1;
             steady.remove(&shard.id);
-            tracing::info!(shard = shard.id.0, to = preferred.0, "leadership handed over");
-            drop(shard.group.raft.trigger().transfer_leader(preferred.0).await);
+            // It would give it back.
+            if step_aside::serves_well(node, preferred).await {
+                shard.group.hand_over(preferred).await;
+            }
         }
     }
 }
 
-/// This node leads, and the other is a voter that has all but the last entries and answered lately.
-fn caught_up(shard: &Arc<Shard>, other: NodeId) -> bool {
-    let metrics = shard.group.metrics();
-    let last = metrics.last_log_index.unwrap_or(0);
-    let is_voter = metrics.membership_config.membership().voter_ids().any(|voter| voter == other.0);
-    let matched = metrics.replication.as_ref().and_then(|replication| replication.get(&other.0).copied().flatten());
-    let heard = metrics.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&other.0).copied().flatten());
-    let lately = heard.is_some_and(|at| at.elapsed() < Duration::from_secs(2));
-    is_voter && lately && matched.is_some_and(|matched| matched.index + LAG_ENTRIES_MAX >= last)
-}
-
-/// Before a stop: gives every led group with more than one voter to a replica that has caught up.
+/// Before a stop: gives whatever this node leads to a replica that has caught up.
 pub async fn hand_over(node: &Node) {
-    let groups = node.groups();
-    for shard in groups.shards() {
-        let voters: Vec<u64> = shard.group.metrics().membership_config.membership().voter_ids().collect();
-        let heir = voters.into_iter().map(NodeId).find(|voter| *voter != node.id() && caught_up(&shard, *voter));
-        if let Some(heir) = heir {
-            drop(shard.group.raft.trigger().transfer_leader(heir.0).await);
-        }
+    for group in node.groups().all() {
+        step_aside::give_away(std::slice::from_ref(&group), |id| group.has_caught_up(id)).await;
     }
 }
 

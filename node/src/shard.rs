@@ -15,6 +15,7 @@ use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
 use crate::raft::{Applier, Marker, Proposal, Reply};
+use crate::shard_clock::ShardClock;
 use crate::volumes::NodeVolume;
 
 /// Events that a slow watcher may lag behind before it is told to look for itself: as many as the largest command has,
@@ -32,6 +33,7 @@ pub struct Shard {
     pub group: Group,
     /// Where its replica is.
     pub volume: Arc<NodeVolume>,
+    clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
@@ -46,12 +48,21 @@ impl Shard {
         context: &GroupContext,
     ) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
+        let opened = storage.clone();
+        let last = tokio::task::spawn_blocking(move || opened.last_entry()).await.map_err(io::Error::other)?;
+        let last = last.map_err(io::Error::other)?.map_or(0, |entry| entry.index);
+        let clock = Arc::new(ShardClock::new(last));
         let marks = Arc::new(Marks { kept: Mutex::default(), applied: watch::Sender::new(()) });
-        let (state, storage_of) = (storage.shard(), storage.clone());
-        let applier = ShardApplier { state, events: events.clone(), marks: marks.clone(), storage: storage_of };
-        let applier = Arc::new(applier);
+        let applier = Arc::new(ShardApplier {
+            state: storage.shard(),
+            clock: clock.clone(),
+            events: events.clone(),
+            marks: marks.clone(),
+            storage: storage.clone(),
+        });
         let group = Group::start(storage, applier, context).await?;
-        Ok(Arc::new(Shard { id, group, volume, events, marks, maildrops: Arc::default(), recent: Mutex::default() }))
+        let (maildrops, recent) = (Arc::default(), Mutex::default());
+        Ok(Arc::new(Shard { id, group, volume, clock, events, marks, maildrops, recent }))
     }
 
     pub fn state(&self) -> ShardState {
@@ -113,10 +124,16 @@ impl Shard {
 
     /// The same under a request id: a command that was done under it before is answered as it was then.
     pub async fn propose_request(&self, request: u128, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
-        match self.group.propose(command.encode(stamp()?, request), body).await? {
+        match self.group.propose(command.encode(self.stamp()?, request), body).await? {
             (Reply::Shard(outcome), _) => outcome,
             (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
         }
+    }
+
+    /// Time and randomness of a command, chosen once by the proposer.
+    fn stamp(&self) -> MailResult<Stamp> {
+        let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
+        Ok(Stamp { unix_ms: self.clock.stamp(unix_ms(), Instant::now()), seed })
     }
 
     pub fn watch(&self) -> broadcast::Receiver<WatchEvent> {
@@ -164,12 +181,6 @@ impl Drop for MaildropGuard {
     }
 }
 
-/// Time and randomness of a command, chosen once by the proposer.
-fn stamp() -> MailResult<Stamp> {
-    let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
-    Ok(Stamp { unix_ms: unix_ms(), seed })
-}
-
 /// Milliseconds since 1970; 0 on a clock before that.
 pub fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -198,6 +209,7 @@ impl Marks {
 
 struct ShardApplier {
     state: ShardState,
+    clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
     storage: storage::Group,
@@ -206,6 +218,7 @@ struct ShardApplier {
 impl Applier for ShardApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
         let (stamp, request, command) = Command::decode(&proposal.head)?;
+        self.clock.seen(index, stamp.unix_ms, Instant::now());
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let mark = if let Command::Mark { mark } = command { Some(mark) } else { None };
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::RwLock;
@@ -121,6 +122,12 @@ impl Volumes {
             sum.resilvers += one.resilvers;
         }
         sum
+    }
+
+    /// How long a disk of those that are open has owed an answer.
+    pub fn unanswered_for(&self) -> Duration {
+        let open = self.list.iter().filter_map(|volume| volume.volume());
+        open.map(|volume| volume.unanswered_for()).max().unwrap_or_default()
     }
 
     pub fn close(&self) {

@@ -1,11 +1,13 @@
 //! Accepts connections: sockets, limits, and the task that each connection runs in.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,6 +38,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Until the router stops.
 pub async fn accept(listener: TcpListener, settings: Arc<ListenerSettings>, context: Arc<Context>, mut stop: Stop) {
     let mut wait = ACCEPT_PAUSE_FIRST;
+    let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -44,17 +47,75 @@ pub async fn accept(listener: TcpListener, settings: Arc<ListenerSettings>, cont
         match accepted {
             Ok((stream, peer)) => {
                 wait = ACCEPT_PAUSE_FIRST;
+                spare.refill();
                 admit(stream, peer, &settings, &context, &stop);
             }
             // The client has gone while it waited.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
+            Err(error) if spare.turns_away(&error, &listener, &settings, &context) => {}
             Err(error) => {
                 warn!(%error, protocol = settings.protocol.as_str(), "accept failed");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(ACCEPT_PAUSE_MAX);
             }
         }
+    }
+}
+
+/// A descriptor that is kept for the time when there are no others: with it a client is accepted, told so, and let go.
+struct Spare {
+    file: Option<File>,
+    /// That there are none left was logged.
+    told: bool,
+}
+
+impl Spare {
+    fn new() -> Spare {
+        Spare { file: File::open("/dev/null").ok(), told: false }
+    }
+
+    /// There are descriptors again.
+    fn refill(&mut self) {
+        if self.file.is_none() {
+            self.file = File::open("/dev/null").ok();
+        }
+        self.told = false;
+    }
+
+    /// False if this is not what is wrong, or if there was no descriptor to do it with.
+    fn turns_away(
+        &mut self,
+        error: &io::Error,
+        listener: &TcpListener,
+        settings: &ListenerSettings,
+        context: &Context,
+    ) -> bool {
+        let none_left = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+        if !none_left.iter().any(|none| error.raw_os_error() == Some(none.raw_os_error())) {
+            return false;
+        }
+        if !std::mem::replace(&mut self.told, true) {
+            warn!(%error, protocol = settings.protocol.as_str(), "clients are turned away");
+        }
+        if self.file.take().is_none() {
+            self.file = File::open("/dev/null").ok();
+            return false;
+        }
+        // Now or not at all: the descriptor is missed by nobody while it is away.
+        let accepted = listener.accept().now_or_never();
+        let done = match accepted {
+            Some(Ok((stream, _))) => {
+                context.metrics.refused(settings.protocol);
+                refuse(&stream, settings, &context.settings.hostname);
+                true
+            }
+            Some(Err(_)) => false,
+            // Nobody waits: the kernel asks for a descriptor before it looks.
+            None => true,
+        };
+        self.file = File::open("/dev/null").ok();
+        done
     }
 }
 

@@ -397,12 +397,13 @@ impl MailStore for Node {
         let leadership = shard.group.raft.metrics();
         let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(WatchEvent::default())]);
-        let rest = futures_util::stream::unfold((events, leadership), move |(mut events, mut leadership)| async move {
+        let state = (events, leadership, shard.group.clone());
+        let rest = futures_util::stream::unfold(state, move |(mut events, mut leadership, group)| async move {
             use openraft::async_runtime::WatchReceiver;
             loop {
                 tokio::select! {
                     event = events.recv() => return match event {
-                        Ok(event) => Some((Ok(event), (events, leadership))),
+                        Ok(event) => Some((Ok(event), (events, leadership, group))),
                         // Too far behind: the router reconnects and looks for itself.
                         Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
                     },
@@ -411,6 +412,7 @@ impl MailStore for Node {
                             return None;
                         }
                     }
+                    () = group.stepping_aside() => return None,
                 }
             }
         });
@@ -428,7 +430,13 @@ impl MailStore for Node {
         let rest = futures_util::stream::once(async move {
             use openraft::async_runtime::WatchReceiver;
             let mut leadership = leadership;
-            while leadership.borrow_watched().current_leader == Some(own) && leadership.changed().await.is_ok() {}
+            let leads = async {
+                while leadership.borrow_watched().current_leader == Some(own) && leadership.changed().await.is_ok() {}
+            };
+            tokio::select! {
+                () = leads => {}
+                () = shard.group.stepping_aside() => {}
+            }
             drop(guard);
             Err(MailError::NotLeader { hint: None })
         });

@@ -26,6 +26,7 @@ mod state;
 mod store;
 mod table;
 mod tail;
+mod under_way;
 mod volume;
 mod writer;
 

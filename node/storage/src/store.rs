@@ -14,6 +14,7 @@ use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
+use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Family {
@@ -102,6 +103,7 @@ pub(crate) struct Store {
     failed: OnceLock<String>,
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
+    pub(crate) under_way: UnderWay,
 }
 
 /// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
@@ -120,6 +122,7 @@ impl Store {
             failed: OnceLock::new(),
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            under_way: UnderWay::default(),
         }
     }
 
@@ -285,6 +288,7 @@ impl Store {
     /// The only place that writes to the database. An error fails the volume for good.
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
         self.check()?;
+        let _awaited = self.under_way.begin();
         self.written_batches.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         match &self.mirror {
@@ -297,6 +301,7 @@ impl Store {
     /// failed fsync the kernel may have dropped the pages, so a second fsync that succeeds proves nothing.
     pub(crate) fn sync(&self) -> Result<(), StorageError> {
         self.check()?;
+        let _awaited = self.under_way.begin();
         match &self.mirror {
             None => self.reader().sync().map(|_| ()).map_err(|error| self.fail(error.to_string())),
             Some(mirror) => self.sync_both(mirror),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -200,6 +201,11 @@ impl Volume {
     /// Whether a write or sync has failed: then the volume only reads.
     pub fn check(&self) -> Result<(), StorageError> {
         self.inner.shared.store.check()
+    }
+
+    /// How long the oldest write or sync under way has been waiting for the disk. Never waits itself.
+    pub fn unanswered_for(&self) -> Duration {
+        self.inner.shared.store.under_way.oldest()
     }
 
     /// Writes and syncs what waits, then refuses further writes.

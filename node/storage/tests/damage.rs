@@ -43,6 +43,56 @@ fn a_torn_tail_opens_with_a_prefix() {
     }
 }
 
+/// RocksDB's log consists of blocks of this size, and a record that crosses their edge is in pieces.
+const LOG_BLOCK: usize = 32 * 1024;
+/// How much of the log's end is cut.
+const CUT_OCTETS: usize = 4 * 1024;
+
+/// Every place in the last 4 KiB, with an edge of a block among them. `MAILRING_EVERY_CUT=1` tries each byte, otherwise
+/// every eleventh and those around the edge.
+#[test]
+fn a_log_cut_anywhere_in_its_last_4_kib_opens_with_a_prefix() {
+    let directory = tempfile::tempdir().unwrap();
+    let log_end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut ends = Vec::new();
+    {
+        let volume = open(directory.path());
+        let group = volume.group(SHARD).unwrap();
+        // What the log holds of each entry: with all before a cut, so many entries must be there.
+        while ends.last().is_none_or(|end| *end < LOG_BLOCK + CUT_OCTETS / 2) {
+            let index = ends.len() as u64;
+            append(&group, vec![entry(index, vec![index as u8; 500], None)]);
+            ends.push(log_end(&std::fs::read(live_wal(directory.path())).unwrap()));
+        }
+    }
+    let source = tempfile::tempdir().unwrap();
+    copy_volume(directory.path(), source.path());
+    forget_mark(source.path());
+    let whole = std::fs::read(live_wal(source.path())).unwrap();
+    let end = log_end(&whole);
+    let every = std::env::var_os("MAILRING_EVERY_CUT").is_some();
+    let at_edge = |cut: usize| cut.abs_diff(LOG_BLOCK) < 24;
+    let cuts: Vec<usize> = (end - CUT_OCTETS..end).filter(|cut| every || cut % 11 == 0 || at_edge(*cut)).collect();
+    std::thread::scope(|scope| {
+        for half in cuts.chunks(cuts.len().div_ceil(2)) {
+            let (source, whole, ends) = (source.path(), &whole, &ends);
+            scope.spawn(move || half.iter().for_each(|cut| opens_with_a_prefix(source, &whole[..*cut], ends)));
+        }
+    });
+}
+
+/// `ends`: where in the log each entry ends.
+fn opens_with_a_prefix(source: &Path, log: &[u8], ends: &[usize]) {
+    let copy = tempfile::tempdir().unwrap();
+    copy_volume(source, copy.path());
+    std::fs::write(live_wal(copy.path()), log).unwrap();
+    let volume = open(copy.path());
+    let entries = volume.group(SHARD).unwrap().read(0, u64::MAX, usize::MAX).unwrap();
+    let whole = ends.iter().filter(|end| **end <= log.len()).count();
+    assert_eq!(entries.len(), whole, "cut at {}", log.len());
+    assert!(entries.iter().zip(0..).all(|(entry, index)| entry.head == vec![index as u8; 500]), "cut at {}", log.len());
+}
+
 #[test]
 fn a_torn_tail_that_was_acknowledged_is_refused() {
     let directory = tempfile::tempdir().unwrap();

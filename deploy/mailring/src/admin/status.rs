@@ -72,6 +72,9 @@ fn report(survey: &Survey) -> StatusReport {
                 let free = octets(status.disk_free_octets);
                 problems.push(format!("{name} refuses new mail: its disk is full ({free} free)"));
             }
+            Ok(status) if status.disk_stalled => {
+                problems.push(format!("{name} waits for its disk, and leads only what nobody else can lead"));
+            }
             Ok(_) => {}
         }
     }

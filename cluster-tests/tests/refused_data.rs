@@ -1,0 +1,118 @@
+//! Data directories that are not what their node takes them for: each is refused with a line that says why, and the other
+//! nodes go on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Process, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const VICTIM: usize = 2;
+
+fn start() -> Result<Cluster> {
+    let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["ann"])?;
+    Ok(cluster)
+}
+
+fn deliver(cluster: &Cluster) -> Result<()> {
+    eventually("mail flows", PATIENCE, || {
+        let (code, text) =
+            cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], b"Subject: x\r\n\r\nx\r\n")?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    })
+}
+
+/// Starts a process that must end with an error and say why.
+fn refuses(process: &mut Process, why: &[&str]) -> Result<()> {
+    process.start()?;
+    let (code, said) = process.ended()?;
+    ensure!(code.is_some_and(|code| code != 0), "exit code {code:?}");
+    let told = said.lines().any(|line| why.iter().all(|part| line.contains(part)));
+    ensure!(told, "no line has {why:?}:\n{said}");
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(status.success(), "cp: {status}");
+    Ok(())
+}
+
+#[test]
+fn another_clusters_data_a_newer_format_and_a_copy_are_refused_by_name() -> Result<()> {
+    let mut cluster = start()?;
+    deliver(&cluster)?;
+    cluster.nodes[VICTIM].kill()?;
+
+    let (own, other) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
+    cluster.nodes[VICTIM].reconfigure(own, other)?;
+    refuses(&mut cluster.nodes[VICTIM], &["belongs to cluster", own, other])?;
+    cluster.nodes[VICTIM].reconfigure(other, own)?;
+
+    let disk = cluster.disk(VICTIM);
+    let identity = fs::read_to_string(disk.join("IDENTITY"))?;
+    fs::write(disk.join("IDENTITY"), identity.replace("format 1", "format 2"))?;
+    refuses(&mut cluster.nodes[VICTIM], &["has format 2", "formats up to 1"])?;
+    fs::write(disk.join("IDENTITY"), &identity)?;
+
+    // The first node's data at the third node's address, while the first runs.
+    let aside = disk.with_extension("aside");
+    fs::rename(&disk, &aside)?;
+    cluster.nodes[0].kill()?;
+    copy(&cluster.disk(0), &disk)?;
+    cluster.nodes[0].start()?;
+    cluster.nodes[0].wait_ready()?;
+    deliver(&cluster)?;
+    refuses(&mut cluster.nodes[VICTIM], &["is running at", "copy"])?;
+
+    // With its own data all is well.
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&aside, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
+
+/// The write-ahead log that was written last.
+fn live_log(disk: &Path) -> Result<PathBuf> {
+    let mut logs: Vec<PathBuf> = fs::read_dir(disk.join("db/db"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<PathBuf>>>()?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort();
+    logs.pop().with_context(|| format!("no log in {}", disk.display()))
+}
+
+#[test]
+fn a_damaged_log_is_refused_by_name_and_the_others_serve() -> Result<()> {
+    let mut cluster = start()?;
+    for _ in 0..5 {
+        deliver(&cluster)?;
+    }
+    cluster.nodes[VICTIM].kill()?;
+    let log = live_log(&cluster.disk(VICTIM))?;
+    let whole = fs::read(&log)?;
+    let end = whole.iter().rposition(|byte| *byte != 0).context("an empty log")?;
+    // The directory's entries stand before those of mail, in the same log.
+    for place in [end / 10, end / 2] {
+        let mut damaged = whole.clone();
+        damaged[place..place + 8].iter_mut().for_each(|byte| *byte ^= 0xff);
+        fs::write(&log, &damaged)?;
+        refuses(&mut cluster.nodes[VICTIM], &["open the volume", "disk-a"])?;
+        deliver(&cluster)?;
+    }
+    fs::write(&log, &whole)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
