@@ -17,7 +17,7 @@ mod smtp;
 mod transcript;
 
 pub use checker::check;
-pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
+pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually, planted_binary};
 pub use corpus::{CorpusMessage, corpus};
 pub use disk::{DISK_RESERVE_OCTETS, Disk, no_disks_because};
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen};
