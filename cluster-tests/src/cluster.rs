@@ -50,6 +50,8 @@ pub struct ClusterOptions {
     pub own_clocks: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
+    /// Runs the binary that has bugs on purpose, with this one of them: see [`planted_binary`].
+    pub planted: Option<&'static str>,
 }
 
 impl ClusterOptions {
@@ -64,6 +66,7 @@ impl ClusterOptions {
         mirror: false,
         volumes: 1,
         log_entries_kept: None,
+        planted: None,
     };
 }
 
@@ -84,6 +87,7 @@ pub struct Process {
     proxy: Arc<Proxy>,
     /// Its own, if it has one.
     clock: Option<Clock>,
+    planted: Option<&'static str>,
 }
 
 pub struct Cluster {
@@ -229,7 +233,7 @@ impl Cluster {
 
     /// An admin command's standard output; its failure is an error with what it said.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(binary()?);
+        let mut command = mailring(self.options.planted)?;
         command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
         run(&mut command)
     }
@@ -363,7 +367,7 @@ impl Cluster {
     fn certificates(&self, processes: impl Iterator<Item = (&'static str, String)>) -> Result<()> {
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
-        let mailring = |arguments: &[&str]| run(Command::new(binary()?).args(arguments).stdin(Stdio::null()));
+        let mailring = |arguments: &[&str]| run(mailring(self.options.planted)?.args(arguments).stdin(Stdio::null()));
         mailring(&["ca", "create", "--dir", &ca, "--days", CERTIFICATE_DAYS])?;
         for (role, name) in processes.chain([("admin", "admin".to_owned())]) {
             mailring(&["ca", "issue", "--dir", &ca, "--role", role, "--name", &name, "--days", CERTIFICATE_DAYS])?;
@@ -499,6 +503,7 @@ impl Cluster {
             child: None,
             proxy: self.proxy.clone(),
             clock,
+            planted: self.options.planted,
         })
     }
 }
@@ -515,7 +520,7 @@ fn tls_files(ca: &Path, name: &str) -> String {
 impl Process {
     pub fn start(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = Command::new(binary()?)
+        let child = mailring(self.planted)?
             .args([self.role, "--config"])
             .arg(&self.config)
             .envs(self.clock.iter().flat_map(Clock::environment))
@@ -669,6 +674,19 @@ pub fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let found = test.ancestors().skip(1).map(|folder| folder.join("mailring")).find(|path| path.is_file());
     found.with_context(|| format!("no mailring beside {}: cargo build --release -p mailring", test.display()))
+}
+
+/// The binary that was built with the feature `planted-bugs`; None: there is none here.
+pub fn planted_binary() -> Option<PathBuf> {
+    std::env::var_os("MAILRING_PLANTED_BIN").map(PathBuf::from)
+}
+
+/// The binary, or the one with bugs on purpose and the one that it is to have.
+fn mailring(planted: Option<&str>) -> Result<Command> {
+    let Some(bug) = planted else { return Ok(Command::new(binary()?)) };
+    let mut command = Command::new(planted_binary().context("MAILRING_PLANTED_BIN is not set")?);
+    command.env("MAILRING_PLANTED", bug);
+    Ok(command)
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::load::Random;
 
 /// More than the database keeps in memory before it writes tables.
-const LARGE_MESSAGES: usize = 48;
+const LARGE_MESSAGES: usize = 30;
 const LARGE_OCTETS: usize = 1 << 20;
 
 /// The files of a database that hold records.

@@ -20,7 +20,7 @@ mod transcript;
 
 pub use checker::check;
 pub use clock::{Clock, no_clocks_because};
-pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually};
+pub use cluster::{Cluster, ClusterOptions, PASSWORD, Process, binary, eventually, planted_binary};
 pub use corpus::{CorpusMessage, corpus};
 pub use damage::{TABLES, check_large, fill, flip};
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, no_disks_because};

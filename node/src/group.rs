@@ -23,6 +23,8 @@ const READ_MAX: Duration = Duration::from_secs(2);
 const LAG_ENTRIES_MAX: u64 = 100;
 /// Four heartbeats.
 const HEARD_LATELY: Duration = Duration::from_secs(2);
+/// A leader that no majority has answered for so long has none: several heartbeats, and the longest election.
+const QUORUM_LATELY: Duration = Duration::from_secs(5);
 /// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
 const ENTRY_OCTETS_MAX: usize = 512 * 1024;
 /// What the log adds to a command: term, index, length and checksum of the body.
@@ -177,6 +179,8 @@ impl Group {
             group: self.id.0,
             role: match (&metrics.running_state, metrics.state) {
                 (Err(_), _) => "stopped",
+                // Without a majority it may not know yet that another leads, and can do nothing.
+                (Ok(()), ServerState::Leader) if !has_majority(&metrics) => "candidate",
                 (Ok(()), ServerState::Leader) => "leader",
                 (Ok(()), ServerState::Follower) => "follower",
                 (Ok(()), ServerState::Candidate) => "candidate",
@@ -195,6 +199,12 @@ impl Group {
             octets: 0,
         }
     }
+}
+
+/// A leader's: a majority has answered it lately, or it needs nobody else.
+fn has_majority(metrics: &RaftMetrics<Types>) -> bool {
+    let is_alone = metrics.membership_config.membership().voter_ids().nth(1).is_none();
+    is_alone || metrics.last_quorum_acked.is_none_or(|at| at.elapsed() < QUORUM_LATELY)
 }
 
 /// The last entry that a leader knows the other to have.

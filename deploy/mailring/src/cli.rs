@@ -230,7 +230,7 @@ pub enum AccountVerb {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Change the password, or whether the account may log in
+    /// Change the password, whether the account may log in, or who is postmaster
     #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
     Set {
         account: String,
@@ -240,6 +240,9 @@ pub enum AccountVerb {
         /// No log-in; mail for it is still accepted
         #[arg(long, group = "change")]
         disable: bool,
+        /// Give it the mail for postmaster of every domain that has none of its own
+        #[arg(long, group = "change")]
+        postmaster: bool,
         /// Ask for a new password, twice
         #[arg(long, group = "change")]
         password: bool,
@@ -415,7 +418,12 @@ mod tests {
         let set = |flags: &[&str]| {
             Cli::try_parse_from(["mailring", "account", "set", "a@b.test"].iter().chain(flags)).is_ok()
         };
-        assert!(set(&["--enable"]) && set(&["--disable", "--password-stdin"]) && set(&["--password"]));
+        assert!(
+            set(&["--enable"])
+                && set(&["--postmaster"])
+                && set(&["--disable", "--password-stdin"])
+                && set(&["--password"])
+        );
         assert!(!set(&[]) && !set(&["--enable", "--disable"]) && !set(&["--password", "--password-stdin"]));
     }
 

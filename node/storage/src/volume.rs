@@ -17,6 +17,7 @@ use crate::half_status::HalfStatus;
 use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, meta_key, printable, u32_at, u64_at};
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
+use crate::planted;
 use crate::records;
 use crate::resilver;
 use crate::scrub::{self, ScrubOptions, ScrubProgress, ScrubReport};
@@ -81,6 +82,7 @@ struct Inner {
 impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
+        planted::check()?;
         let store = Arc::new(assemble::open(&options)?);
         snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {

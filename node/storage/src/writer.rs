@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex};
 use tracing::error;
 
 use crate::error::StorageError;
+use crate::planted::{Bug, planted};
 use crate::store::{Changes, Store};
 
 /// Called once, from the writer's thread, when a write is durable or has failed. Must not block.
@@ -198,8 +199,13 @@ impl Writer {
         if changes.is_empty() {
             return self.store.check();
         }
-        self.store.write(self.store.batch(&changes)?)?;
-        self.store.sync()?;
+        if planted(Bug::AcknowledgeBeforeSync) {
+            self.store.sync()?;
+            self.store.write(self.store.batch(&changes)?)?;
+        } else {
+            self.store.write(self.store.batch(&changes)?)?;
+            self.store.sync()?;
+        }
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.entries.fetch_add(jobs.iter().map(|job| job.entries).sum(), Ordering::Relaxed);
         Ok(())

@@ -141,6 +141,17 @@ impl Cluster {
         recipients::resolve(&self.shared.view.read(), name)
     }
 
+    /// No leader can be had: a majority of the shard's replicas has been silent for longer than an operation waits. A
+    /// restart of nodes does not count.
+    pub fn has_no_leader(&self, shard: ShardId) -> bool {
+        let replicas = self.shared.view.read().placement(shard).to_vec();
+        let suspects = self.shared.suspects.lock();
+        let (now, patience) = (Instant::now(), self.shards().operation_max());
+        let is_silent = |id: &&NodeId| suspects.silent_for(**id, now).is_some_and(|silent| silent > patience);
+        let silent = replicas.iter().filter(is_silent).count();
+        !replicas.is_empty() && silent * 2 >= replicas.len()
+    }
+
     /// Who receives mail for `<postmaster>` without a domain (RFC 5321 §4.5.1).
     pub fn resolve_postmaster(&self) -> Resolution {
         if !self.is_ready() {

@@ -57,6 +57,12 @@ impl Suspects {
         self.nodes.contains_key(&id)
     }
 
+    /// How long a node has been suspected whose probes were not answered.
+    pub(super) fn silent_for(&self, id: NodeId, now: Instant) -> Option<Duration> {
+        let suspicion = self.nodes.get(&id).filter(|suspicion| suspicion.silent)?;
+        Some(now.duration_since(suspicion.since))
+    }
+
     pub(super) fn probed(&mut self, id: NodeId, answered: bool, now: Instant) -> Verdict {
         let Some(suspicion) = self.nodes.get_mut(&id).filter(|_| !answered) else {
             let before = self.nodes.remove(&id).filter(|before| before.silent);
@@ -100,6 +106,7 @@ mod tests {
             // Told to the operator once.
             assert_eq!(first, probe == 0);
             assert!(suspects.is_suspected(NODE) && !suspects.doubt(NODE, now));
+            assert_eq!(suspects.silent_for(NODE, now), Some(now.duration_since(start)));
             now += again_after;
             waits.push(again_after);
         }

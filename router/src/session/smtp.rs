@@ -291,6 +291,10 @@ impl Conversation {
             Err(Refused::TooMany | Refused::Unknowable) => "deferred",
         });
         let found = found.map_err(Refused::smtp_reply)?;
+        if found.iter().any(|recipient| context.cluster.has_no_leader(recipient.shard)) {
+            // Before the sender goes to the length of a message (451 4.3.0).
+            return Err(MailError::Unavailable.smtp_reply());
+        }
         let Some(transaction) = &mut self.transaction else { return Err(MailError::Unavailable.smtp_reply()) };
         if transaction.recipients.len() + found.len() > ACCOUNTS_MAX {
             let text = "too many recipients in one transaction".to_owned();

@@ -266,6 +266,38 @@ async fn what_senders_know_is_settled_before_the_router_stops() {
 }
 
 #[tokio::test]
+async fn a_recipient_whose_shard_has_no_leader_is_deferred_before_the_message() {
+    let router = TestRouter::start().await;
+    let mut client = greeted(&router).await;
+    router.cluster.state.lock().down.extend([1, 2, 3]);
+    // Nobody knows yet: a message finds out, and probes go on.
+    let reply = client.mail("s@c.test", &["alice@example.test"], MESSAGE).await;
+    assert!(reply.starts_with("451 4.3.0"), "{reply}");
+    client.expect("MAIL FROM:<s@c.test>", "250 ").await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let reply = client.ask("RCPT TO:<alice@example.test>").await;
+        if reply.starts_with("451 4.3.0") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{reply}");
+        client.expect("RSET", "250 ").await;
+        client.expect("MAIL FROM:<s@c.test>", "250 ").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // An unknown one is still told so.
+    client.expect("RCPT TO:<nobody@example.test>", "550 5.1.1").await;
+    router.cluster.state.lock().down.clear();
+    loop {
+        if client.ask("RCPT TO:<alice@example.test>").await.starts_with("250 ") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it never came back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_connection_dropped_before_the_dot_stores_nothing() {
     let router = TestRouter::start().await;
     let mut client = greeted(&router).await;

@@ -103,7 +103,7 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
             ];
             output.show(&details, &fields)?;
         }
-        AccountVerb::Set { account, enable, disable, password, password_stdin, output } => {
+        AccountVerb::Set { account, enable, disable, postmaster, password, password_stdin, output } => {
             let name = names::account(&account)?;
             if password || password_stdin {
                 let password_hash = password::hash(&password::obtain(password_stdin)?)?;
@@ -113,6 +113,9 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
             if enable || disable {
                 let change = EnabledChange { name: name.to_string(), enabled: enable };
                 client.administer(Request::AccountEnabled(change)).await?;
+            }
+            if postmaster {
+                client.administer(Request::PostmasterSet(name.to_string())).await?;
             }
             output.done(&Changed { account: name.as_str() }, &format!("account {name} changed"))?;
         }

@@ -9,6 +9,7 @@ use super::page::{self, Page};
 use super::read;
 use crate::error::StorageError;
 use crate::keys::{Kind, printable};
+use crate::planted::{Bug, planted};
 use crate::records::{MailboxRecord, MessageRecord, encode};
 use crate::store::Family;
 
@@ -138,6 +139,9 @@ impl Edit<'_> {
         mailbox.record.bytes = mailbox.record.bytes.saturating_sub(message.size);
         mailbox.count(system(message), false);
         mailbox.vanished.insert(uid);
+        if planted(Bug::ReuseUid) && mailbox.record.uid_next == u64::from(uid) + 1 {
+            mailbox.record.uid_next = u64::from(uid);
+        }
         self.page(account, id, uid)?.clear(uid);
         let totals = self.account(account)?;
         totals.messages = totals.messages.saturating_sub(1);

@@ -13,6 +13,7 @@ use super::sweep;
 use super::wire::{flat, ranges};
 use crate::error::StorageError;
 use crate::keys::{Key, Kind, printable, u128_at};
+use crate::planted::{Bug, planted};
 use crate::records::{decode, encode, encode_bytes};
 use crate::store::Family;
 
@@ -86,7 +87,7 @@ fn key(edit: &Edit<'_>, request: u128) -> Key {
 
 /// What the request was answered when it was done; None if it is new. 0 is no id.
 pub(crate) fn known(edit: &mut Edit<'_>, request: u128, command: &Command) -> Step<Option<Result<Outcome, MailError>>> {
-    if request == 0 || number(command) == 0 {
+    if request == 0 || number(command) == 0 || planted(Bug::SkipDuplicateCheck) {
         return Ok(None);
     }
     let key = key(edit, request).done();
