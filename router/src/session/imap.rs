@@ -312,8 +312,8 @@ impl Conversation {
     fn failed_on_selected(&mut self, error: &MailError) -> Reply {
         match (error, &mut self.selected) {
             (MailError::MailboxGone, Some(selected)) => selected.lose(),
-            // It may have been done all the same.
-            (MailError::Deadline, Some(selected)) => selected.news = true,
+            // It may have been done all the same; or the client is to learn which messages are gone.
+            (MailError::Deadline | MailError::MessagesGone, Some(selected)) => selected.news = true,
             _ => {}
         }
         self.failed(error)

@@ -64,10 +64,10 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             edit.account(*account)?;
             expunge(edit, (*account, *mailbox), uids.as_ref(), *only_deleted)
         }
-        Command::Copy { account, from, uids, to, remove_source } => {
+        Command::Copy { account, from, uids, to, remove_source, messages_min } => {
             edit.account(*account)?;
             let Some(to) = edit.mailbox_named(*account, to)? else { return Err(MailError::NoSuchMailbox.into()) };
-            copy(edit, *account, *from, to, uids, *remove_source)
+            copy(edit, *account, *from, to, (uids, *messages_min), *remove_source)
         }
     }
 }
@@ -272,7 +272,7 @@ fn rename(edit: &mut Edit<'_>, account: AccountId, from: &MailboxName, to: &Mail
         // Its messages move to a new mailbox; INBOX stays, empty, and so do its inferiors.
         create_parents(edit, account, to)?;
         let new = edit.create_mailbox(account, to, None)?;
-        copy(edit, account, id, new, &UidSet::from_range(1, u32::MAX), true)?;
+        copy(edit, account, id, new, (&UidSet::from_range(1, u32::MAX), 0), true)?;
         return Ok(Outcome::Done);
     }
     if to.is_under(from) {
@@ -390,14 +390,18 @@ fn copy(
     account: AccountId,
     from: MailboxId,
     to: MailboxId,
-    uids: &UidSet,
+    (uids, messages_min): (&UidSet, u64),
     remove_source: bool,
 ) -> Step<Outcome> {
     let source_key = edit.key(Kind::Mailbox).mailbox(account, from).done();
     let table = keyword_table(&source_key, &edit.mailbox(account, from)?.record)?;
     let save_unix_s = edit.stamp.unix_ms.div_euclid(1000);
     let (mut copied, mut new) = (UidSet::new(), UidSet::new());
-    for (uid, message) in edit.messages(account, from, uids)? {
+    let messages = edit.messages(account, from, uids)?;
+    if (messages.len() as u64) < messages_min {
+        return Err(MailError::MessagesGone.into());
+    }
+    for (uid, message) in messages {
         let key = || edit.key(Kind::Message).mailbox(account, from).u32(uid).done();
         let flags = flags_of(key, &table, &message)?;
         let mut copy = MessageRecord { save_unix_s, ..message.clone() };

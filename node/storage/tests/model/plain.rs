@@ -146,6 +146,7 @@ impl Model {
                 self.uploads.remove(upload);
                 Ok(Outcome::Done)
             }
+            Command::Mark { .. } => Ok(Outcome::Done),
             Command::CreateAccount { account } => {
                 self.account(index, now, *account);
                 Ok(Outcome::Done)
@@ -268,13 +269,16 @@ impl Model {
                 }
                 Ok(Outcome::Expunged { uids: gone, mod_seq: ModSeq(mailbox.mod_seq) })
             }
-            Command::Copy { account, from, uids, to, remove_source } => {
+            Command::Copy { account, from, uids, to, remove_source, messages_min } => {
                 let account = self.account(index, now, *account);
                 let Some(to) = account.mailboxes.get(to.as_str()).map(|one| one.id) else {
                     return Err(MailError::NoSuchMailbox);
                 };
                 account.copy(index, *from, MailboxId(to), uids, *remove_source)
             }
+                if (account.by_id(*from)?.wanted(uids).len() as u64) < *messages_min {
+                    return Err(MailError::MessagesGone);
+                }
         }
     }
 }

@@ -181,7 +181,9 @@ impl Conversation {
         self.write_expunged(&expunged).await
     }
 
-    /// RFC 3501 §6.4.7, RFC 4315 §3.
+    /// RFC 3501 §6.4.7, RFC 4315 §3. By sequence number it is all or nothing, also where another session has expunged
+    /// a message, and whether or not this one has heard of it (RFC 2180 §4.4.1). UIDs that are not there are ignored
+    /// (RFC 3501 §6.4.8).
     pub(super) async fn copy(&mut self, owner: Owner, uid: bool, set: &SequenceSet, to: &MailboxArg) -> Reply {
         match self.copy_messages(owner, uid, set, to, false).await {
             Ok(Copied { from, .. }) if from.is_empty() => Reply::ok("no messages"),
@@ -224,6 +226,9 @@ impl Conversation {
         let uids = self.named(set, uid)?;
         let to = to.name().map_err(Reply::invalid_name)?;
         let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
+        if !uid && self.names_expunged(set) {
+            return Err(Reply::failed(&MailError::MessagesGone));
+        }
             return Ok(Copied { from: UidSet::new(), to: UidSet::new(), validity: UidValidity(0) });
         };
         let request = CopyRequest {
@@ -234,16 +239,13 @@ impl Conversation {
             to: to.as_str().to_owned(),
             remove_source,
             ..CopyRequest::default()
+            all: !uid,
         };
         let copied = match self.shards().copy(request).await {
             Ok(reply) => read_copied(&reply).map(|copied| (copied, reply.to_mailbox)),
             Err(error) => Err(error),
         };
         let (copied, to_mailbox) = copied.map_err(|error| self.failed_on_selected(&error).or_try_create(&error))?;
-        if copied.from.is_empty() {
-            // Expunged by another session, of which the client has not been told (RFC 5530 §3).
-            return Err(Reply::no(ReplyCode::Named("EXPUNGEISSUED"), "the messages have been expunged"));
-        }
         if let Some(selected) = self.selected.as_mut().filter(|selected| selected.mailbox == to_mailbox) {
             selected.news = true;
         }
@@ -251,6 +253,14 @@ impl Conversation {
     }
 
     /// The messages that a command names, those left out that are known to be gone.
+    /// Whether sequence numbers stand for messages that are known to be gone, though the client is yet to be told.
+    fn names_expunged(&self, set: &SequenceSet) -> bool {
+        let resolved = self.selected.as_ref().map(|selected| (selected, selected.view.resolve(set, false)));
+        resolved.is_some_and(|(selected, uids)| {
+            uids.is_ok_and(|uids| !uids.intersection(selected.view.held_back()).is_empty())
+        })
+    }
+
     pub(super) fn named(&self, set: &SequenceSet, uid: bool) -> Result<UidSet, Reply> {
         let Some(selected) = &self.selected else { return Err(Reply::bad("select a mailbox first")) };
         if selected.gone {

@@ -332,6 +332,9 @@ impl MailStore for MemoryNode {
         self.tell(to_mailbox, mod_seq);
         let (from, to) = (Some(uid_set_to_wire(&from)), Some(uid_set_to_wire(&to)));
         Ok(CopyReply { from, to, uid_validity, to_mailbox, mod_seq })
+        if request.all && wanted.iter().any(|uid| !all.contains_key(&uid)) {
+            return Err(MailError::MessagesGone);
+        }
     }
 
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
