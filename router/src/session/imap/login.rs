@@ -122,8 +122,10 @@ impl Conversation {
     /// RFC 5161 §3.1: what is not known is left out, without error.
     pub(super) fn enable(&mut self, names: &[String]) -> Reply {
         let condstore = names.iter().any(|name| name == "CONDSTORE");
-        self.condstore |= condstore;
         encode::enabled(self.connection.output(), condstore.then_some("CONDSTORE"));
+        if condstore {
+            self.knows_condstore();
+        }
         Reply::ok("ENABLE done")
     }
 }

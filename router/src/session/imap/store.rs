@@ -27,8 +27,9 @@ impl Conversation {
             Ok(uids) => uids,
             Err(reply) => return Ok(reply),
         };
-        // RFC 7162 §3.1: a conditional STORE shows that the client knows MODSEQ.
-        self.condstore |= store.unchanged_since.is_some();
+        if store.unchanged_since.is_some() {
+            self.knows_condstore();
+        }
         let computes = store.silent && store.action != StoreAction::Replace && store.unchanged_since.is_none();
         if computes {
             // Silence means that the client computes the flags by itself, from what it knows. Messages that others
@@ -225,10 +226,10 @@ impl Conversation {
     ) -> Result<Copied, Reply> {
         let uids = self.named(set, uid)?;
         let to = to.name().map_err(Reply::invalid_name)?;
-        let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
         if !uid && self.names_expunged(set) {
             return Err(Reply::failed(&MailError::MessagesGone));
         }
+        let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
             return Ok(Copied { from: UidSet::new(), to: UidSet::new(), validity: UidValidity(0) });
         };
         let request = CopyRequest {
@@ -238,8 +239,8 @@ impl Conversation {
             uids: Some(uid_set_to_wire(&uids)),
             to: to.as_str().to_owned(),
             remove_source,
-            ..CopyRequest::default()
             all: !uid,
+            ..CopyRequest::default()
         };
         let copied = match self.shards().copy(request).await {
             Ok(reply) => read_copied(&reply).map(|copied| (copied, reply.to_mailbox)),
@@ -252,7 +253,6 @@ impl Conversation {
         Ok(copied)
     }
 
-    /// The messages that a command names, those left out that are known to be gone.
     /// Whether sequence numbers stand for messages that are known to be gone, though the client is yet to be told.
     fn names_expunged(&self, set: &SequenceSet) -> bool {
         let resolved = self.selected.as_ref().map(|selected| (selected, selected.view.resolve(set, false)));
@@ -261,6 +261,7 @@ impl Conversation {
         })
     }
 
+    /// The messages that a command names, those left out that are known to be gone.
     pub(super) fn named(&self, set: &SequenceSet, uid: bool) -> Result<UidSet, Reply> {
         let Some(selected) = &self.selected else { return Err(Reply::bad("select a mailbox first")) };
         if selected.gone {
