@@ -329,6 +329,33 @@ fn the_keyword_table_has_a_limit_and_copies_keep_keywords_by_name() {
     assert_eq!(archive.keywords.len(), 1);
 }
 
+/// RFC 3501 §6.3.4, §6.3.5.
+#[test]
+fn a_name_without_a_mailbox_is_renamed_with_what_is_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    let create = |text| Command::CreateMailbox { account: ALICE, name: name(text), special_use: None };
+    let rename = |from, to| Command::RenameMailbox { account: ALICE, from: name(from), to: name(to) };
+    let delete = |text| Command::DeleteMailbox { account: ALICE, name: name(text) };
+    replica.run(create("a/kid/deep")).unwrap();
+    replica.run(create("taken/kid")).unwrap();
+    replica.run(delete("a")).unwrap();
+    let shard = replica.group.shard();
+    let kid = shard.mailbox(ALICE, &name("a/kid")).unwrap().unwrap();
+    assert!(matches!(replica.run(delete("a")), Err(MailError::CannotDo(_))));
+    assert!(matches!(replica.run(rename("a", "a/b")), Err(MailError::CannotDo(_))));
+    assert_eq!(replica.run(rename("a", "a")), Err(MailError::MailboxExists));
+    assert_eq!(replica.run(rename("a", "taken")), Err(MailError::MailboxExists));
+    replica.run(rename("a", "new/b")).unwrap();
+    assert_eq!(shard.mailbox(ALICE, &name("new/b/kid")).unwrap().map(|info| info.id), Some(kid.id));
+    for (text, is_there) in [("new/b/kid/deep", true), ("new", true), ("new/b", false), ("a/kid", false)] {
+        assert_eq!(shard.mailbox(ALICE, &name(text)).unwrap().is_some(), is_there, "{text}");
+    }
+    assert_eq!(replica.run(rename("a", "c")), Err(MailError::NoSuchMailbox));
+    assert_eq!(replica.run(delete("a")), Err(MailError::NoSuchMailbox));
+}
+
 /// RFC 3501 §6.4.7: COPY is all or nothing.
 #[test]
 fn a_copy_that_needs_a_message_that_is_gone_does_nothing() {

@@ -213,7 +213,9 @@ impl Model {
                 if name.is_inbox() {
                     return Err(MailError::CannotDo(String::new()));
                 }
-                account.mailboxes.remove(name.as_str()).map(|_| Outcome::Done).ok_or(MailError::NoSuchMailbox)
+                let is_above = account.has_below(name);
+                let missing = || if is_above { MailError::CannotDo(String::new()) } else { MailError::NoSuchMailbox };
+                account.mailboxes.remove(name.as_str()).map(|_| Outcome::Done).ok_or_else(missing)
             }
             Command::RenameMailbox { account, from, to } => {
                 self.account(index, now, *account).rename(index, now, from, to)
@@ -274,11 +276,11 @@ impl Model {
                 let Some(to) = account.mailboxes.get(to.as_str()).map(|one| one.id) else {
                     return Err(MailError::NoSuchMailbox);
                 };
-                account.copy(index, *from, MailboxId(to), uids, *remove_source)
-            }
                 if (account.by_id(*from)?.wanted(uids).len() as u64) < *messages_min {
                     return Err(MailError::MessagesGone);
                 }
+                account.copy(index, *from, MailboxId(to), uids, *remove_source)
+            }
         }
     }
 }
@@ -299,8 +301,12 @@ impl Account {
         Ok(Outcome::Copied { from: old, to: new, uid_validity, to_mailbox: to, mod_seq: ModSeq(target.mod_seq) })
     }
 
+    fn has_below(&self, above: &MailboxName) -> bool {
+        self.mailboxes.keys().any(|text| name(text).is_under(above))
+    }
+
     fn rename(&mut self, index: u64, now: u32, from: &MailboxName, to: &MailboxName) -> Answer {
-        if !self.mailboxes.contains_key(from.as_str()) {
+        if !self.mailboxes.contains_key(from.as_str()) && !self.has_below(from) {
             return Err(MailError::NoSuchMailbox);
         }
         if self.mailboxes.contains_key(to.as_str()) {
