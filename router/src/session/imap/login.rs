@@ -48,6 +48,7 @@ impl Conversation {
             return Ok(self.failed(&error));
         }
         self.owner = Some(owner);
+        self.access = Some(self.session.context.cluster.access(login.name, login.account));
         self.decoder.set_limits(Limits {
             append_octets_max: self.session.context.settings.limits.message_octets_max,
             ..Limits::AFTER_LOGIN
