@@ -61,6 +61,7 @@ impl From<MailError> for Failure {
             | MailError::NoSuchMailbox
             | MailError::MailboxExists
             | MailError::MailboxGone
+            | MailError::MessagesGone
             | MailError::OverQuota
             | MailError::DiskFull
             | MailError::Limit(_)

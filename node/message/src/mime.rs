@@ -3,11 +3,13 @@
 
 use std::borrow::Cow;
 
+use crate::charset;
 use crate::header::{fields, unfold};
 use crate::limits::{BOUNDARY_OCTETS_MAX, PARAMETERS_MAX, STRING_OCTETS_MAX, TOKEN_OCTETS_MAX};
 use crate::parameters::{Parameters, parameters, skip_comments, token};
 use crate::part::Encoding;
 use crate::transfer::hex;
+use crate::words;
 
 /// A part's MIME fields; those that only BODYSTRUCTURE shows are kept as they came.
 #[derive(Debug, Clone, Default)]
@@ -117,6 +119,23 @@ impl<'a> Mime<'a> {
         let value = self.parameter(&[name, b"*"].concat())?;
         let encoded = value.splitn(3, |&byte| byte == b'\'').nth(2).unwrap_or(value);
         Some(Cow::Owned(percent_decoded(encoded)))
+    }
+
+    /// What the parameters of type and disposition say to a reader: joined and decoded (RFC 2231), encoded words too,
+    /// which many senders put there.
+    pub(crate) fn parameter_texts(&self) -> impl Iterator<Item = String> {
+        let disposition = self.disposition().map(|(_, parameters)| parameters).unwrap_or_default();
+        let text = |(name, value): (Vec<u8>, Vec<u8>)| {
+            let mut fields = value.splitn(3, |&byte| byte == b'\'');
+            match (fields.next(), fields.next(), fields.next()) {
+                (Some(charset), Some(_), Some(encoded)) if name.ends_with(b"*") => {
+                    let charset = std::str::from_utf8(charset).ok().filter(|charset| !charset.is_empty());
+                    charset::decode(charset, &percent_decoded(encoded))
+                }
+                _ => words::decode(&value),
+            }
+        };
+        self.parameters.clone().into_iter().chain(disposition).map(text)
     }
 
     pub(crate) fn boundary(&self) -> Option<Vec<u8>> {

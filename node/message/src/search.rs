@@ -1,6 +1,7 @@
 //! SEARCH in text (RFC 3501 §6.4.4): decoded, compared without regard to case, in time linear in the octets and in
 //! memory bounded by the longest header value.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use unicode_normalization::UnicodeNormalization;
@@ -9,7 +10,8 @@ use unicode_normalization::char::canonical_combining_class;
 use crate::charset;
 use crate::digest::Digest;
 use crate::header::{fields, unfold};
-use crate::part::{Part, PartKind, octets};
+use crate::mime::Mime;
+use crate::part::{Encoding, Part, PartKind, octets};
 use crate::transfer;
 use crate::words;
 
@@ -103,36 +105,64 @@ pub fn header_contains(header: &[u8], name: Option<&str>, needle: &Needle) -> bo
     })
 }
 
-/// Whether the body holds the string: the decoded text parts, and in message/rfc822 parts also the headers. Other
-/// parts have no text to search.
+/// Whether the body holds the string: in whatever is between the message's header and its end (RFC 3501 §6.4.4). Text
+/// is compared decoded; the MIME headers of parts, the preamble, the delimiters and the epilogue are text as well. The
+/// one exception is base64 that holds no text, such as a picture.
 pub fn body_contains(raw: &[u8], digest: &Digest, needle: &Needle) -> bool {
     if needle.is_empty() {
         return true;
     }
-    let mut in_message = false;
-    for part in &digest.parts {
-        if std::mem::replace(&mut in_message, part.kind == PartKind::Message)
-            && header_contains(octets(raw, &part.header()), None, needle)
-        {
-            return true;
-        }
-        if part.is_text && part.kind == PartKind::Leaf && part_contains(raw, digest, part, needle) {
-            return true;
-        }
-    }
-    false
+    let in_part = |(at, part): (usize, &Part)| {
+        (at > 0 && part_header_contains(octets(raw, &part.header()), needle))
+            || (part.kind == PartKind::Leaf && leaf_contains(raw, digest, part, needle))
+    };
+    digest.parts.iter().enumerate().any(in_part)
+        || between(&digest.parts).any(|gap| octets_contain(octets(raw, &gap), Encoding::Identity, None, needle))
 }
 
 /// Whether header or body hold the string.
 pub fn text_contains(raw: &[u8], digest: &Digest, needle: &Needle) -> bool {
     needle.is_empty()
-        || header_contains(octets(raw, &digest.header()), None, needle)
+        || part_header_contains(octets(raw, &digest.header()), needle)
         || body_contains(raw, digest, needle)
 }
 
-fn part_contains(raw: &[u8], digest: &Digest, part: &Part, needle: &Needle) -> bool {
-    let mut encoded = transfer::Decoder::new(part.encoding, octets(raw, &part.body()));
-    let mut text = charset::Decoder::new(digest.charset(part));
+/// Any field, and the parameters whose values are spread or encoded as RFC 2231 has it: mostly file names.
+fn part_header_contains(header: &[u8], needle: &Needle) -> bool {
+    header_contains(header, None, needle)
+        || (header.contains(&b'*') && Mime::read(header, false).parameter_texts().any(|text| needle.is_in(&text)))
+}
+
+/// What the parts do not cover: before the first of a multipart, between them, and after the last. In no order.
+fn between(parts: &[Part]) -> impl Iterator<Item = Range<u64>> {
+    // Of each open part, what of its body is not covered yet.
+    let mut open: Vec<Range<u64>> = Vec::new();
+    let mut gaps = Vec::new();
+    for part in parts {
+        gaps.extend(open.drain(part.depth.min(open.len())..));
+        if let Some(around) = open.last_mut() {
+            gaps.push(around.start..part.header_start);
+            around.start = around.start.max(part.end);
+        }
+        let covered = if part.kind == PartKind::Leaf { part.end } else { part.body_start };
+        open.push(covered..part.end);
+    }
+    gaps.append(&mut open);
+    gaps.into_iter().filter(|gap| gap.start < gap.end)
+}
+
+fn leaf_contains(raw: &[u8], digest: &Digest, part: &Part, needle: &Needle) -> bool {
+    let is_searched = part.is_text || part.encoding != Encoding::Base64 || {
+        // message/delivery-status and its kin, or a message that is encoded against RFC 2046 §5.2.1.
+        let mime = Mime::read(octets(raw, &part.header()), false);
+        mime.is_text() || mime.media_type == b"message"
+    };
+    is_searched && octets_contain(octets(raw, &part.body()), part.encoding, digest.charset(part), needle)
+}
+
+fn octets_contain(octets: &[u8], encoding: Encoding, charset: Option<&str>, needle: &Needle) -> bool {
+    let mut encoded = transfer::Decoder::new(encoding, octets);
+    let mut text = charset::Decoder::new(charset);
     // A piece is not smaller than the string, or a long one would be compared with the same text again and again.
     let piece_octets = PIECE_OCTETS.max(needle.folded.len());
     let mut finder = Finder { needle, text: String::new(), folded: String::new() };
@@ -191,8 +221,14 @@ mod tests {
         Stra=DFe und Caf=E9, a very lo=\r\nng word\r\n--b\r\n\
         Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n\
         PHA+0JrQvtGI0LrQsDwvcD4=\r\n--b\r\n\
-        Content-Type: application/octet-stream\r\n\r\nbinary words\r\n--b\r\n\
-        Content-Type: message/rfc822\r\n\r\nSubject: =?koi8-r?b?8NLJ18XU?=\r\n\r\ninner words\r\n--b--\r\nepilogue words\r\n";
+        Content-Type: application/json; name=\"=?utf-8?q?=C3=9Cbersicht=2Ejson?=\"\r\n\r\nplain words\r\n--b\r\n\
+        Content-Type: image/png\r\nContent-Transfer-Encoding: base64\r\n\
+        Content-Disposition: attachment;\r\n filename*0*=iso-8859-1''Stra%DFen; filename*1=\"plan.png\"\r\n\r\n\
+        YmluYXJ5IHdvcmRz\r\n--b\r\n\
+        Content-Type: message/rfc822\r\n\r\nSubject: =?koi8-r?b?8NLJ18XU?=\r\n\r\ninner words\r\n--b\r\n\
+        Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; mx.x.test\r\n\r\nAction: failed\r\n--b\r\n\
+        Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n\
+        U3ViamVjdDogaGlkZGVuIG9uZQ0KDQpoaQ0K\r\n--b--\r\nepilogue words\r\n";
 
     fn body(text: &str) -> bool {
         body_contains(MESSAGE.as_bytes(), &Digest::of(MESSAGE.as_bytes()), &Needle::new(text))
@@ -204,9 +240,50 @@ mod tests {
         {
             assert!(body(text), "{text}");
         }
-        for text in ["Grüße", "binary words", "preamble words", "epilogue words", "0JrQvtGI", "lo=", "Stra=DFe"] {
+        for text in ["Grüße", "multipart/mixed", "0JrQvtGI", "lo=", "Stra=DFe"] {
             assert!(!body(text), "{text}");
         }
+    }
+
+    #[test]
+    fn all_that_a_body_holds_is_searched() {
+        for text in [
+            "preamble words",
+            "epilogue words",
+            "plain words",
+            "content-type: TEXT/html",
+            "übersicht.json",
+            "straßenplan.PNG",
+            "reporting-mta: dns; mx.x.test",
+            "action: FAILED",
+            "subject: hidden one",
+            "--b--",
+        ] {
+            assert!(body(text), "{text}");
+        }
+        // What base64 hides is text only where its type says so; the letters that hide it are nobody's text.
+        for text in ["binary words", "YmluYXJ5", "wordsb"] {
+            assert!(!body(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn parts_that_were_left_out_are_searched_as_they_came() {
+        let part = "--b\r\n\r\nx\r\n";
+        let message = format!(
+            "Content-Type: multipart/mixed; boundary=b\r\n\r\n{}--b\r\n\r\nlast words\r\n--b--\r\n",
+            part.repeat(crate::limits::PARTS_MAX)
+        );
+        let digest = Digest::of(message.as_bytes());
+        assert!(body_contains(message.as_bytes(), &digest, &Needle::new("LAST words")));
+    }
+
+    #[test]
+    fn a_multipart_without_parts_is_all_text() {
+        let message = b"Content-Type: multipart/mixed; boundary=b\r\n\r\nno parts at all\r\n";
+        let digest = Digest::of(message);
+        assert!(body_contains(message, &digest, &Needle::new("no parts")));
+        assert!(!body_contains(message, &digest, &Needle::new("boundary")));
     }
 
     #[test]

@@ -344,6 +344,8 @@ impl MailStore for Node {
     async fn copy(&self, request: CopyRequest) -> MailResult<CopyReply> {
         let (account, from) = (AccountId(request.account), MailboxId(request.mailbox));
         let mut uids = uid_set_from_wire(request.uids.as_ref())?;
+        // Counted as asked for: what is left out below because it is gone is missed then.
+        let messages_min = if request.all { uids.len() } else { 0 };
         if uids.ranges().len() > UID_RUNS_PER_COMMAND {
             // COPY is all or nothing (RFC 3501 §6.4.7), so it is one command.
             let state = self.read(request.shard).await?;
@@ -353,8 +355,8 @@ impl MailStore for Node {
             let text = format!("too many messages that do not follow each other, at most {UID_RUNS_PER_COMMAND} runs");
             return Err(MailError::Limit(text));
         }
-        let command =
-            Command::Copy { account, from, uids, to: mailbox_name(&request.to)?, remove_source: request.remove_source };
+        let (to, remove_source) = (mailbox_name(&request.to)?, request.remove_source);
+        let command = Command::Copy { account, from, uids, to, remove_source, messages_min };
         match self.change(request.shard, request_id(&request.request_id)?, command).await? {
             Outcome::Copied { from, to, uid_validity, to_mailbox, mod_seq } => Ok(CopyReply {
                 from: Some(uid_set_to_wire(&from)),
@@ -572,7 +574,7 @@ mod tests {
         for command in [
             Command::Store { account, mailbox, uids: uids.clone(), action, flags, unchanged_since },
             Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
-            Command::Copy { account, from: mailbox, uids, to, remove_source: true },
+            Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX },
         ] {
             let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
             assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");

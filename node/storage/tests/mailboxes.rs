@@ -161,6 +161,7 @@ fn a_body_ends_when_no_message_refers_to_it_and_the_log_is_purged() {
         uids: UidSet::from_range(1, 1),
         to: name("Archive"),
         remove_source: false,
+        messages_min: 0,
     };
     replica.run(copy).unwrap();
     expunge_all(&mut replica);
@@ -310,7 +311,9 @@ fn the_keyword_table_has_a_limit_and_copies_keep_keywords_by_name() {
         })
         .unwrap();
     let uids = UidSet::from_range(1, 1);
-    replica.run(Command::Copy { account: ALICE, from: mailbox, uids, to: to.clone(), remove_source: true }).unwrap();
+    let (remove_source, messages_min) = (true, 0);
+    let moved = Command::Copy { account: ALICE, from: mailbox, uids, to: to.clone(), remove_source, messages_min };
+    replica.run(moved).unwrap();
     let shard = replica.group.shard();
     let archive = shard.mailbox(ALICE, &to).unwrap().unwrap();
     let mut flags = None;
@@ -324,6 +327,59 @@ fn the_keyword_table_has_a_limit_and_copies_keep_keywords_by_name() {
     assert_eq!(flags.names().collect::<Vec<_>>(), ["\\Flagged", "k127"]);
     assert_eq!(date, InternalDate { unix_s: 77, offset_min: -120 });
     assert_eq!(archive.keywords.len(), 1);
+}
+
+/// RFC 3501 §6.3.4, §6.3.5.
+#[test]
+fn a_name_without_a_mailbox_is_renamed_with_what_is_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    let create = |text| Command::CreateMailbox { account: ALICE, name: name(text), special_use: None };
+    let rename = |from, to| Command::RenameMailbox { account: ALICE, from: name(from), to: name(to) };
+    let delete = |text| Command::DeleteMailbox { account: ALICE, name: name(text) };
+    replica.run(create("a/kid/deep")).unwrap();
+    replica.run(create("taken/kid")).unwrap();
+    replica.run(delete("a")).unwrap();
+    let shard = replica.group.shard();
+    let kid = shard.mailbox(ALICE, &name("a/kid")).unwrap().unwrap();
+    assert!(matches!(replica.run(delete("a")), Err(MailError::CannotDo(_))));
+    assert!(matches!(replica.run(rename("a", "a/b")), Err(MailError::CannotDo(_))));
+    assert_eq!(replica.run(rename("a", "a")), Err(MailError::MailboxExists));
+    assert_eq!(replica.run(rename("a", "taken")), Err(MailError::MailboxExists));
+    replica.run(rename("a", "new/b")).unwrap();
+    assert_eq!(shard.mailbox(ALICE, &name("new/b/kid")).unwrap().map(|info| info.id), Some(kid.id));
+    for (text, is_there) in [("new/b/kid/deep", true), ("new", true), ("new/b", false), ("a/kid", false)] {
+        assert_eq!(shard.mailbox(ALICE, &name(text)).unwrap().is_some(), is_there, "{text}");
+    }
+    assert_eq!(replica.run(rename("a", "c")), Err(MailError::NoSuchMailbox));
+    assert_eq!(replica.run(delete("a")), Err(MailError::NoSuchMailbox));
+}
+
+/// RFC 3501 §6.4.7: COPY is all or nothing.
+#[test]
+fn a_copy_that_needs_a_message_that_is_gone_does_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    for number in 1..=3 {
+        replica.run_with(deliver(number), some_body()).unwrap();
+    }
+    let from = inbox(&replica);
+    let uids = UidSet::from_range(2, 2);
+    replica.run(Command::Expunge { account: ALICE, mailbox: from, uids: Some(uids), only_deleted: false }).unwrap();
+    let copy = |remove_source, messages_min| {
+        let (uids, to) = (UidSet::from_range(1, 3), name("Archive"));
+        Command::Copy { account: ALICE, from, uids, to, remove_source, messages_min }
+    };
+    for remove_source in [false, true] {
+        assert_eq!(replica.run(copy(remove_source, 3)), Err(MailError::MessagesGone));
+    }
+    let shard = replica.group.shard();
+    assert_eq!(shard.mailbox(ALICE, &name("Archive")).unwrap().unwrap().messages, 0);
+    let Ok(Outcome::Copied { from: copied, .. }) = replica.run(copy(true, 2)) else { panic!("not copied") };
+    assert_eq!(copied, [1, 3].into_iter().collect());
+    assert_eq!(shard.mailbox(ALICE, &name("INBOX")).unwrap().unwrap().messages, 0);
 }
 
 #[test]

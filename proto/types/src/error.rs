@@ -28,6 +28,9 @@ pub enum MailError {
     /// The mailbox is not what it was when the session selected it: deleted, or deleted and made anew.
     #[error("mailbox was deleted")]
     MailboxGone,
+    /// Messages that the request needs are there no more, so nothing was done.
+    #[error("some of the messages have been expunged")]
+    MessagesGone,
     #[error("over quota")]
     OverQuota,
     /// The shard's disk has no room for more mail; what makes room is still done.
@@ -76,7 +79,7 @@ impl MailError {
         match self {
             MailError::Invalid(_) => 3,
             MailError::Deadline => 4,
-            MailError::NoSuchAccount | MailError::NoSuchMailbox | MailError::MailboxGone => 5,
+            MailError::NoSuchAccount | MailError::NoSuchMailbox | MailError::MailboxGone | MailError::MessagesGone => 5,
             MailError::MailboxExists => 6,
             MailError::Denied => 7,
             MailError::Busy | MailError::OverQuota | MailError::DiskFull | MailError::Limit(_) => 8,
@@ -94,7 +97,9 @@ impl MailError {
             MailError::Busy => (451, "4.3.2"),
             MailError::InUse => (451, "4.2.0"),
             MailError::NoSuchAccount => (550, "5.1.1"),
-            MailError::NoSuchMailbox | MailError::MailboxGone | MailError::MailboxExists => (451, "4.2.0"),
+            MailError::NoSuchMailbox | MailError::MailboxGone | MailError::MailboxExists | MailError::MessagesGone => {
+                (451, "4.2.0")
+            }
             MailError::OverQuota => (452, "4.2.2"),
             MailError::DiskFull => (452, "4.3.1"),
             MailError::Limit(_) => (552, "5.3.4"),
@@ -113,6 +118,7 @@ impl MailError {
             }
             MailError::NoSuchMailbox | MailError::MailboxGone => Some("NONEXISTENT"),
             MailError::MailboxExists => Some("ALREADYEXISTS"),
+            MailError::MessagesGone => Some("EXPUNGEISSUED"),
             MailError::OverQuota => Some("OVERQUOTA"),
             MailError::DiskFull | MailError::Limit(_) => Some("LIMIT"),
             MailError::CannotDo(_) => Some("CANNOT"),

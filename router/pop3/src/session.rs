@@ -86,6 +86,8 @@ pub enum Farewell {
     ShuttingDown,
     /// Too many connections; instead of the greeting.
     TooBusy,
+    /// The account has been removed or disabled since it logged in.
+    AccountDisabled,
 }
 
 /// See the crate's head for how to drive it.
@@ -221,6 +223,7 @@ impl Session {
             Farewell::Idle => Bytes::new(),
             Farewell::ShuttingDown => reply::err("SYS/TEMP", "shutting down, try again"),
             Farewell::TooBusy => reply::err("SYS/TEMP", "too many connections, try again later"),
+            Farewell::AccountDisabled => reply::err("AUTH", "account is disabled"),
         }
     }
 

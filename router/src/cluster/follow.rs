@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use proto::NodeApi;
-use proto::wire::{DirectoryEvent, DirectoryWatchRequest};
+use proto::wire::directory_change::Change;
+use proto::wire::{DirectoryChange, DirectoryEvent, DirectoryWatchRequest};
 use tracing::{debug, info, warn};
 use types::{MailError, MailResult};
 
@@ -109,11 +110,16 @@ fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
     if event.reset || (first && next.is_none()) {
         *next = Some(View::default());
     }
+    let ends = event.changes.iter().any(ends_account);
     match next {
         Some(view) => event.changes.into_iter().for_each(|change| view.apply(change)),
         None => {
             let mut view = shared.view.write();
             event.changes.into_iter().for_each(|change| view.apply(change));
+            drop(view);
+            if ends {
+                shared.endings.send_replace(());
+            }
         }
     }
     if !event.complete {
@@ -124,6 +130,16 @@ fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
         // The old view is dropped after the lock.
         let old = std::mem::replace(&mut *shared.view.write(), view);
         drop(old);
+        shared.endings.send_replace(());
     }
     shared.revision.send_replace(Some(event.revision));
+}
+
+/// Whether sessions of an account may have to end.
+fn ends_account(change: &DirectoryChange) -> bool {
+    match &change.change {
+        Some(Change::AccountRemoved(_)) => true,
+        Some(Change::Account(account)) => !account.enabled,
+        _ => false,
+    }
 }

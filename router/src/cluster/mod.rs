@@ -1,5 +1,6 @@
 //! The cluster as a router sees it: its nodes, its directory, its shards. Knows no mail protocol.
 
+mod access;
 mod fetch;
 mod follow;
 mod hub;
@@ -22,6 +23,7 @@ use types::{AccountId, AccountName, MailError, NodeId, ShardId};
 
 use self::suspects::{Suspects, Verdict};
 
+pub use access::Access;
 pub use fetch::FetchStream;
 pub use hub::{Hub, Notice, Subscription};
 pub use pool::{Connector, NodePool};
@@ -43,6 +45,8 @@ struct Shared {
     view: RwLock<View>,
     /// The revision that the view has reached; `None` until it is whole for the first time.
     revision: watch::Sender<Option<u64>>,
+    /// Accounts may have ended: see [`Access`].
+    endings: watch::Sender<()>,
     follower: Mutex<Option<AbortHandle>>,
 }
 
@@ -74,6 +78,7 @@ impl Cluster {
             suspects: Mutex::default(),
             view: RwLock::default(),
             revision: watch::Sender::new(None),
+            endings: watch::Sender::new(()),
             follower: Mutex::default(),
         });
         let shards = ShardClient::new(shared.clone(), OPERATION_DEFAULT);
@@ -126,6 +131,11 @@ impl Cluster {
 
     pub fn account(&self, name: &AccountName) -> Option<Account> {
         self.shared.view.read().account(name).cloned()
+    }
+
+    /// For a session of an account that has logged in.
+    pub fn access(&self, name: AccountName, account: AccountId) -> Access {
+        Access::new(self.shared.clone(), name, account)
     }
 
     /// Looks at the directory. The lock is held meanwhile: no long work within.

@@ -36,7 +36,7 @@ use self::select::Selected;
 use self::updates::Timing;
 use super::SessionContext;
 use crate::auth::Failures;
-use crate::cluster::ShardClient;
+use crate::cluster::{Access, ShardClient};
 use crate::connection::{Connection, Incoming};
 use crate::settings::Protocol;
 
@@ -76,6 +76,8 @@ struct Conversation {
     decoder: Decoder,
     /// Set by login.
     owner: Option<Owner>,
+    /// Set with it.
+    access: Option<Access>,
     selected: Option<Selected>,
     /// The client has shown that it knows CONDSTORE (RFC 7162 §3.1).
     condstore: bool,
@@ -94,6 +96,7 @@ impl Conversation {
             session,
             decoder: Decoder::new(Limits::BEFORE_LOGIN),
             owner: None,
+            access: None,
             selected: None,
             condstore: false,
             appending: false,
@@ -129,11 +132,16 @@ impl Conversation {
         }
     }
 
-    /// Waits for octets. A message that is coming in is waited for though the router stops.
+    /// Waits for octets. A message that is coming in is waited for though the router stops or the account ends.
     async fn incoming(&mut self, wait: Duration) -> Step {
-        let incoming = match self.appending {
-            true => self.connection.read_on(wait).await,
-            false => self.connection.read(wait).await,
+        let incoming = match &mut self.access {
+            _ if self.appending => self.connection.read_on(wait).await,
+            None => self.connection.read(wait).await,
+            Some(access) => tokio::select! {
+                biased;
+                () = access.over() => return self.account_over(),
+                incoming = self.connection.read(wait) => incoming,
+            },
         };
         self.came(incoming)
     }
@@ -149,6 +157,9 @@ impl Conversation {
     }
 
     async fn event(&mut self, event: Event) -> Step {
+        if self.access.as_mut().is_some_and(Access::is_over) {
+            return self.account_over();
+        }
         match event {
             Event::Command(command) => self.command(command).await?,
             Event::Continue => encode::continuation(self.connection.output(), "OK"),
@@ -312,8 +323,8 @@ impl Conversation {
     fn failed_on_selected(&mut self, error: &MailError) -> Reply {
         match (error, &mut self.selected) {
             (MailError::MailboxGone, Some(selected)) => selected.lose(),
-            // It may have been done all the same.
-            (MailError::Deadline, Some(selected)) => selected.news = true,
+            // It may have been done all the same; or the client is to learn which messages are gone.
+            (MailError::Deadline | MailError::MessagesGone, Some(selected)) => selected.news = true,
             _ => {}
         }
         self.failed(error)
@@ -342,6 +353,10 @@ impl Conversation {
     fn bye<T>(&mut self, code: Option<Code<'_>>, text: &str) -> Step<T> {
         encode::bye(self.connection.output(), code, text);
         Err(Ended)
+    }
+
+    fn account_over<T>(&mut self) -> Step<T> {
+        self.bye(None, "account is disabled")
     }
 
     fn stopping<T>(&mut self) -> Step<T> {

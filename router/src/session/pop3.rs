@@ -12,6 +12,7 @@ use types::MailError;
 use super::SessionContext;
 use super::pop3_mail::{OpenMaildrop, Retrieval};
 use crate::auth::Failures;
+use crate::cluster::Access;
 use crate::connection::{Connection, Incoming};
 use crate::settings::{ListenerTls, Protocol};
 
@@ -31,6 +32,7 @@ pub async fn run(connection: Connection, session: SessionContext) {
         connection,
         session,
         maildrop: None,
+        access: None,
         failures: Failures::default(),
     };
     match conversation.converse().await {
@@ -48,6 +50,8 @@ struct Conversation {
     connection: Connection,
     session: SessionContext,
     maildrop: Option<Box<OpenMaildrop>>,
+    /// Set with it.
+    access: Option<Access>,
     failures: Failures,
 }
 
@@ -56,6 +60,12 @@ struct Conversation {
 enum Next {
     Step,
     End,
+}
+
+/// What a session that waits for its client met.
+enum Waited {
+    For(Incoming),
+    AccountOver,
 }
 
 impl Conversation {
@@ -67,6 +77,9 @@ impl Conversation {
         self.connection.queue(&greeting);
         loop {
             while let Some(event) = self.machine.step(self.connection.input()) {
+                if self.access.as_mut().is_some_and(Access::is_over) {
+                    return Ok(self.farewell(Farewell::AccountDisabled));
+                }
                 if self.perform(event).await? == Next::End {
                     return Ok(());
                 }
@@ -78,31 +91,38 @@ impl Conversation {
                 None => login_until.saturating_duration_since(Instant::now()),
             };
             let farewell = match self.read(wait).await {
-                Incoming::Data => continue,
-                Incoming::Closed => return Ok(()),
-                Incoming::Idle => Farewell::Idle,
-                Incoming::Stopping => Farewell::ShuttingDown,
+                Waited::For(Incoming::Data) => continue,
+                Waited::For(Incoming::Closed) => return Ok(()),
+                Waited::For(Incoming::Idle) => Farewell::Idle,
+                Waited::For(Incoming::Stopping) => Farewell::ShuttingDown,
+                Waited::AccountOver => Farewell::AccountDisabled,
             };
-            let bytes = self.machine.farewell(farewell);
-            self.connection.queue(&bytes);
-            return Ok(());
+            return Ok(self.farewell(farewell));
         }
     }
 
-    /// Waits for the client, and meanwhile for the lock to be lost.
-    async fn read(&mut self, wait: Duration) -> Incoming {
+    fn farewell(&mut self, why: Farewell) {
+        let bytes = self.machine.farewell(why);
+        self.connection.queue(&bytes);
+    }
+
+    /// Waits for the client, and meanwhile for the lock to be lost or the account to end.
+    async fn read(&mut self, wait: Duration) -> Waited {
         let until = Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let Some(maildrop) = &mut self.maildrop else { return self.connection.read(left).await };
+            let (Some(maildrop), Some(access)) = (&mut self.maildrop, &mut self.access) else {
+                return Waited::For(self.connection.read(left).await);
+            };
             tokio::select! {
                 biased;
-                incoming = self.connection.read(left) => return incoming,
+                () = access.over() => return Waited::AccountOver,
+                incoming = self.connection.read(left) => return Waited::For(incoming),
                 () = maildrop.lock_lost() => {}
             }
             if let Err(error) = maildrop.lock_again().await {
                 debug!(%error, "maildrop lock lost");
-                return Incoming::Closed;
+                return Waited::For(Incoming::Closed);
             }
         }
     }
@@ -174,7 +194,11 @@ impl Conversation {
         let authorization = credentials.authorization.as_deref();
         let login = context.auth.login(&credentials.user, authorization, credentials.password.expose()).await;
         let opened = match login {
-            Ok(login) => OpenMaildrop::open(context.cluster.shards(), &login).await,
+            Ok(login) => {
+                let opened = OpenMaildrop::open(context.cluster.shards(), &login).await;
+                self.access = opened.is_ok().then(|| context.cluster.access(login.name, login.account));
+                opened
+            }
             Err(MailError::Denied) => {
                 self.failures.failed().await;
                 return self.machine.denied();

@@ -190,3 +190,17 @@ async fn a_maildrop_of_thirty_thousand_messages_is_listed_whole() {
     assert_eq!(listing.lines().count(), 30_000);
     assert!(listing.ends_with("30000 77.30000\r\n"));
 }
+
+#[tokio::test]
+async fn a_session_ends_when_its_account_is_disabled_and_deletes_nothing() {
+    let router = with_messages(&["1\r\n", "2\r\n"]).await;
+    let mut client = logged_in(&router).await;
+    let mut other = router.client(POP3).await;
+    assert!(other.login_pop3("carol@example.test", PASSWORD).await.starts_with("+OK "));
+    client.expect("DELE 1", "+OK").await;
+    router.cluster.disable_account(ALICE);
+    assert_eq!(client.rest().await, "-ERR [AUTH] account is disabled\r\n");
+    other.expect("NOOP", "+OK").await;
+    assert_eq!(router.cluster.inbox(ALICE).len(), 2);
+    router.eventually("the lock is free", |router| router.cluster.state.lock().locks.len() == 1).await;
+}

@@ -65,10 +65,10 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             edit.account(*account)?;
             expunge(edit, (*account, *mailbox), uids.as_ref(), *only_deleted)
         }
-        Command::Copy { account, from, uids, to, remove_source } => {
+        Command::Copy { account, from, uids, to, remove_source, messages_min } => {
             edit.account(*account)?;
             let Some(to) = edit.mailbox_named(*account, to)? else { return Err(MailError::NoSuchMailbox.into()) };
-            copy(edit, *account, *from, to, uids, *remove_source)
+            copy(edit, *account, *from, to, (uids, *messages_min), *remove_source)
         }
     }
 }
@@ -252,37 +252,47 @@ fn create_parents(edit: &mut Edit<'_>, account: AccountId, name: &MailboxName) -
     Ok(())
 }
 
-/// RFC 9051 §6.3.5: inferior mailboxes stay.
+/// RFC 9051 §6.3.5: inferior mailboxes stay, and their superior remains a name without a mailbox.
 fn delete(edit: &mut Edit<'_>, account: AccountId, name: &MailboxName) -> Step<Outcome> {
     edit.account(account)?;
     if name.is_inbox() {
         return Err(MailError::CannotDo("INBOX cannot be deleted".to_owned()).into());
     }
-    let Some(id) = edit.mailbox_named(account, name)? else { return Err(MailError::NoSuchMailbox.into()) };
+    let Some(id) = edit.mailbox_named(account, name)? else {
+        return Err(match read::names_under(&edit.view, account, name)?.as_slice() {
+            [] => MailError::NoSuchMailbox.into(),
+            _ => MailError::CannotDo("there is no mailbox of that name, only below it".to_owned()).into(),
+        });
+    };
     edit.remove_mailbox(account, id)?;
     edit.delete_name(account, name);
     Ok(Outcome::Done)
 }
 
-/// RFC 9051 §6.3.6. A renamed mailbox keeps its UIDVALIDITY, which no other mailbox of the account ever had.
+/// RFC 9051 §6.3.6. A renamed mailbox keeps its UIDVALIDITY, which no other mailbox of the account ever had. A name
+/// that stands only above others, such as DELETE leaves, is renamed with them and stays without a mailbox.
 fn rename(edit: &mut Edit<'_>, account: AccountId, from: &MailboxName, to: &MailboxName) -> Step<Outcome> {
     edit.account(account)?;
-    let Some(id) = edit.mailbox_named(account, from)? else { return Err(MailError::NoSuchMailbox.into()) };
+    let own = edit.mailbox_named(account, from)?;
+    let below = read::names_under(&edit.view, account, from)?;
+    if own.is_none() && below.is_empty() {
+        return Err(MailError::NoSuchMailbox.into());
+    }
     if edit.mailbox_named(account, to)?.is_some() {
         return Err(MailError::MailboxExists.into());
     }
-    if from.is_inbox() {
+    if let (true, Some(id)) = (from.is_inbox(), own) {
         // Its messages move to a new mailbox; INBOX stays, empty, and so do its inferiors.
         create_parents(edit, account, to)?;
         let new = edit.create_mailbox(account, to, None)?;
-        copy(edit, account, id, new, &UidSet::from_range(1, u32::MAX), true)?;
+        copy(edit, account, id, new, (&UidSet::from_range(1, u32::MAX), 0), true)?;
         return Ok(Outcome::Done);
     }
     if to.is_under(from) {
         return Err(MailError::CannotDo("a mailbox cannot be renamed into itself".to_owned()).into());
     }
-    let mut renamed = vec![(id, from.clone(), to.clone())];
-    for (child, name) in read::names_under(&edit.view, account, from)? {
+    let mut renamed: Vec<_> = own.map(|id| (id, from.clone(), to.clone())).into_iter().collect();
+    for (child, name) in below {
         let rest = name.as_str().strip_prefix(from.as_str()).unwrap_or_default();
         let new = MailboxName::parse(&format!("{to}{rest}"))
             .map_err(|error| MailError::CannotDo(format!("an inferior mailbox would get an invalid name: {error}")))?;
@@ -393,14 +403,18 @@ fn copy(
     account: AccountId,
     from: MailboxId,
     to: MailboxId,
-    uids: &UidSet,
+    (uids, messages_min): (&UidSet, u64),
     remove_source: bool,
 ) -> Step<Outcome> {
     let source_key = edit.key(Kind::Mailbox).mailbox(account, from).done();
     let table = keyword_table(&source_key, &edit.mailbox(account, from)?.record)?;
     let save_unix_s = edit.stamp.unix_ms.div_euclid(1000);
     let (mut copied, mut new) = (UidSet::new(), UidSet::new());
-    for (uid, message) in edit.messages(account, from, uids)? {
+    let messages = edit.messages(account, from, uids)?;
+    if (messages.len() as u64) < messages_min {
+        return Err(MailError::MessagesGone.into());
+    }
+    for (uid, message) in messages {
         let key = || edit.key(Kind::Message).mailbox(account, from).u32(uid).done();
         let flags = flags_of(key, &table, &message)?;
         let mut copy = MessageRecord { save_unix_s, ..message.clone() };

@@ -117,6 +117,8 @@ pub enum Command {
         to: MailboxName,
         /// MOVE (RFC 6851).
         remove_source: bool,
+        /// Unless so many of `uids` are there, nothing is done.
+        messages_min: u64,
     },
 }
 

@@ -201,6 +201,7 @@ impl RefusedRecord {
             MailError::Limit(text) => (6, text.as_str()),
             MailError::Invalid(text) => (7, text.as_str()),
             MailError::CannotDo(text) => (8, text.as_str()),
+            MailError::MessagesGone => (9, ""),
             MailError::NotLeader { .. }
             | MailError::Unavailable
             | MailError::Deadline
@@ -224,6 +225,7 @@ impl RefusedRecord {
             6 => MailError::Limit(self.text.clone()),
             7 => MailError::Invalid(self.text.clone()),
             8 => MailError::CannotDo(self.text.clone()),
+            9 => MailError::MessagesGone,
             kind => MailError::Internal(format!("a request was refused for reason {kind}, which is not known")),
         }
     }

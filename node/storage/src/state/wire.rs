@@ -175,6 +175,8 @@ pub(crate) struct CopyRecord {
     to: String,
     #[prost(bool, tag = "5")]
     remove_source: bool,
+    #[prost(uint64, tag = "6")]
+    messages_min: u64,
 }
 
 /// The number of a special use on the disk; 0 for none.
@@ -282,12 +284,13 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
             uids: uids.as_ref().map(set),
             only_deleted: *only_deleted,
         }),
-        Command::Copy { account, from, uids, to, remove_source } => Wire::Copy(CopyRecord {
+        Command::Copy { account, from, uids, to, remove_source, messages_min } => Wire::Copy(CopyRecord {
             account: account.0,
             from: from.0,
             uids: set(uids),
             to: to.as_str().to_owned(),
             remove_source: *remove_source,
+            messages_min: *messages_min,
         }),
     }
 }
@@ -367,6 +370,7 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
             uids: ranges(&record.uids.ends)?.collect(),
             to: name(&record.to)?,
             remove_source: record.remove_source,
+            messages_min: record.messages_min,
         },
     })
 }

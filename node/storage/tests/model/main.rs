@@ -203,7 +203,14 @@ fn command(numbers: [u16; 6], index: u64, model: &Model) -> (Command, Option<Byt
             (Command::Expunge { account, mailbox: mailbox(b), uids, only_deleted: d % 3 != 0 }, None)
         }
         17 | 18 => (
-            Command::Copy { account, from: mailbox(b), uids: uids(c), to: any_name(d), remove_source: e % 2 == 0 },
+            Command::Copy {
+                account,
+                from: mailbox(b),
+                uids: uids(c),
+                to: any_name(d),
+                remove_source: e % 2 == 0,
+                messages_min: if e % 3 == 0 { uids(c).len() } else { 0 },
+            },
             None,
         ),
         19 if b % 8 == 0 => (Command::DropAccount { account }, None),

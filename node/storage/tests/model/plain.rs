@@ -146,6 +146,7 @@ impl Model {
                 self.uploads.remove(upload);
                 Ok(Outcome::Done)
             }
+            Command::Mark { .. } => Ok(Outcome::Done),
             Command::CreateAccount { account } => {
                 self.account(index, now, *account);
                 Ok(Outcome::Done)
@@ -212,7 +213,9 @@ impl Model {
                 if name.is_inbox() {
                     return Err(MailError::CannotDo(String::new()));
                 }
-                account.mailboxes.remove(name.as_str()).map(|_| Outcome::Done).ok_or(MailError::NoSuchMailbox)
+                let is_above = account.has_below(name);
+                let missing = || if is_above { MailError::CannotDo(String::new()) } else { MailError::NoSuchMailbox };
+                account.mailboxes.remove(name.as_str()).map(|_| Outcome::Done).ok_or_else(missing)
             }
             Command::RenameMailbox { account, from, to } => {
                 self.account(index, now, *account).rename(index, now, from, to)
@@ -268,11 +271,14 @@ impl Model {
                 }
                 Ok(Outcome::Expunged { uids: gone, mod_seq: ModSeq(mailbox.mod_seq) })
             }
-            Command::Copy { account, from, uids, to, remove_source } => {
+            Command::Copy { account, from, uids, to, remove_source, messages_min } => {
                 let account = self.account(index, now, *account);
                 let Some(to) = account.mailboxes.get(to.as_str()).map(|one| one.id) else {
                     return Err(MailError::NoSuchMailbox);
                 };
+                if (account.by_id(*from)?.wanted(uids).len() as u64) < *messages_min {
+                    return Err(MailError::MessagesGone);
+                }
                 account.copy(index, *from, MailboxId(to), uids, *remove_source)
             }
         }
@@ -295,8 +301,12 @@ impl Account {
         Ok(Outcome::Copied { from: old, to: new, uid_validity, to_mailbox: to, mod_seq: ModSeq(target.mod_seq) })
     }
 
+    fn has_below(&self, above: &MailboxName) -> bool {
+        self.mailboxes.keys().any(|text| name(text).is_under(above))
+    }
+
     fn rename(&mut self, index: u64, now: u32, from: &MailboxName, to: &MailboxName) -> Answer {
-        if !self.mailboxes.contains_key(from.as_str()) {
+        if !self.mailboxes.contains_key(from.as_str()) && !self.has_below(from) {
             return Err(MailError::NoSuchMailbox);
         }
         if self.mailboxes.contains_key(to.as_str()) {

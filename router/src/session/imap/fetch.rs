@@ -122,11 +122,13 @@ fn wire_section(section: &BodySection) -> Section {
 impl Conversation {
     pub(super) async fn fetch(&mut self, owner: Owner, fetch: Fetch) -> Step<Reply> {
         let plan = Plan::of(&fetch);
-        self.condstore |= plan.mod_seq;
         let uids = match self.named(&fetch.set, fetch.uid) {
             Ok(uids) => uids,
             Err(reply) => return Ok(reply),
         };
+        if plan.mod_seq {
+            self.knows_condstore();
+        }
         if plan.is_only_uid() {
             return self.fetch_uids(&uids).await;
         }

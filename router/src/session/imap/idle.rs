@@ -45,16 +45,17 @@ impl Conversation {
             let Some(selected) = self.selected.as_mut().filter(|selected| !selected.gone) else {
                 return self.incoming(left).await;
             };
-            if selected.news && left > ASK_AGAIN {
-                return match self.connection.read(ASK_AGAIN).await {
-                    Incoming::Idle => Ok(()),
-                    incoming => self.came(incoming),
-                };
-            }
+            // Only those who have logged in idle.
+            let Some(access) = &mut self.access else { return self.incoming(left).await };
+            let wait = if selected.news { left.min(ASK_AGAIN) } else { left };
             let notice = tokio::select! {
                 biased;
-                incoming = self.connection.read(left) => return self.came(incoming),
-                notice = selected.next_notice() => notice,
+                () = access.over() => return self.account_over(),
+                incoming = self.connection.read(wait) => return match incoming {
+                    Incoming::Idle if wait < left => Ok(()),
+                    incoming => self.came(incoming),
+                },
+                notice = selected.next_notice(), if !selected.news => notice,
             };
             selected.hear(notice);
             if selected.news {

@@ -48,6 +48,7 @@ impl Conversation {
             return Ok(self.failed(&error));
         }
         self.owner = Some(owner);
+        self.access = Some(self.session.context.cluster.access(login.name, login.account));
         self.decoder.set_limits(Limits {
             append_octets_max: self.session.context.settings.limits.message_octets_max,
             ..Limits::AFTER_LOGIN
@@ -122,8 +123,10 @@ impl Conversation {
     /// RFC 5161 §3.1: what is not known is left out, without error.
     pub(super) fn enable(&mut self, names: &[String]) -> Reply {
         let condstore = names.iter().any(|name| name == "CONDSTORE");
-        self.condstore |= condstore;
         encode::enabled(self.connection.output(), condstore.then_some("CONDSTORE"));
+        if condstore {
+            self.knows_condstore();
+        }
         Reply::ok("ENABLE done")
     }
 }

@@ -97,7 +97,9 @@ impl Conversation {
             Ok(name) => name,
             Err(error) => return Reply::invalid_name(error),
         };
-        self.condstore |= items.contains(&StatusItem::HighestModSeq);
+        if items.contains(&StatusItem::HighestModSeq) {
+            self.knows_condstore();
+        }
         let mailbox = match self.shards().status(name_request(owner, &name)).await {
             Ok(mailbox) => mailbox,
             Err(error) => return self.failed(&error),

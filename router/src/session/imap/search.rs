@@ -20,7 +20,9 @@ impl Conversation {
             return Ok(Reply::no(ReplyCode::BadCharset, "charset not supported"));
         }
         let names_modseq = search.key.names_modseq();
-        self.condstore |= names_modseq;
+        if names_modseq {
+            self.knows_condstore();
+        }
         let Some(selected) = self.selected.as_ref() else { return Ok(Reply::bad("select a mailbox first")) };
         if selected.gone {
             return Ok(Reply::gone());

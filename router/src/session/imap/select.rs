@@ -167,7 +167,9 @@ impl Conversation {
             // RFC 7162 §3.2.11.
             encode::untagged(self.connection.output(), Status::Ok, Some(Code::Named("CLOSED")), "mailbox closed");
         }
-        self.condstore |= condstore;
+        if condstore {
+            self.knows_condstore();
+        }
         let name = match mailbox.name() {
             Ok(name) => name,
             Err(error) => return Reply::invalid_name(error),
@@ -192,6 +194,18 @@ impl Conversation {
                 Reply::ok("mailbox selected").with_code(code)
             }
             Err(error) => self.failed(&error),
+        }
+    }
+
+    /// RFC 7162 §3.1: the command that first shows that the client knows CONDSTORE brings HIGHESTMODSEQ where a mailbox
+    /// is selected already. It is the one that the client has been told everything up to.
+    pub(super) fn knows_condstore(&mut self) {
+        if std::mem::replace(&mut self.condstore, true) {
+            return;
+        }
+        if let Some(selected) = self.selected.as_ref().filter(|selected| !selected.gone) {
+            let highest = Code::HighestModSeq(ModSeq(selected.known.max(1)));
+            encode::untagged(self.connection.output(), Status::Ok, Some(highest), "highest MODSEQ");
         }
     }
 

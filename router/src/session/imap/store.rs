@@ -27,8 +27,9 @@ impl Conversation {
             Ok(uids) => uids,
             Err(reply) => return Ok(reply),
         };
-        // RFC 7162 §3.1: a conditional STORE shows that the client knows MODSEQ.
-        self.condstore |= store.unchanged_since.is_some();
+        if store.unchanged_since.is_some() {
+            self.knows_condstore();
+        }
         let computes = store.silent && store.action != StoreAction::Replace && store.unchanged_since.is_none();
         if computes {
             // Silence means that the client computes the flags by itself, from what it knows. Messages that others
@@ -181,7 +182,9 @@ impl Conversation {
         self.write_expunged(&expunged).await
     }
 
-    /// RFC 3501 §6.4.7, RFC 4315 §3.
+    /// RFC 3501 §6.4.7, RFC 4315 §3. By sequence number it is all or nothing, also where another session has expunged
+    /// a message, and whether or not this one has heard of it (RFC 2180 §4.4.1). UIDs that are not there are ignored
+    /// (RFC 3501 §6.4.8).
     pub(super) async fn copy(&mut self, owner: Owner, uid: bool, set: &SequenceSet, to: &MailboxArg) -> Reply {
         match self.copy_messages(owner, uid, set, to, false).await {
             Ok(Copied { from, .. }) if from.is_empty() => Reply::ok("no messages"),
@@ -223,6 +226,9 @@ impl Conversation {
     ) -> Result<Copied, Reply> {
         let uids = self.named(set, uid)?;
         let to = to.name().map_err(Reply::invalid_name)?;
+        if !uid && self.names_expunged(set) {
+            return Err(Reply::failed(&MailError::MessagesGone));
+        }
         let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
             return Ok(Copied { from: UidSet::new(), to: UidSet::new(), validity: UidValidity(0) });
         };
@@ -233,6 +239,7 @@ impl Conversation {
             uids: Some(uid_set_to_wire(&uids)),
             to: to.as_str().to_owned(),
             remove_source,
+            all: !uid,
             ..CopyRequest::default()
         };
         let copied = match self.shards().copy(request).await {
@@ -240,14 +247,18 @@ impl Conversation {
             Err(error) => Err(error),
         };
         let (copied, to_mailbox) = copied.map_err(|error| self.failed_on_selected(&error).or_try_create(&error))?;
-        if copied.from.is_empty() {
-            // Expunged by another session, of which the client has not been told (RFC 5530 §3).
-            return Err(Reply::no(ReplyCode::Named("EXPUNGEISSUED"), "the messages have been expunged"));
-        }
         if let Some(selected) = self.selected.as_mut().filter(|selected| selected.mailbox == to_mailbox) {
             selected.news = true;
         }
         Ok(copied)
+    }
+
+    /// Whether sequence numbers stand for messages that are known to be gone, though the client is yet to be told.
+    fn names_expunged(&self, set: &SequenceSet) -> bool {
+        let resolved = self.selected.as_ref().map(|selected| (selected, selected.view.resolve(set, false)));
+        resolved.is_some_and(|(selected, uids)| {
+            uids.is_ok_and(|uids| !uids.intersection(selected.view.held_back()).is_empty())
+        })
     }
 
     /// The messages that a command names, those left out that are known to be gone.

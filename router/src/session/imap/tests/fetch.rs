@@ -148,6 +148,34 @@ async fn large_messages_stream_through() {
     assert_eq!(lines.len(), 4_000 + 5);
 }
 
+/// RFC 7162 §3.1.
+#[tokio::test]
+async fn the_first_command_that_knows_condstore_brings_the_highest_modseq_once() {
+    let server = Server::start().await;
+    server.node.deliver_text("a");
+    for command in [
+        "ENABLE CONDSTORE",
+        "FETCH 1 (MODSEQ)",
+        "FETCH 1 (FLAGS) (CHANGEDSINCE 1)",
+        "SEARCH MODSEQ 1",
+        "STORE 1 (UNCHANGEDSINCE 1) +FLAGS (\\Seen)",
+        "STATUS Trash (HIGHESTMODSEQ)",
+    ] {
+        let highest = |lines: &[String]| lines.iter().filter(|line| line.starts_with("* OK [HIGHESTMODSEQ 5]")).count();
+        let mut client = server.client().await;
+        client.command("EXAMINE INBOX").await;
+        assert_eq!(highest(&client.command("FETCH 1 (FLAGS)").await), 0);
+        let select = if command.starts_with("STORE") { "SELECT" } else { "EXAMINE" };
+        client.command(&format!("{select} INBOX")).await;
+        assert_eq!(highest(&client.command(command).await), 1, "{command}");
+        assert_eq!(highest(&client.command("ENABLE CONDSTORE").await), 0);
+        assert_eq!(highest(&client.command("FETCH 1 (MODSEQ)").await), 0);
+    }
+    // Without a mailbox there is nothing to tell; SELECT does.
+    let mut client = server.client().await;
+    assert_eq!(client.command("ENABLE CONDSTORE").await.len(), 2);
+}
+
 #[tokio::test]
 async fn condstore_tells_modseq_from_the_command_that_asks_for_it() {
     server()

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use proto::wire::directory_change::Change;
 use types::MailError;
 
 use super::super::run;
+use super::node::{ACCOUNT, account_record};
 use super::transcript::{OPEN, STARTTLS, Server, play};
 
 fn plain(acting_as: &str, user: &str, password: &str) -> String {
@@ -231,4 +233,44 @@ fn a_session_that_waits_takes_little_memory() {
     let octets = size(run);
     // Some 2 KiB; what it might do lies in boxes.
     assert!(octets < 3 * 1_024, "{octets}");
+}
+
+#[tokio::test]
+async fn sessions_end_when_their_account_is_disabled_or_removed() {
+    const ALICE: &str = "alice@example.test";
+    for ending in [Change::Account(account_record(ACCOUNT, ALICE, false)), Change::AccountRemoved(ALICE.to_owned())] {
+        let server = Server::start().await;
+        let mut clients = [server.client().await, server.client().await, server.client().await];
+        for client in &mut clients[1..] {
+            client.command("SELECT INBOX").await;
+        }
+        clients[2].send("i IDLE\r\n").await;
+        assert_eq!(clients[2].line().await, "+ idling");
+        let mut stranger = server.connect(OPEN).await;
+        stranger.line().await;
+        server.node.administered(2, Change::Account(account_record(9, "bob@example.test", false)));
+        server.router.cluster().revisions().wait_for(|revision| *revision == Some(2)).await.unwrap();
+        assert_eq!(clients[0].command("NOOP").await.len(), 1, "another account's end");
+        server.node.administered(3, ending);
+        // They are silent, and are told at once.
+        for client in &mut clients {
+            assert_eq!(client.rest().await, ["* BYE account is disabled"]);
+        }
+        assert!(stranger.command("NOOP").await[0].starts_with("x OK "));
+    }
+}
+
+#[tokio::test]
+async fn commands_that_wait_behind_the_end_of_an_account_are_not_executed() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    // The message is waited for, and taken; what comes after it is not.
+    client.send("a APPEND INBOX {5}\r\n").await;
+    assert!(client.line().await.starts_with("+ "));
+    server.node.administered(2, Change::Account(account_record(ACCOUNT, "alice@example.test", false)));
+    server.router.cluster().revisions().wait_for(|revision| *revision == Some(2)).await.unwrap();
+    client.send("hello\r\nb CREATE New\r\n").await;
+    let lines = client.rest().await;
+    assert!(lines.len() == 2 && lines[0].starts_with("a OK ") && lines[1].starts_with("* BYE "), "{lines:?}");
+    assert_eq!(server.node.calls("create_mailbox"), 0);
 }

@@ -38,6 +38,7 @@ const INLINE_OCTETS: usize = 16;
 pub struct MemoryNode {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<WatchEvent>,
+    directory: broadcast::Sender<DirectoryEvent>,
 }
 
 impl MemoryNode {
@@ -47,7 +48,14 @@ impl MemoryNode {
         for special_use in ["Drafts", "Sent", "Trash"] {
             state.create(special_use, &format!("\\{special_use}"));
         }
-        MemoryNode { state: Arc::new(Mutex::new(state)), events: broadcast::channel(1_000).0 }
+        let (events, directory) = (broadcast::channel(1_000).0, broadcast::channel(100).0);
+        MemoryNode { state: Arc::new(Mutex::new(state)), events, directory }
+    }
+
+    /// As if administered.
+    pub fn administered(&self, revision: u64, change: Change) {
+        let changes = vec![DirectoryChange { change: Some(change) }];
+        let _ = self.directory.send(DirectoryEvent { revision, reset: false, changes, complete: true });
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -83,6 +91,12 @@ impl MemoryNode {
         self.tell(1, mod_seq);
         uid
     }
+}
+
+pub fn account_record(id: u64, name: &str, enabled: bool) -> AccountRecord {
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
+    let password_hash = argon2.hash_password_with_salt(PASSWORD.as_bytes(), b"some salt").unwrap().to_string();
+    AccountRecord { id, name: name.to_owned(), password_hash, shard: 0, enabled, created_unix_s: 0 }
 }
 
 fn unsupported<T>() -> MailResult<T> {
@@ -318,6 +332,9 @@ impl MailStore for MemoryNode {
         let to_mailbox = state.id(&request.to)?;
         let wanted = uid_set_from_wire(request.uids.as_ref())?;
         let all = state.by_id(request.mailbox)?.messages.clone();
+        if request.all && wanted.iter().any(|uid| !all.contains_key(&uid)) {
+            return Err(MailError::MessagesGone);
+        }
         let (mut from, mut to) = (UidSet::new(), UidSet::new());
         for (uid, message) in all.into_iter().filter(|(uid, _)| wanted.contains(*uid)) {
             from.insert(uid);
@@ -377,25 +394,17 @@ impl MailStore for MemoryNode {
 #[async_trait]
 impl DirectoryStore for MemoryNode {
     async fn watch_directory(&self, _: DirectoryWatchRequest) -> MailResult<ItemStream<DirectoryEvent>> {
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
-        let password_hash = argon2.hash_password_with_salt(PASSWORD.as_bytes(), b"some salt").unwrap().to_string();
+        let later = BroadcastStream::new(self.directory.subscribe());
         let changes = [
             Change::Cluster(ClusterRecord { shards: 1, replicas: 1, ..ClusterRecord::default() }),
             Change::Node(NodeRecord { id: 1, address: "in-process:0".to_owned(), ..NodeRecord::default() }),
             Change::Placement(PlacementRecord { shard: 0, wanted: vec![1] }),
             Change::Domain(DomainRecord { name: "example.test".to_owned() }),
-            Change::Account(AccountRecord {
-                id: ACCOUNT,
-                name: "alice@example.test".to_owned(),
-                password_hash,
-                shard: 0,
-                enabled: true,
-                created_unix_s: 0,
-            }),
+            Change::Account(account_record(ACCOUNT, "alice@example.test", true)),
         ];
         let changes = changes.map(|change| DirectoryChange { change: Some(change) }).to_vec();
         let event = DirectoryEvent { revision: 1, reset: true, changes, complete: true };
-        Ok(stream::iter([Ok(event)]).chain(stream::pending()).boxed())
+        Ok(stream::iter([Ok(event)]).chain(later.map(|event| event.map_err(|_| MailError::Unavailable))).boxed())
     }
 
     async fn administer(&self, _: AdminRequest) -> MailResult<AdminReply> {

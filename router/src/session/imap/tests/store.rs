@@ -64,6 +64,7 @@ async fn a_conditional_store_names_what_it_left_alone() {
         C: a STORE 2 +FLAGS.SILENT (\\Seen)
         S: a OK <..>
         C: b STORE 1:3 (UNCHANGEDSINCE 7) +FLAGS.SILENT (\\Flagged)
+        S: * OK [HIGHESTMODSEQ <..>] <..>
         S: * 1 FETCH (MODSEQ (9))
         S: * 3 FETCH (MODSEQ (9))
         S: b OK [MODIFIED 2] <..>

@@ -99,6 +99,48 @@ async fn no_expunge_is_sent_while_fetch_store_or_search_by_number_is_answered() 
     play(&mut clients, "C: i FETCH 2 UID\nS: * 2 FETCH (UID 3)\nS: i OK <..>").await;
 }
 
+/// RFC 3501 §6.4.7, RFC 2180 §4.4.1: whether the session has heard of the expunge makes no difference.
+#[tokio::test]
+async fn copy_and_move_by_number_are_all_or_nothing() {
+    let (server, mut clients) = two_clients().await;
+    play(
+        &mut clients,
+        "
+        C2: b STORE 2 +FLAGS.SILENT (\\Deleted)
+        S2: b OK <..>
+        C2: c EXPUNGE
+        S2: * 2 EXPUNGE
+        S2: c OK <..>
+        C: d MOVE 1:3 Trash
+        S: * 2 EXPUNGE
+        S: * 2 RECENT
+        S: d NO [EXPUNGEISSUED] <..>
+        C: e UID COPY 2,77 Trash
+        S: e OK no messages
+        C2: f STORE 2 +FLAGS.SILENT (\\Deleted)
+        S2: f OK <..>
+        C2: g EXPUNGE
+        S2: * 2 EXPUNGE
+        S2: g OK <..>
+        ",
+    )
+    .await;
+    let (asked, until) = (server.node.calls("changes"), Instant::now() + PATIENCE);
+    while server.node.calls("changes") == asked {
+        assert!(Instant::now() < until);
+        play(&mut clients, "C: h FETCH 1 (UID)\nS: * 1 FETCH (UID 1)\nS: h OK <..>").await;
+    }
+    let copies = server.node.calls("copy");
+    play(&mut clients, "C: i COPY 1:2 Trash\nS: * 2 EXPUNGE\nS: * 1 RECENT\nS: i NO [EXPUNGEISSUED] <..>").await;
+    assert_eq!(server.node.calls("copy"), copies, "it had heard");
+    assert!(server.node.state().boxes[&4].messages.is_empty());
+    // All of the UIDs are gone and the session has not heard: they are ignored (RFC 3501 §6.4.8).
+    let uid = server.node.deliver_text("x");
+    play(&mut clients, "C: j NOOP\nS: * 2 EXISTS\nS: * 2 RECENT\nS: j OK <..>").await;
+    server.node.state().remove(1, &[uid].into_iter().collect()).unwrap();
+    play(&mut clients, "C: k UID COPY 4 Trash\nS: k OK no messages\nC: l COPY 1 Trash\nS: l OK [COPYUID <..>").await;
+}
+
 #[tokio::test]
 async fn the_watch_alone_brings_updates_with_any_command() {
     let (server, mut clients) = two_clients().await;
