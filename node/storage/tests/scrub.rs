@@ -146,31 +146,46 @@ fn damaged_blocks_of_one_disk_are_told_and_the_rest_is_read() {
     let volume = open_one(root.path());
     fill(&volume);
     drop(volume);
-    let (mut opened, mut compared) = (0, 0);
-    for seed in SEEDS {
+    let mut compared = 0;
+    // How many open depends on which tables the writes have made.
+    for seed in 1..100 {
+        if compared == SEEDS.count() {
+            return;
+        }
         let copy = tempfile::tempdir().unwrap();
         copy_volume(root.path(), copy.path());
         flip_some(&files_of(copy.path(), "sst"), 3, &mut Random(seed * 0x9e37_79b9));
         println!("seed {seed}");
         // Damaged properties of a table are refused at the start.
         let Ok(volume) = Volume::open(small(options(copy.path()))) else { continue };
-        opened += 1;
+        // With their logs' bounds known each entry is told by itself, where those can be read.
+        let groups = [SHARD, OTHER].map(|id| volume.group(id).is_ok());
         let report = scrub(&volume);
+        println!("groups opened: {groups:?}, lost: {}", report.lost);
         // What was not read was told.
         assert!(report.records == WHOLE || !report.is_clean(), "{report:?}");
         assert!(report.records > WHOLE / 2, "{report:?}");
         assert_eq!(report.lost > 0, !report.groups_lost.is_empty(), "{report:?}");
         drop(volume);
-        compared += u64::from(is_told_exactly(copy.path(), &report));
+        compared += usize::from(is_told_exactly(copy.path(), &report));
     }
-    assert!(opened > 2 && compared > 0, "{opened} {compared}");
+    panic!("only {compared} were compared");
 }
 
-/// What is told as lost cannot be read by its key, and what cannot be read is told.
-/// False where the database does not open again.
+/// What is told as lost cannot be read by its key, and what cannot be read is told, or lies in a place that is. False
+/// where the database does not open again.
 fn is_told_exactly(directory: &Path, report: &ScrubReport) -> bool {
-    let lost = report.findings.iter().filter(|one| one.verdict == Verdict::Lost && one.to.is_none());
-    let told: BTreeSet<&str> = lost.map(|one| one.key.as_str()).collect();
+    let lost = || report.findings.iter().filter(|one| one.verdict == Verdict::Lost);
+    let told: BTreeSet<&str> = lost().filter(|one| one.to.is_none()).map(|one| one.key.as_str()).collect();
+    let number = |text: &str| -> Option<(u32, u64)> {
+        let mut parts = text.split('/').skip(1).map(str::parse::<u64>);
+        Some((u32::try_from(parts.next()?.ok()?).ok()?, parts.next()?.ok()?))
+    };
+    let places = lost().filter(|one| one.family == "log").filter_map(|one| {
+        let end = number(one.to.as_ref()?).unwrap_or((u32::MAX, 0));
+        Some(number(&one.key).unwrap_or_default()..=end)
+    });
+    let places: Vec<_> = places.collect();
     let mut options = Options::default();
     options.set_track_and_verify_wals_in_manifest(true);
     let Ok(db) = DB::open_cf_for_read_only(&options, directory.join("db"), FAMILIES, false) else { return false };
@@ -180,7 +195,10 @@ fn is_told_exactly(directory: &Path, report: &ScrubReport) -> bool {
                 let value = db.get_cf(&db.cf_handle(family).unwrap(), log_key(group, index));
                 let key = format!("{family}/{}/{index}", group.0);
                 let told = told.contains(key.as_str());
-                assert!(told == value.is_err() || report.findings_beyond > 0 && !told, "{key} {value:?}");
+                // The body of an entry that cannot be read may be nowhere else referred to.
+                let placed = places.iter().any(|place| place.contains(&(group.0, index)));
+                let expected = if value.is_ok() { !told } else { told || placed || report.findings_beyond > 0 };
+                assert!(expected, "{key} told {told} placed {placed} {:?}", value.err());
             }
         }
     }
