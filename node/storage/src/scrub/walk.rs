@@ -183,7 +183,8 @@ impl<'a> Scrub<'a> {
                 half.damage_found.fetch_add(*places, Ordering::Relaxed);
                 half.damaged.store(true, Ordering::Relaxed);
             }
-            if !self.book.report.resilvers.contains(name) {
+            // The last half has nothing to be made anew from.
+            if (same.is_none() || halves.len() == 2) && !self.book.report.resilvers.contains(name) {
                 self.book.report.resilvers.push(*name);
             }
         }
@@ -204,9 +205,13 @@ impl Scrub<'_> {
         to: &[u8],
     ) -> Result<Ended, StorageError> {
         let snapshots = match &self.shared.store.mirror {
-            Some(mirror) => match level(mirror, halves)? {
-                Some(snapshots) => snapshots,
-                None => return Ok(self.pause(false).map_or(Ended::Full, |()| Ended::Cancelled)),
+            Some(mirror) => match level(mirror, halves) {
+                Level::Taken(snapshots) => snapshots,
+                Level::Again => return Ok(self.pause(false).map_or(Ended::Full, |()| Ended::Cancelled)),
+                Level::Lags(at) => {
+                    let error = StorageError::io("scrub", "the half does not answer");
+                    return Ok(Ended::Unanswered { at, error });
+                }
             },
             None => halves.iter().map(|half| half.db.snapshot()).collect(),
         };
@@ -373,25 +378,38 @@ impl Scrub<'_> {
     }
 }
 
-/// Snapshots of both halves at one number; `None` if they are not the halves in use any more.
-fn level<'a>(mirror: &Mirror, halves: &'a [Arc<Half>]) -> Result<Option<Vec<Snapshot<'a>>>, StorageError> {
+enum Level<'a> {
+    Taken(Vec<Snapshot<'a>>),
+    /// They are not the halves in use any more, or none of them is level yet.
+    Again,
+    /// This one has failed, or lags far behind the other.
+    Lags(usize),
+}
+
+/// Snapshots of both halves at one number.
+fn level<'a>(mirror: &Mirror, halves: &'a [Arc<Half>]) -> Level<'a> {
     let wait = |number: u64| {
         let limit = Some(Instant::now() + mirror.hang_max);
-        halves.iter().find(|half| half.wait_written(number, limit) != Progress::Made)
+        let reached: Vec<Progress> = halves.iter().map(|half| half.wait_written(number, limit)).collect();
+        let made = reached.contains(&Progress::Made);
+        let lags = reached.iter().position(|one| matches!(one, Progress::Failed(_)) || made && *one == Progress::Late);
+        match lags {
+            Some(at) => Some(Level::Lags(at)),
+            None if made => None,
+            None => Some(Level::Again),
+        }
     };
     // First without holding up writes.
     let number = mirror.order.lock().number;
-    let mut late = wait(number);
+    if let Some(not_yet) = wait(number) {
+        return not_yet;
+    }
     let order = mirror.order.lock();
     let same = order.halves.len() == halves.len() && order.halves.iter().zip(halves).all(|(a, b)| Arc::ptr_eq(a, b));
     if !same {
-        return Ok(None);
+        return Level::Again;
     }
-    late = late.or_else(|| wait(order.number));
-    match late {
-        None => Ok(Some(halves.iter().map(|half| half.db.snapshot()).collect())),
-        Some(late) => Err(StorageError::io("scrub", format!("half {} does not answer", late.name))),
-    }
+    wait(order.number).unwrap_or_else(|| Level::Taken(halves.iter().map(|half| half.db.snapshot()).collect()))
 }
 
 fn is_damage(error: &StorageError) -> bool {

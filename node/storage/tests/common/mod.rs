@@ -1,6 +1,7 @@
 //! What the tests of this crate share.
 #![allow(dead_code)]
 
+pub mod flips;
 pub mod mirror;
 
 use std::path::Path;

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use common::{Replica, SHARD, append, blocks, entry, marker, marker_index, name, open, stamp};
 use plain::{Account, Answer, Mailbox, Model, keywords};
 use proptest::prelude::{any, prop, prop_assert_eq, proptest};
-use storage::{BodyId, BodySource, Command, Outcome, Recipient, ShardState, ShardTotals, StoreAction, Volume};
+use storage::{
+    BodyId, BodySource, Command, Outcome, Recipient, ScrubOptions, ScrubProgress, ShardState, ShardTotals, StoreAction,
+    Volume,
+};
 use types::{
     AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
 };
@@ -338,6 +341,12 @@ proptest! {
         assert_eq!(exported, blocks(&third));
         third.purge_to(replica.next - 1, Bytes::new()).unwrap();
         compare(&third.shard(), &model);
+
+        // Nor do they hold anything that a scrub does not know.
+        for volume in [&volume, &other_volume, &third_volume] {
+            let report = volume.scrub(&ScrubOptions::default(), &ScrubProgress::default()).unwrap();
+            assert!(report.is_clean() && report.complete && report.records > 2, "{:?}", report);
+        }
 
         // When everything is taken away, nothing is left behind, on any of them.
         for group in [replica.group, other.group, third] {
