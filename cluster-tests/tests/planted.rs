@@ -46,7 +46,7 @@ fn mail_acknowledged_before_it_is_synced_is_found_lost_after_a_power_cut() -> Re
         println!("skipped: no disk whose power can be cut: {reason}");
         return Ok(());
     }
-    // What a cut can take is what was acknowledged within the last sync: about every third cut finds something there.
+    // A cut takes what was acknowledged and not yet synced: a change or two, at times none.
     let (seed, rounds) = (setting("MAILRING_SEED", 61), setting("MAILRING_ROUNDS", 12));
     let bug = "acknowledge-before-sync";
     let options =
