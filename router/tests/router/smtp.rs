@@ -1,5 +1,7 @@
 //! Mail by SMTP: who receives it, once, and what is answered when that cannot be.
 
+use std::time::Duration;
+
 use router::settings::Limits;
 use types::MailError;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proto::DirectoryStore;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{ChangeVolumeRequest, HalfStatus, VolumeStatus};
+use proto::{DirectoryStore, GrpcNode};
 use serde::Serialize;
 use tokio::time::sleep;
 use types::MailError;
@@ -161,19 +161,8 @@ async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: 
         }
         Err(error) => return Err(error.into()),
     }
-    while wait {
-        let status = api.node_status().await;
-        let Some(volume) = status.iter().flat_map(|status| &status.volumes).find(|found| found.number == volume) else {
-            return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
-        };
-        if let Some(half) = volume.halves.iter().find(|half| half.state == "stale") {
-            return Err(Failure::Refused(format!("half {} is not in use: {}", half.name, half.reason)));
-        }
-        let Some(half) = volume.halves.iter().find(|half| half.state != "current") else { break };
-        if !output.json {
-            eprintln!("half {}: {}", half.name, progress(half.copied_records, half.records));
-        }
-        sleep(LOOK).await;
+    if wait {
+        until_whole(&api, &node, volume, output).await?;
     }
     let sentence = match wait {
         true => format!("volume {volume} of {node} is whole again"),
@@ -181,6 +170,24 @@ async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: 
     };
     output.done(&Begun { node: &node, volume, waited: wait }, &sentence)?;
     Ok(())
+}
+
+/// Waits until no half of a volume is made anew any more, and tells how far it is.
+async fn until_whole(api: &GrpcNode, node: &str, volume: u32, output: OutputArgs) -> Result<(), Failure> {
+    loop {
+        let status = api.node_status().await;
+        let Some(volume) = status.iter().flat_map(|status| &status.volumes).find(|found| found.number == volume) else {
+            return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
+        };
+        if let Some(half) = volume.halves.iter().find(|half| half.state == "stale") {
+            return Err(Failure::Refused(format!("half {} is not in use: {}", half.name, half.reason)));
+        }
+        let Some(half) = volume.halves.iter().find(|half| half.state != "current") else { return Ok(()) };
+        if !output.json {
+            eprintln!("half {}: {}", half.name, progress(half.copied_records, half.records));
+        }
+        sleep(LOOK).await;
+    }
 }
 
 #[cfg(test)]
