@@ -87,6 +87,14 @@ impl<'a> Mime<'a> {
         self.parameters.clear();
     }
 
+    /// Something to save, under the name that it had.
+    pub(crate) fn become_opaque(&mut self) {
+        let mut parameters = std::mem::take(&mut self.parameters);
+        parameters.retain(|(name, _)| matches!(name.as_slice(), b"name" | b"name*"));
+        self.become_type("application", "octet-stream");
+        self.parameters = parameters;
+    }
+
     pub(crate) fn is(&self, media_type: &str, subtype: &str) -> bool {
         self.media_type == media_type.as_bytes() && self.subtype == subtype.as_bytes()
     }

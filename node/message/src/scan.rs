@@ -183,7 +183,7 @@ impl<'a> Scan<'a> {
         let opaque = (kind != PartKind::Leaf && !room) || (kind == PartKind::Leaf && mime.is("message", "rfc822"));
         let kind = if opaque { PartKind::Leaf } else { kind };
         if opaque {
-            mime.become_type("application", "octet-stream");
+            mime.become_opaque();
         }
         let boundary = if kind == PartKind::Multipart { mime.boundary() } else { None };
         if let Some(boundary) = &boundary {

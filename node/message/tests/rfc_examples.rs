@@ -283,3 +283,18 @@ fn replies_know_what_they_answer() {
     let digest = checked(&crlf("In-Reply-To: Your message <3@x> and <4@x>\n\n"));
     assert_eq!(digest.thread_references(), [b"3@x".to_vec()]);
 }
+
+/// RFC 2046 §5.2.1 forbids the encoding; what comes so all the same is something to save, and keeps its name.
+#[test]
+fn an_encoded_message_is_shown_as_an_attachment_with_its_name() {
+    let raw = crlf(
+        "Content-Type: message/rfc822; name=\"Re: plan.eml\"; charset=x
+Content-Transfer-Encoding: base64
+
+U3ViamVjdDogaGkNCg0KaGkNCg==
+",
+    );
+    let digest = checked(&raw);
+    let expected = "(\"application\" \"octet-stream\" (\"name\" \"Re: plan.eml\") NIL NIL \"base64\" 30)";
+    assert_eq!(shown(&digest.body()), expected);
+}

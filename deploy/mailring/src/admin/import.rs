@@ -96,39 +96,50 @@ pub async fn run(client: &mut AdminClient, file: &Path, output: OutputArgs) -> R
 async fn import_batch(client: &mut AdminClient, batch: Vec<(u64, Hashed)>, report: &mut Report) -> Result<(), Failure> {
     let mut accounts = Vec::new();
     let mut numbers = Vec::new();
+    let mut failed = Vec::new();
     for (line, hashed) in batch {
         match hashed {
             Ok(account) => {
                 accounts.push(account);
                 numbers.push(line);
             }
-            Err((account, error)) => report.fail(line, account, format!("{error:#}")),
+            Err((account, error)) => failed.push(FailedLine { line, account, error: format!("{error:#}") }),
         }
     }
     if accounts.is_empty() {
+        report.fail(failed);
         return Ok(());
     }
-    let results = account::add(client, accounts.clone()).await.inspect_err(|_| {
-        end_progress();
-        let done = counted(report.imported, "account");
-        let first = numbers.first().copied().unwrap_or(0);
-        eprintln!("mailring: stopped at line {first}: {done} imported before it");
-    })?;
+    let results = match account::add(client, accounts.clone()).await {
+        Ok(results) => results,
+        Err(error) => {
+            report.fail(failed);
+            let done = counted(report.imported, "account");
+            let first = numbers.first().copied().unwrap_or(0);
+            eprintln!("mailring: stopped at line {first}: {done} imported before it");
+            return Err(error);
+        }
+    };
     for ((line, account), result) in numbers.into_iter().zip(accounts).zip(results) {
         match result {
             Ok(()) => report.imported += 1,
-            Err(error) => report.fail(line, account.name, error.to_string()),
+            Err(error) => failed.push(FailedLine { line, account: account.name, error: error.to_string() }),
         }
     }
+    report.fail(failed);
     Ok(())
 }
 
 impl Report {
-    /// Said at once: an import of a million lines takes hours.
-    fn fail(&mut self, line: u64, account: String, error: String) {
+    /// The lines of a batch that failed, here or in the directory, in the file's order. Said at once: an import of a
+    /// million lines takes hours.
+    fn fail(&mut self, mut failed: Vec<FailedLine>) {
         end_progress();
-        eprintln!("line {line}: {}: {error}", account.escape_debug());
-        self.failed.push(FailedLine { line, account, error });
+        failed.sort_by_key(|one| one.line);
+        for FailedLine { line, account, error } in &failed {
+            eprintln!("line {line}: {}: {error}", account.escape_debug());
+        }
+        self.failed.append(&mut failed);
     }
 }
 
@@ -258,7 +269,7 @@ impl<R: Read> Rows<R> {
     }
 
     fn row(&self, record: &ByteRecord) -> Result<Row, (String, String)> {
-        let shown = String::from_utf8_lossy(record.get(self.account).unwrap_or_default()).into_owned();
+        let shown = String::from_utf8_lossy(record.get(self.account).unwrap_or_default()).trim().to_owned();
         let wrong = |reason: String| (shown.clone(), reason);
         if record.len() != self.reader_columns() {
             let (columns, found) = (self.reader_columns(), record.len());
@@ -286,7 +297,7 @@ impl<R: Read> Rows<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, Row, Rows, Secret, hashed};
+    use super::{FailedLine, Line, Report, Row, Rows, Secret, hashed};
 
     fn lines(text: &[u8]) -> Vec<Line> {
         let mut rows = Rows::new(text).unwrap();
@@ -323,6 +334,19 @@ mod tests {
         let failed: Vec<u64> = all.iter().filter(|line| line.row.is_err()).map(|line| line.number).collect();
         assert_eq!(failed, [2, 3, 4, 5, 6]);
         assert_eq!(all.last().unwrap().row, Ok(password("good@b.test", "x")));
+    }
+
+    #[test]
+    fn failures_name_the_account_without_its_line_end_and_come_in_order() {
+        let all = lines(b"password,account\r\nx,nonsense\r\nx,y,z\r\n,a@b.test\r\n");
+        let named = |line: &Line| line.row.as_ref().unwrap_err().0.clone();
+        assert_eq!(all.iter().map(named).collect::<Vec<_>>(), ["nonsense", "y", "a@b.test"]);
+        // Two that the directory refuses around one that never gets there.
+        let failed = |line| FailedLine { line, account: String::new(), error: String::new() };
+        let mut report = Report::default();
+        report.fail(vec![failed(3), failed(2), failed(4)]);
+        report.fail(vec![failed(5)]);
+        assert_eq!(report.failed.iter().map(|one| one.line).collect::<Vec<_>>(), [2, 3, 4, 5]);
     }
 
     #[test]
