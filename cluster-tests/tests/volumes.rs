@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Scenario, eventually, no_disks_because, setting};
+use cluster_tests::{Cluster, ClusterOptions, Scenario, eventually, no_disks_because, setting};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -83,6 +83,20 @@ fn a_volume_that_comes_back_after_its_replicas_were_rebuilt_brings_nothing_back(
     }
     scenario.progress()?;
     scenario.finish()
+}
+
+#[test]
+fn another_volume_named_first_is_refused() -> Result<()> {
+    let options = ClusterOptions { nodes: 1, replicas: 1, volumes: 2, ..ClusterOptions::DEFAULT };
+    let mut cluster = Cluster::start(options)?;
+    cluster.nodes[0].kill()?;
+    cluster.nodes[0].reconfigure("disk-a", "disk-x")?;
+    cluster.nodes[0].reconfigure("disk-b", "disk-a")?;
+    cluster.nodes[0].reconfigure("disk-x", "disk-b")?;
+    cluster.nodes[0].start()?;
+    let (code, said) = cluster.nodes[0].ended()?;
+    ensure!(code == Some(1) && said.contains("is another volume named first?"), "{code:?} {said}");
+    Ok(())
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariant: a replica that has lost its votes says nothing in its group until a membership without it is committed, so
-//! that no entry counts it among the majority that holds it, and no election does (docs/decisions/0007).
+//! that no entry counts it among the majority that holds it, and no election does (docs/decisions/0008).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

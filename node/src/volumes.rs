@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::RwLock;
 use proto::wire;
-use storage::{HalfName, HalfState, HalfStatus, Identity, StorageError, Volume, VolumeOptions, VolumeStatistics};
+use storage::{
+    GroupId, HalfName, HalfState, HalfStatus, Identity, StorageError, Volume, VolumeOptions, VolumeStatistics,
+};
 use types::{MailError, MailResult, NodeId};
 
 use crate::settings::{NodeSettings, VolumeSettings};
@@ -193,7 +195,7 @@ impl NodeVolume {
         };
         let state = match identity {
             Err((reason, is_empty)) => State::Down { reason, is_empty },
-            Ok(identity) => match start(&disks, &options, &identity, &settings.cluster.id) {
+            Ok(identity) => match start((number, &disks), &options, &identity, &settings.cluster.id) {
                 Ok(volume) => State::Open { id: identity.volume, volume },
                 Err(error) => State::Down { reason: error.to_string(), is_empty: false },
             },
@@ -261,7 +263,7 @@ impl NodeVolume {
         }
         self.disks.iter().try_for_each(|disk| empty_disk(disk))?;
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
-        let volume = start(&self.disks, &self.options, &Identity::new(node, id), cluster_id)?;
+        let volume = start((self.number, &self.disks), &self.options, &Identity::new(node, id), cluster_id)?;
         *self.state.write() = State::Open { id, volume };
         tracing::info!(volume = self.number, "volume made anew");
         Ok(())
@@ -344,7 +346,7 @@ fn half_status(half: &HalfStatus) -> wire::HalfStatus {
 
 /// Opens a volume, or makes it where it is new, and then lets each of its disks say whose it is.
 fn start(
-    disks: &[PathBuf],
+    (number, disks): (u32, &[PathBuf]),
     options: &VolumeOptions,
     identity: &Identity,
     cluster_id: &str,
@@ -355,6 +357,13 @@ fn start(
         disks.iter().try_for_each(|disk| identity.write(disk))?;
     }
     let volume = Volume::open(VolumeOptions { create: is_new, ..options.clone() })?;
+    if number == 1 && is_new {
+        volume.group(GroupId::DIRECTORY)?;
+    } else if number == 1 && !volume.groups()?.contains(&GroupId::DIRECTORY) {
+        // It would begin anew there, without its votes.
+        let reason = "it has no replica of the directory; is another volume named first?".to_owned();
+        return Err(StorageError::Refused(reason));
+    }
     for disk in disks.iter().filter(|disk| disk.is_dir()) {
         let bound = identity.bound(disk, cluster_id)?;
         if !is_same(disk, &bound)
