@@ -78,7 +78,8 @@ impl Conversation {
         loop {
             while let Some(event) = self.machine.step(self.connection.input()) {
                 if self.access.as_mut().is_some_and(Access::is_over) {
-                    return Ok(self.farewell(Farewell::AccountDisabled));
+                    self.farewell(Farewell::AccountDisabled);
+                    return Ok(());
                 }
                 if self.perform(event).await? == Next::End {
                     return Ok(());
@@ -97,7 +98,8 @@ impl Conversation {
                 Waited::For(Incoming::Stopping) => Farewell::ShuttingDown,
                 Waited::AccountOver => Farewell::AccountDisabled,
             };
-            return Ok(self.farewell(farewell));
+            self.farewell(farewell);
+            return Ok(());
         }
     }
 
