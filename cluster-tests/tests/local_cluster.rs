@@ -71,8 +71,9 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     let parent = tempfile::tempdir()?;
     let cluster = LocalCluster { directory: parent.path().join("cluster"), _parent: parent };
     let base = port_base()?.to_string();
-    let up = ["up", "--nodes", "3", "--replicas", "3", "--shards", "4", "--port-base", &base];
+    let up = ["up", "--nodes", "3", "--replicas", "3", "--shards", "4", "--mirror", "--port-base", &base];
     let said = cluster.run(&up)?;
+    ensure!(cluster.directory.join("node2/disk-b/IDENTITY").exists(), "no second disk");
     ensure!(said.contains("Subject: Your first message"), "the first message is not shown:\n{said}");
     let env = cluster.env()?;
     for key in ["SMTP", "SUBMISSION", "SUBMISSIONS", "POP3", "POP3S", "IMAP", "IMAPS", "HTTP", "CA_CERT", "CONFIG"] {
@@ -122,7 +123,7 @@ fn what_cannot_be_done_is_said_before_anything_starts() -> Result<()> {
     let cluster = LocalCluster { directory: parent.path().join("cluster"), _parent: parent };
     for wrong in [
         &["up", "--nodes", "2", "--replicas", "3"][..],
-        &["up", "--mirror"],
+        &["up", "--nodes", "0"],
         &["up", "--what"],
         &["kill", "node1"],
         &["frobnicate"],

@@ -42,6 +42,11 @@ fn a_leader_in_the_minority_acknowledges_nothing_and_the_majority_goes_on() -> R
             ensure!(tagged.starts_with("NO"), "the minority showed a mailbox: {tagged}");
         }
         println!("the minority refused after {:?}", cut.elapsed());
+        let again = Instant::now();
+        let mut client = SmtpClient::connect(cluster.smtp(1))?;
+        let (code, text) = client.deliver("probe@example.test", &[account], message.as_bytes())?;
+        ensure!((400..500).contains(&code), "the minority answered {code} {text}");
+        println!("and once it knew, after {:?}", again.elapsed());
         println!("the majority serves after {:?}", scenario.service_back()?);
         scenario.cluster.proxy.heal();
         println!("all serve {:?} after the cut was healed", scenario.service_back()?);

@@ -23,8 +23,7 @@ fn wrong_arguments_are_refused_before_anything_is_begun() {
     let cluster = inside(&dir);
     let path = cluster.to_str().unwrap();
     for (arguments, fault) in [
-        (&["up", "--mirror"][..], "--mirror"),
-        (&["up", "--nodes", "2", "--replicas", "3"], "--replicas 3"),
+        (&["up", "--nodes", "2", "--replicas", "3"][..], "--replicas 3"),
         (&["up", "--nodes", "0"], "--nodes 0"),
         (&["up", "--nodes=many"], "--nodes many"),
         (&["up", "--replicas", "6", "--nodes", "9"], "--replicas 6"),

@@ -47,11 +47,13 @@ impl Mirror {
             .map(|side| {
                 let half = halves.iter().find(|half| half.name == side.record.name);
                 let state = match (half, &side.lost) {
-                    _ if resilvering == Some(side.record.name) => HalfState::Resilvering {
-                        copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
-                        copied_records: self.copied_records.load(Ordering::Relaxed),
-                        records: self.records.load(Ordering::Relaxed),
-                    },
+                    _ if resilvering == Some(side.record.name) || (side.rebuild && side.lost.is_some()) => {
+                        HalfState::Resilvering {
+                            copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
+                            copied_records: self.copied_records.load(Ordering::Relaxed),
+                            records: self.records.load(Ordering::Relaxed),
+                        }
+                    }
                     (Some(half), _) if half.damaged.load(Ordering::Relaxed) => HalfState::Damaged,
                     (Some(_), None) => HalfState::Current,
                     (_, reason) => HalfState::Stale { reason: reason.clone().unwrap_or_default() },

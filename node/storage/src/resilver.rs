@@ -86,6 +86,8 @@ fn next(mirror: &Mirror, rested: bool) -> Option<HalfName> {
     }
     for side in mirror.sides.lock().iter_mut() {
         if std::mem::take(&mut side.rebuild) && side.lost.is_some() {
+            // Whoever looks sees it asked for or under way, not lost in between.
+            *mirror.resilvering.lock() = Some(side.record.name);
             return Some(side.record.name);
         }
     }

@@ -189,6 +189,15 @@ impl Shared {
         }
     }
 
+    /// Some replica of the shard is not silent, but too few for a majority.
+    fn is_in_minority(&self, shard: ShardId) -> bool {
+        let view = self.view.read();
+        let replicas = view.placement(shard);
+        let (suspects, now) = (self.suspects.lock(), Instant::now());
+        let silent = replicas.iter().filter(|id| suspects.silent_for(**id, now).is_some()).count();
+        silent < replicas.len() && silent * 2 >= replicas.len()
+    }
+
     fn is_suspected(&self, id: NodeId) -> bool {
         self.suspects.lock().is_suspected(id)
     }

@@ -26,6 +26,9 @@ use super::fetch::FetchStream;
 /// The pause after all replicas were asked in vain.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// An operation gives up after this where some replica answers but most are known not to: that one is cut off from them,
+/// or they are gone, and nothing says that they come back soon.
+const MINORITY_MAX: Duration = Duration::from_millis(1_500);
 
 /// Cloning shares.
 #[derive(Clone)]
@@ -151,6 +154,7 @@ impl ShardClient {
         F: Future<Output = MailResult<T>>,
     {
         let deadline = Instant::now() + self.operation_max;
+        let given_up_at = deadline.min(Instant::now() + MINORITY_MAX);
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         let mut unknown = false;
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
@@ -158,7 +162,8 @@ impl ShardClient {
             let suspected = |id| self.shared.is_suspected(id);
             let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
-                if Instant::now() + wait >= deadline {
+                let until = if self.shared.is_in_minority(shard) { given_up_at } else { deadline };
+                if Instant::now() + wait >= until {
                     return Err(gave_up(unknown));
                 }
                 pause(wait).await;
