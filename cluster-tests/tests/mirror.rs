@@ -164,7 +164,8 @@ fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
         check_large(&scenario.cluster, seed)?;
         scenario.progress()?;
         ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
-        // What was read is enough to have it made anew: the damaged half is whole before the other one's turn.
+        // What nobody has read is found too, so that the damaged half is whole before the other one's turn.
+        scenario.cluster.admin(&["scrub"])?;
         scenario.cluster.wait_whole("node1")?;
     }
     check_large(&scenario.cluster, seed)?;
