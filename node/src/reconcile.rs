@@ -2,6 +2,7 @@
 //! should hold and hands leadership to the preferred replica; the directory's leader places new shards.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use directory::Command as DirectoryCommand;
@@ -180,7 +181,7 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
-        if !shard.group.has_caught_up(preferred) {
+        if !shard.group.has_caught_up(preferred) || shard.comparisons.load(Ordering::Relaxed) > 0 {
             steady.remove(&shard.id);
             continue;
         }

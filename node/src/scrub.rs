@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -12,8 +13,8 @@ use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use proto::wire::scrub_event::Event;
 use proto::wire::{
-    BeginReplicaRequest, CompareShardReply, ComparedReplica, DigestShardReply, DigestShardRequest, ScrubEvent,
-    ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
+    BeginReplicaRequest, CompareShardReply, CompareShardRequest, ComparedReplica, DigestShardReply, DigestShardRequest,
+    ScrubEvent, ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{Command, Finding, GroupId, ScrubOptions, Verdict};
@@ -27,6 +28,8 @@ use crate::volumes::NodeVolume;
 
 /// Between two tellings of how far a scrub is.
 const TELL: Duration = Duration::from_millis(500);
+/// How long the replica that is to lead is asked whether it does.
+const HEIR_MAX: Duration = Duration::from_secs(15);
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 
@@ -125,6 +128,7 @@ fn finding(found: Finding) -> ScrubFinding {
 /// On the shard's leader: what each replica holds when it has applied one entry, and repair of those that are wrong.
 pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> {
     let shard = node.groups().shard(id)?;
+    let _stays = Stays::new(&shard);
     let (mut voters, mut digests) = digests(node, &shard).await?;
     if digests.iter().any(|digest| matches!(digest, Err(MailError::Corrupt { .. }))) {
         // By now a mirror reads from its other half, which may be whole.
@@ -153,6 +157,22 @@ pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> 
     Ok(CompareShardReply { replicas })
 }
 
+/// While it lives, leadership of the shard is not moved to where it is preferred.
+struct Stays(Arc<Shard>);
+
+impl Stays {
+    fn new(shard: &Arc<Shard>) -> Stays {
+        shard.comparisons.fetch_add(1, Ordering::Relaxed);
+        Stays(shard.clone())
+    }
+}
+
+impl Drop for Stays {
+    fn drop(&mut self) {
+        self.0.comparisons.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Of each voter, at one entry.
 async fn digests(node: &Node, shard: &Shard) -> MailResult<(Vec<u64>, Vec<MailResult<DigestShardReply>>)> {
     let id = shard.id;
@@ -169,6 +189,25 @@ async fn digests(node: &Node, shard: &Shard) -> MailResult<(Vec<u64>, Vec<MailRe
     }))
     .await;
     Ok((voters, digests))
+}
+
+/// This node's own replica is wrong, and leads: another one leads first, and sees to it.
+async fn leave_to(node: &Node, shard: &Arc<Shard>, heir: NodeId) -> String {
+    if let Err(error) = shard.group.raft.trigger().transfer_leader(heir.0).await {
+        return format!("nothing: {error}");
+    }
+    let Some(peer) = crate::rebuild::at(node, heir) else { return "nothing: its heir has no address".to_owned() };
+    let deadline = Instant::now() + HEIR_MAX;
+    loop {
+        match peer.compare_shard(CompareShardRequest { shard: shard.id.0 }).await {
+            Ok(reply) => {
+                let own = reply.replicas.into_iter().find(|replica| replica.node == node.id().0);
+                return own.map_or_else(|| "nothing: it is no voter any more".to_owned(), |own| own.repair);
+            }
+            Err(error) if Instant::now() >= deadline => return format!("nothing: {error}"),
+            Err(_) => tokio::time::sleep(TELL).await,
+        }
+    }
 }
 
 fn random_mark() -> MailResult<u128> {
@@ -230,10 +269,9 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
     }
     let raft = &shard.group.raft;
     if wrong == node.id() {
-        let Some(heir) = good.first() else { return String::new() };
-        return match raft.trigger().transfer_leader(*heir).await {
-            Ok(()) => "its node leads: handed over, to be repaired by the next scrub".to_owned(),
-            Err(error) => format!("nothing: {error}"),
+        return match good.first() {
+            Some(heir) => leave_to(node, shard, NodeId(*heir)).await,
+            None => "nothing: no good replica".to_owned(),
         };
     }
     // What is committed without it is on a majority of the others before its copy goes.

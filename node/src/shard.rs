@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,8 @@ pub struct Shard {
     pub group: Group,
     /// Where its replica is.
     pub volume: Arc<NodeVolume>,
+    /// Comparisons of its replicas that are under way here.
+    pub comparisons: AtomicU32,
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
@@ -61,8 +64,8 @@ impl Shard {
             storage: storage.clone(),
         });
         let group = Group::start(storage, applier, context).await?;
-        let (maildrops, recent) = (Arc::default(), Mutex::default());
-        Ok(Arc::new(Shard { id, group, volume, clock, events, marks, maildrops, recent }))
+        let (maildrops, recent, comparisons) = (Arc::default(), Mutex::default(), AtomicU32::new(0));
+        Ok(Arc::new(Shard { id, group, volume, comparisons, clock, events, marks, maildrops, recent }))
     }
 
     pub fn state(&self) -> ShardState {
