@@ -99,7 +99,7 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// The halves that were read; one for a volume of one disk.
     pub halves: Vec<HalfScrub>,
-    /// At most [`FINDINGS_MAX`], and how many more there were.
+    /// At most `FINDINGS_MAX`, and how many more there were.
     pub findings: Vec<Finding>,
     pub findings_beyond: u64,
     /// Findings of [`Verdict::Lost`] and of [`Verdict::Differs`].
