@@ -4,12 +4,11 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use proto::wire::{DigestShardReply, DigestShardRequest};
 use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
 use tempfile::TempDir;
@@ -18,19 +17,17 @@ use crate::clock::Clock;
 use crate::disk::{DISK_RESERVE_OCTETS, Disk};
 use crate::imap::ImapClient;
 use crate::pop3::Pop3Client;
+use crate::process::{Process, START_MAX, eventually, mailring, run};
 use crate::proxy::Proxy;
 use crate::smtp::SmtpClient;
 
 /// The password of every account that a test adds.
 pub const PASSWORD: &str = "correct-horse";
-/// The whole cluster comes up within this even on a busy machine.
-const START_MAX: Duration = Duration::from_secs(120);
 /// Where the ports of the tests' processes are.
 const PORT_FIRST: u32 = 12_000;
 const PORTS: u32 = 18_000;
 /// Certificates outlast the tests that set clocks ahead.
 const CERTIFICATE_DAYS: &str = "7304";
-const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterOptions {
@@ -76,20 +73,6 @@ impl Default for ClusterOptions {
     }
 }
 
-/// A process of the cluster: its configuration stays, the child comes and goes.
-pub struct Process {
-    pub name: String,
-    role: &'static str,
-    config: PathBuf,
-    log: PathBuf,
-    http: SocketAddr,
-    child: Option<Child>,
-    proxy: Arc<Proxy>,
-    /// Its own, if it has one.
-    clock: Option<Clock>,
-    planted: Option<&'static str>,
-}
-
 pub struct Cluster {
     options: ClusterOptions,
     pub nodes: Vec<Process>,
@@ -109,18 +92,6 @@ struct Listeners {
     pop3: SocketAddr,
     imap: SocketAddr,
     imaps: SocketAddr,
-}
-
-/// Waits for a condition; the error says what never came true.
-pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + max;
-    loop {
-        match condition() {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => return Err(error.context(format!("not in {max:?}: {what}"))),
-            Err(_) => std::thread::sleep(POLL),
-        }
-    }
 }
 
 impl Cluster {
@@ -517,187 +488,6 @@ fn tls_files(ca: &Path, name: &str) -> String {
     )
 }
 
-impl Process {
-    pub fn start(&mut self) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = mailring(self.planted)?
-            .args([self.role, "--config"])
-            .arg(&self.config)
-            .envs(self.clock.iter().flat_map(Clock::environment))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        self.proxy.knows(&self.name, child.id());
-        self.child = Some(child);
-        Ok(())
-    }
-
-    /// Waits until the process says that it is ready; its log is part of the error.
-    pub fn wait_ready(&mut self) -> Result<()> {
-        let ready = eventually("the process is ready", START_MAX, || {
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait()?
-            {
-                bail!("{} ended: {status}", self.name);
-            }
-            http_ok(self.http, "/readyz")
-        });
-        ready.map_err(|error| anyhow!("{error:#}\n{}:\n{}", self.name, self.log_tail()))
-    }
-
-    /// SIGKILL: nothing is flushed, nobody is told.
-    pub fn kill(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok(())
-    }
-
-    /// SIGTERM, and waits for the end.
-    pub fn terminate(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        run(Command::new("kill").args(["-TERM", &child.id().to_string()]))?;
-        let ended = eventually("the process ends", START_MAX, || match child.try_wait()? {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => Err(anyhow!("{} ended with {status}", self.name)),
-            None => Err(anyhow!("{} still runs", self.name)),
-        });
-        if ended.is_err() {
-            child.kill()?;
-            child.wait()?;
-        }
-        ended
-    }
-
-    /// Waits until a process that was started ends by itself; its exit code and what it logged since.
-    pub fn ended(&mut self) -> Result<(Option<i32>, String)> {
-        let mut child = self.child.take().context("not running")?;
-        let ended = eventually("the process ends", START_MAX, || child.try_wait()?.context("it runs"));
-        if ended.is_err() {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok((ended?.code(), self.log_tail()))
-    }
-
-    /// Replaces a text in its settings file.
-    pub fn reconfigure(&self, before: &str, after: &str) -> Result<()> {
-        let settings = fs::read_to_string(&self.config)?;
-        if !settings.contains(before) {
-            bail!("{before:?} is not in {settings}");
-        }
-        Ok(fs::write(&self.config, settings.replace(before, after))?)
-    }
-
-    /// The numbers of its open file descriptors.
-    pub fn descriptors(&self) -> Result<Vec<usize>> {
-        let open = fs::read_dir(format!("/proc/{}/fd", self.pid().context("not running")?))?;
-        open.map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?)).collect()
-    }
-
-    /// Allows it numbers below this.
-    pub fn limit_descriptors(&self, most: usize) -> Result<()> {
-        let id = self.pid().context("not running")?.to_string();
-        run(Command::new("prlimit").args(["--pid", &id, &format!("--nofile={most}:{most}")])).map(|_| ())
-    }
-
-    /// Sends a signal such as STOP or CONT.
-    pub fn signal(&self, signal: &str) -> Result<()> {
-        let id = self.pid().context("not running")?;
-        run(Command::new("kill").args([format!("-{signal}"), id.to_string()])).map(|_| ())
-    }
-
-    /// The clock of a process of a cluster with `own_clocks`.
-    pub fn clock(&self) -> Result<&Clock> {
-        self.clock.as_ref().with_context(|| format!("{} goes by the machine's clock", self.name))
-    }
-
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    /// Resident memory in KiB.
-    pub fn memory_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().context("not running")?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    /// Everything that it has logged.
-    pub fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(&self.log)?)
-    }
-
-    /// How many lines of the log hold a text.
-    pub fn logged(&self, text: &str) -> Result<usize> {
-        Ok(fs::read_to_string(&self.log)?.lines().filter(|line| line.contains(text)).count())
-    }
-
-    /// The lines of the log at WARN and ERROR, those of every start.
-    fn alarms(&self) -> Result<Vec<String>> {
-        let log = fs::read_to_string(&self.log)?;
-        // The level is the second word: "2026-01-01T00:00:00.000000Z  WARN router: text".
-        let level = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
-        let alarming = |line: &&str| matches!(level(line).as_deref(), Some("WARN" | "ERROR"));
-        Ok(log.lines().filter(alarming).map(str::to_owned).collect())
-    }
-
-    pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- {} ---\n{}", self.name, self.log_tail());
-        }
-        if let Err(error) = self.kill() {
-            eprintln!("{} cannot be killed: {error:#}", self.name);
-        }
-    }
-}
-
-/// The binary that stands beside the tests, or the one that MAILRING_BIN names.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os("MAILRING_BIN") {
-        return Ok(named.into());
-    }
-    let test = std::env::current_exe()?;
-    let found = test.ancestors().skip(1).map(|folder| folder.join("mailring")).find(|path| path.is_file());
-    found.with_context(|| format!("no mailring beside {}: cargo build --release -p mailring", test.display()))
-}
-
-/// The binary that was built with the feature `planted-bugs`; None: there is none here.
-pub fn planted_binary() -> Option<PathBuf> {
-    std::env::var_os("MAILRING_PLANTED_BIN").map(PathBuf::from)
-}
-
-/// The binary, or the one with bugs on purpose and the one that it is to have.
-fn mailring(planted: Option<&str>) -> Result<Command> {
-    let Some(bug) = planted else { return Ok(Command::new(binary()?)) };
-    let mut command = Command::new(planted_binary().context("MAILRING_PLANTED_BIN is not set")?);
-    command.env("MAILRING_PLANTED", bug);
-    Ok(command)
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("{command:?}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(said)
-}
-
 /// Ports that were free a moment ago, below those that the kernel gives to outgoing connections, which would take them
 /// before the process that they are for.
 fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
@@ -718,14 +508,4 @@ fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
         bail!("no {count} free ports from {PORT_FIRST} on");
     }
     Ok(free)
-}
-
-fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
-    let mut client = crate::line::LineClient::connect(address)?;
-    client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let status = client.line()?;
-    if !status.contains(" 200 ") {
-        bail!("{path}: {status}");
-    }
-    Ok(())
 }

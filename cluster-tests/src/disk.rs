@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::eventually;
+use crate::process::eventually;
 
 const OCTETS: u64 = 1024 * 1024 * 1024;
 /// What nodes on such disks keep free.
@@ -31,15 +31,19 @@ pub struct Disk {
     mounted: bool,
 }
 
-/// Why disks of this kind cannot be had here; None: they can.
-pub fn no_disks_because() -> Option<String> {
+/// Whether disks of this kind can be had here; says so, for a skipped test to be counted, where they cannot.
+pub fn disks_possible() -> bool {
     let attempt = || -> Result<()> {
         let directory = tempfile::tempdir()?;
         let mount = directory.path().join("disk");
         fs::create_dir(&mount)?;
         Disk::create(directory.path().join("image"), mount)?.cut()
     };
-    attempt().err().map(|error| format!("{error:#}"))
+    let refused = attempt().err();
+    if let Some(error) = &refused {
+        println!("skipped: no disk of its own: {error:#}");
+    }
+    refused.is_none()
 }
 
 impl Disk {

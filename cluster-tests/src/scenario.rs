@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::checker::check;
-use crate::cluster::{Cluster, ClusterOptions, PASSWORD, eventually};
+use crate::cluster::{Cluster, ClusterOptions, PASSWORD};
 use crate::imap::ImapClient;
 use crate::load::{Load, LoadOptions};
+use crate::process::eventually;
 
 const ACCOUNTS: usize = 8;
 const WRITERS: usize = 6;

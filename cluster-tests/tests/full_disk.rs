@@ -4,21 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, eventually, no_disks_because, setting};
+use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, setting};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Below the reserve, above the floor of a quarter of it.
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
 const SHARDS: usize = 8;
 const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
-
-fn possible() -> bool {
-    let reason = no_disks_because();
-    if let Some(reason) = &reason {
-        println!("skipped: no disk of its own to fill: {reason}");
-    }
-    reason.is_none()
-}
 
 fn deliver(cluster: &Cluster, subject: &str) -> Result<(u16, String)> {
     let message = format!("Subject: {subject}\r\n\r\nx\r\n");
@@ -27,7 +19,7 @@ fn deliver(cluster: &Cluster, subject: &str) -> Result<(u16, String)> {
 
 #[test]
 fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
@@ -66,7 +58,7 @@ fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> 
 
 #[test]
 fn a_node_without_room_hands_its_leaders_over_waits_and_catches_up() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 41), setting("MAILRING_ROUNDS", 1));

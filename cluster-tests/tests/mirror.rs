@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, no_disks_because, setting,
+    ClusterOptions, Random, Scenario, TABLES, check_large, disks_possible, eventually, fill, flip, setting,
 };
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
@@ -85,18 +85,9 @@ fn a_node_with_a_mirror_killed_under_load_loses_nothing() -> Result<()> {
     scenario.finish()
 }
 
-/// False, with a line that says so, where the machine does not allow it.
-fn power_possible() -> bool {
-    let reason = no_disks_because();
-    if let Some(reason) = &reason {
-        println!("skipped: no disk whose power can be cut: {reason}");
-    }
-    reason.is_none()
-}
-
 #[test]
 fn one_half_loses_power_under_load_and_nobody_notices() -> Result<()> {
-    if !power_possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 63), setting("MAILRING_ROUNDS", 2));
@@ -122,7 +113,7 @@ fn one_half_loses_power_under_load_and_nobody_notices() -> Result<()> {
 
 #[test]
 fn both_halves_lose_power_at_once_under_load_and_nothing_is_lost() -> Result<()> {
-    if !power_possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 64), setting("MAILRING_ROUNDS", 3));

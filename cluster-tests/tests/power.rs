@@ -4,16 +4,7 @@
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
 use anyhow::Result;
-use cluster_tests::{ClusterOptions, Random, Scenario, no_disks_because, setting};
-
-/// False, with a line that says so, where the machine does not allow it.
-fn possible() -> bool {
-    let reason = no_disks_because();
-    if let Some(reason) = &reason {
-        println!("skipped: no disk whose power can be cut: {reason}");
-    }
-    reason.is_none()
-}
+use cluster_tests::{ClusterOptions, Random, Scenario, disks_possible, setting};
 
 /// Cuts the power of these nodes' disks, one right after the other, and brings everything back.
 fn cut(scenario: &mut Scenario, nodes: &[usize]) -> Result<()> {
@@ -31,7 +22,7 @@ fn cut(scenario: &mut Scenario, nodes: &[usize]) -> Result<()> {
 
 #[test]
 fn all_disks_of_three_nodes_lose_power_at_once_and_nothing_is_lost() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 31), setting("MAILRING_ROUNDS", 3));
@@ -46,7 +37,7 @@ fn all_disks_of_three_nodes_lose_power_at_once_and_nothing_is_lost() -> Result<(
 
 #[test]
 fn the_disk_of_one_of_three_nodes_loses_power_and_nobody_notices() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 32), setting("MAILRING_ROUNDS", 2));
@@ -65,7 +56,7 @@ fn the_disk_of_one_of_three_nodes_loses_power_and_nobody_notices() -> Result<()>
 
 #[test]
 fn the_only_disk_of_a_single_replica_loses_power_and_nothing_is_lost() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 33), setting("MAILRING_ROUNDS", 3));

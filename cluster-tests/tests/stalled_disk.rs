@@ -8,22 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{ClusterOptions, Scenario, no_disks_because, setting};
+use cluster_tests::{ClusterOptions, Scenario, disks_possible, setting};
 
 /// A stall is taken for one after 3 s, and an election without a lease takes 1.5 s.
 const SERVICE_BACK_MAX: Duration = Duration::from_secs(10);
 
-fn possible() -> bool {
-    let reason = no_disks_because();
-    if let Some(reason) = &reason {
-        println!("skipped: no disk that could stall: {reason}");
-    }
-    reason.is_none()
-}
-
 #[test]
 fn a_leader_whose_disk_stalls_steps_aside_and_comes_back_by_itself() -> Result<()> {
-    if !possible() {
+    if !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 61), setting("MAILRING_ROUNDS", 2));

@@ -51,10 +51,9 @@ impl Shard {
         context: &GroupContext,
     ) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
-        let opened = storage.clone();
-        let last = tokio::task::spawn_blocking(move || opened.last_entry()).await.map_err(io::Error::other)?;
-        let last = last.map_err(io::Error::other)?.map_or(0, |entry| entry.index);
-        let clock = Arc::new(ShardClock::new(last));
+        let state = storage.shard();
+        let newest = tokio::task::spawn_blocking(move || state.newest_remembered()).await.map_err(io::Error::other)?;
+        let clock = Arc::new(ShardClock::new(newest.map_err(io::Error::other)?, Instant::now()));
         let marks = Arc::new(Marks { kept: Mutex::default(), applied: watch::Sender::new(()) });
         let applier = Arc::new(ShardApplier {
             state: storage.shard(),
@@ -221,7 +220,7 @@ struct ShardApplier {
 impl Applier for ShardApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
         let (stamp, request, command) = Command::decode(&proposal.head)?;
-        self.clock.seen(index, stamp.unix_ms, Instant::now());
+        self.clock.seen(stamp.unix_ms, Instant::now());
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let mark = if let Command::Mark { mark } = command { Some(mark) } else { None };
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
@@ -242,7 +241,10 @@ impl Applier for ShardApplier {
     }
 
     fn installed(&self) -> Result<(), StorageError> {
-        // A replica that takes a snapshot does not lead, so nobody watches it.
+        // A replica that takes a snapshot does not lead, so nobody watches it; it may lead next.
+        if let Some(newest) = self.state.newest_remembered()? {
+            self.clock.seen(newest, Instant::now());
+        }
         Ok(())
     }
 }

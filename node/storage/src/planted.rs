@@ -2,8 +2,6 @@
 //! and the environment variable MAILRING_PLANTED chooses one; without the feature each of them is the constant `false`,
 //! and nothing is left of them.
 
-use crate::error::StorageError;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Bug {
     /// The writer reports a round done when it is written; the next round syncs it.
@@ -22,7 +20,7 @@ pub(crate) const fn planted(_: Bug) -> bool {
 
 #[cfg(not(feature = "planted-bugs"))]
 #[inline(always)]
-pub(crate) const fn check() -> Result<(), StorageError> {
+pub(crate) const fn check() -> Result<(), crate::error::StorageError> {
     Ok(())
 }
 

@@ -122,6 +122,27 @@ fn unsettled_fingerprints_are_forgotten_after_a_week() {
 }
 
 #[test]
+fn the_newest_memory_is_known_whatever_has_been_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = Replica::new(&volume);
+    let newest = |replica: &Replica| replica.group.shard().newest_remembered().unwrap();
+    assert_eq!(newest(&replica), None);
+    replica.run_with(deliver(1), some_body()).unwrap();
+    assert_eq!(newest(&replica), Some(replica.now_s * 1000));
+    // Set back, and back again: the newest stays.
+    let first = replica.now_s;
+    replica.now_s -= DAY_S;
+    replica.run_with(deliver(2), some_body()).unwrap();
+    assert_eq!(newest(&replica), Some(first * 1000));
+    replica.now_s = first + 3600;
+    replica.run(Command::CreateMailbox { account: ALICE, name: name("Later"), special_use: None }).unwrap();
+    assert_eq!(newest(&replica), Some(replica.now_s * 1000));
+    replica.run(Command::Settle { fingerprints: vec![[1; 32], [2; 32]] }).unwrap();
+    assert_eq!(newest(&replica), Some(replica.now_s * 1000));
+}
+
+#[test]
 fn an_upload_becomes_one_body_and_an_abandoned_one_is_swept() {
     let directory = tempfile::tempdir().unwrap();
     let volume = open(directory.path());

@@ -4,10 +4,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use common::flips::{Random, files_of};
 use common::mirror::{
-    assert_entries, assert_equal_halves, body, copy_mirror, files, head, mirror_options, newest_wal, wait_until,
-    wait_whole,
+    assert_entries, assert_equal_halves, body, copy_mirror, head, mirror_options, newest_wal, wait_until, wait_whole,
+    write_entries,
 };
 use common::{SHARD, append, entry, marker};
 use storage::{HalfState, Volume, VolumeOptions};
@@ -31,34 +31,7 @@ fn damage_options(root: &Path, a_first: bool) -> VolumeOptions {
 
 fn written(root: &Path) {
     let volume = Volume::open(damage_options(root, true)).unwrap();
-    let group = volume.group(SHARD).unwrap();
-    for from in (1..=ENTRIES).step_by(60) {
-        let entries = (from..from + 60).map(|index| {
-            let body: Option<Bytes> = (!index.is_multiple_of(3)).then(|| body(index));
-            entry(index, head(index), body)
-        });
-        append(&group, entries.collect());
-        group.set_applied(marker(from + 59)).unwrap();
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}
-
-/// The blob files or tables of a half in the order in which they were written.
-fn files_of(half: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = files(half);
-    found.retain(|path| path.extension().is_some_and(|own| own == extension));
-    found.sort();
-    found
+    write_entries(&volume.group(SHARD).unwrap(), ENTRIES);
 }
 
 fn flip(path: &Path, at: u64, random: &mut Random) {

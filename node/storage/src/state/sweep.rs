@@ -1,9 +1,11 @@
 //! Forgetting what nobody came back for, a little with each delivery: unsettled fingerprints and abandoned uploads.
 //! Deterministic: what is old is judged by the command's stamp.
 
-use super::Hints;
 use super::edit::{Edit, Step};
-use crate::keys::{Kind, u64_at, u128_at};
+use super::{Hints, ShardState};
+use crate::error::StorageError;
+use crate::group::View;
+use crate::keys::{Kind, prefix_range, u64_at, u128_at};
 
 /// A sender retries for five days at most (RFC 5321 §4.5.4.1); then a fingerprint serves nobody.
 pub(crate) const FINGERPRINT_AGE_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -31,6 +33,44 @@ pub(crate) fn older(edit: &Edit<'_>, kind: Kind, from: &mut u64, cutoff: u64, li
         _ => cutoff,
     };
     Ok(found)
+}
+
+/// The greatest time in a time-ordered kind. By halving: how many are remembered does not matter.
+fn newest(view: &View<'_>, kind: Kind) -> Result<Option<u64>, StorageError> {
+    let from = |time: u64| {
+        let mut found = None;
+        let range = (view.key(kind).u64(time).done(), prefix_range(&view.key(kind).done()).1);
+        view.scan_range(range, |key, _| {
+            found = u64_at(key, 5);
+            Ok(false)
+        })?;
+        Ok::<_, StorageError>(found)
+    };
+    let Some(mut newest) = from(0)? else { return Ok(None) };
+    // Invariant: something is of `newest`, nothing of `beyond` or later.
+    let mut beyond = u64::MAX;
+    while newest + 1 < beyond {
+        let middle = newest + (beyond - newest) / 2;
+        match from(middle)? {
+            Some(found) => newest = found,
+            None => beyond = middle,
+        }
+    }
+    Ok(Some(newest))
+}
+
+impl ShardState {
+    /// The stamp, in milliseconds since 1970, of the newest thing that is remembered for a while: a request, a
+    /// fingerprint or an upload.
+    pub fn newest_remembered(&self) -> Result<Option<i64>, StorageError> {
+        self.group.check()?;
+        let view = self.group.view();
+        let mut found = None;
+        for kind in [Kind::RequestTime, Kind::FingerprintTime, Kind::UploadTime] {
+            found = found.max(newest(&view, kind)?);
+        }
+        Ok(found.map(|found| i64::try_from(found).unwrap_or(i64::MAX)))
+    }
 }
 
 pub(crate) fn fingerprints(edit: &mut Edit<'_>, hints: &mut Hints) -> Step<()> {
