@@ -47,7 +47,7 @@ pub struct ClusterOptions {
     pub own_clocks: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
-    /// Runs the binary that has bugs on purpose, with this one of them: see [`planted_binary`].
+    /// Runs the binary that has bugs on purpose, with this one of them: see [`crate::planted_binary`].
     pub planted: Option<&'static str>,
 }
 
@@ -83,6 +83,8 @@ pub struct Cluster {
     pub proxy: Arc<Proxy>,
     /// Those of nodes, if they have their own. Unmounted behind the processes, and before the directory goes.
     pub disks: Vec<Disk>,
+    /// What the founding nodes are reached at, as TOML.
+    seeds: String,
     directory: TempDir,
 }
 
@@ -127,6 +129,7 @@ impl Cluster {
             grpc: Vec::new(),
             proxy: Arc::default(),
             disks: Vec::new(),
+            seeds: String::new(),
         })
     }
 
@@ -247,7 +250,7 @@ impl Cluster {
                 .collect::<Result<_>>()?;
             for shard in 0..self.options.shards {
                 let mut known: Option<DigestShardReply> = None;
-                for (node, process) in nodes.iter().zip(&self.nodes) {
+                for (node, process) in nodes.iter().zip(&self.nodes).filter(|(_, process)| process.child.is_some()) {
                     let digest = match node.digest_shard(DigestShardRequest { shard, ..Default::default() }).await {
                         Ok(digest) => digest,
                         // It holds no replica of this shard.
@@ -362,6 +365,7 @@ impl Cluster {
             self.proxy = Arc::new(proxy);
         }
         let seeds = reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
+        self.seeds.clone_from(&seeds);
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
             for (letter, mount) in self.disk_paths(&name).into_iter().flatten().filter(|_| options.own_disks) {
@@ -383,6 +387,29 @@ impl Cluster {
             self.listeners.push(listeners);
         }
         self.write_admin(&seeds)
+    }
+
+    /// Starts one more node, and waits until the directory knows it; it holds nothing yet. Its place among the nodes. No
+    /// proxy is before it.
+    pub fn add_node(&mut self) -> Result<usize> {
+        let name = format!("node{}", self.nodes.len() + 1);
+        let ca = self.path().join("ca");
+        let ca = ca.to_string_lossy();
+        run(mailring(self.options.planted)?
+            .args(["ca", "issue", "--dir", &ca, "--role", "node", "--name", &name, "--days", CERTIFICATE_DAYS])
+            .stdin(Stdio::null()))?;
+        let [grpc, http] = free_ports(2)?[..] else { bail!("ports") };
+        let tables = self.node_tables(&name, grpc, grpc, &self.seeds);
+        let mut process = self.process(&name, "node", http, &tables)?;
+        process.start()?;
+        self.nodes.push(process);
+        self.grpc.push(grpc);
+        eventually("the directory knows the node", START_MAX, || {
+            let nodes: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["node", "list", "--json"])?)?;
+            ensure!(nodes.iter().any(|node| node["name"] == name && node["up"] == true), "{nodes:?}");
+            Ok(())
+        })?;
+        Ok(self.nodes.len() - 1)
     }
 
     /// Of each volume of a node, its disks.

@@ -8,7 +8,8 @@ use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
     CompareShardRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus,
-    Identity, NewAccounts, NodeStatusReply, RegisterNodeRequest, ScrubEvent, ScrubRequest,
+    Identity, NewAccounts, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest, ScrubEvent,
+    ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::HalfName;
@@ -185,6 +186,7 @@ impl DirectoryStore for Node {
             volumes,
             lost_shards: groups.lost().iter().map(|shard| shard.0).collect(),
             disk_stalled: groups.stall.is_on(),
+            absent_shards: groups.absent().iter().map(|shard| shard.0).collect(),
         })
     }
 
@@ -197,7 +199,15 @@ impl DirectoryStore for Node {
     }
 
     async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()> {
-        crate::rebuild::begin(self, request).await
+        crate::membership::begin(self, request).await
+    }
+
+    async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply> {
+        crate::rebalance::ask(self, request).await
+    }
+
+    async fn shard_members(&self, request: ShardMembersRequest) -> MailResult<ShardMembersReply> {
+        crate::membership::members(self, ShardId(request.shard)).await
     }
 
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()> {

@@ -119,7 +119,7 @@ fn client(node: &Node, address: &str) -> MailResult<GrpcNode> {
 }
 
 /// How many of `nodes` vote in the directory: 3, or 5 of many, and never more than there are.
-fn voter_count(nodes: usize) -> usize {
+pub fn voter_count(nodes: usize) -> usize {
     if nodes >= MANY_NODES { MANY_NODES } else { nodes.min(VOTERS) }
 }
 

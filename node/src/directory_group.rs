@@ -227,8 +227,11 @@ fn to_wire(record: &ChangedRecord) -> Option<DirectoryChange> {
         ChangedRecord::Placement(shard, Some(placement)) => Wire::Placement(PlacementRecord {
             shard: shard.0,
             wanted: placement.wanted.iter().map(|node| node.0).collect(),
+            planned: placement.planned.iter().map(|node| node.0).collect(),
+            previous: placement.previous.iter().map(|node| node.0).collect(),
         }),
-        ChangedRecord::Placement(_, None) => return None,
+        // Of interest to who administers, who asks.
+        ChangedRecord::Rebalance(_) | ChangedRecord::Placement(_, None) => return None,
     };
     Some(DirectoryChange { change: Some(change) })
 }

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant, RaftMetrics, ReadPolicy, ServerState};
-use proto::wire::GroupStatus;
+use proto::wire::{self, GroupStatus};
 use storage::GroupId;
 use types::{MailError, MailResult, NodeId};
 
-use crate::raft::{Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal};
+use crate::raft::{
+    Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
+};
 use crate::step_aside::Stall;
 
 /// From proposal to applied. Longer than an election, so that a leader without a majority is found out first.
@@ -47,7 +49,10 @@ pub struct Group {
     pub raft: Raft,
     pub storage: storage::Group,
     own: NodeId,
+    peers: Arc<Peers>,
     stall: Stall,
+    /// As [`storage::Group::votes_from`] has it.
+    votes_from: Option<u64>,
 }
 
 impl Group {
@@ -60,15 +65,21 @@ impl Group {
         let opened = storage.clone();
         let opening = tokio::task::spawn_blocking(move || {
             let log = GroupLog::open(opened.clone())?;
+            let votes_from = opened.votes_from().map_err(io::Error::other)?;
             let machine = Machine::new(opened, applier, log.synced())?;
-            io::Result::Ok((log, machine))
+            io::Result::Ok((log, machine, votes_from))
         });
-        let (log, machine) = opening.await.map_err(io::Error::other)??;
+        let (log, machine, votes_from) = opening.await.map_err(io::Error::other)??;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
             .map_err(io::Error::other)?;
-        Ok(Group { id, raft, storage, own: context.own, stall: context.stall.clone() })
+        let (peers, stall) = (context.peers.clone(), context.stall.clone());
+        let group = Group { id, raft, storage, own: context.own, peers, stall, votes_from };
+        if !group.takes_part() {
+            group.raft.runtime_config().elect(false);
+        }
+        Ok(group)
     }
 
     /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it.
@@ -85,13 +96,19 @@ impl Group {
         }
         let proposal = Proposal { head: head.into(), body };
         let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
+        let began = std::time::Instant::now();
         let written = tokio::select! {
             written = write => written,
             // Others have it or not, and go on without this node.
             () = self.stepping_aside() => return Err(MailError::Deadline),
         };
         match written {
-            Ok(Ok(response)) => Ok((response.data, response.log_id.index)),
+            Ok(Ok(response)) => {
+                if self.id != GroupId::DIRECTORY {
+                    self.peers.throttle.latencies.add(began.elapsed());
+                }
+                Ok((response.data, response.log_id.index))
+            }
             Ok(Err(RaftError::APIError(error))) => Err(match error {
                 ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
                 ClientWriteError::LogEntryDiscarded(_) => MailError::Deadline,
@@ -158,6 +175,44 @@ impl Group {
         is_voter && near && heard_lately(&metrics, other.0)
     }
 
+    /// This node leads, and the other answered lately; true of itself.
+    pub fn hears(&self, other: NodeId) -> bool {
+        other == self.own || heard_lately(&self.metrics(), other.0)
+    }
+
+    /// This node leads, and the other has all but the last entries; true of itself.
+    pub fn is_level(&self, other: NodeId) -> bool {
+        let metrics = self.metrics();
+        let last = metrics.last_log_index.unwrap_or(0);
+        other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
+    }
+
+    /// As the leader, after a read barrier: its vote, and the last entry that it has applied.
+    pub fn standing(&self) -> MailResult<(wire::Vote, u64)> {
+        let metrics = self.metrics();
+        if metrics.state != ServerState::Leader {
+            return Err(MailError::NotLeader { hint: metrics.current_leader.map(NodeId) });
+        }
+        Ok((vote_to_wire(&metrics.vote), metrics.last_applied.map_or(0, |id| id.index)))
+    }
+
+    /// Whether this replica, begun empty, is still without the entries that were there before it.
+    fn is_before(&self, votes_from: u64) -> bool {
+        self.metrics().last_log_index.unwrap_or(0) < votes_from
+    }
+
+    /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it.
+    pub fn takes_part(&self) -> bool {
+        self.votes_from.is_none_or(|from| !self.is_before(from))
+    }
+
+    /// Lets it stand for election once it may vote.
+    pub fn stand_if_due(&self) {
+        if self.votes_from.is_some() && self.takes_part() {
+            self.raft.runtime_config().elect(true);
+        }
+    }
+
     /// Gives leadership to another voter, unless this node does not lead. Returns before it has it.
     pub async fn hand_over(&self, to: NodeId) {
         tracing::info!(group = self.id.0, to = to.0, "leadership handed over");
@@ -175,6 +230,8 @@ impl Group {
     pub fn status(&self) -> GroupStatus {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
+        let leads = metrics.state == ServerState::Leader;
+        let members = || membership.voter_ids().chain(membership.learner_ids());
         GroupStatus {
             group: self.id.0,
             role: match (&metrics.running_state, metrics.state) {
@@ -194,6 +251,12 @@ impl Group {
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
+            joint: membership.get_joint_config().len() > 1,
+            heard: members().filter(|id| leads && self.hears(NodeId(*id))).collect(),
+            current: members().filter(|id| leads && self.hears(NodeId(*id)) && self.is_level(NodeId(*id))).collect(),
+            copies: (self.peers.copies_of(self.id).into_iter())
+                .map(|(node, octets)| wire::Copying { node, octets })
+                .collect(),
             accounts: 0,
             messages: 0,
             octets: 0,

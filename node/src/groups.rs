@@ -1,9 +1,11 @@
 //! The Raft groups of this node, by number.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -83,8 +85,9 @@ impl Groups {
         Ok(())
     }
 
-    /// Starts this node's replica of a shard unless it runs; `None` where its volume is lost.
-    pub async fn start_shard(&self, id: ShardId) -> io::Result<Option<Arc<Shard>>> {
+    /// Starts this node's replica of a shard unless it runs. `None` where its volume is lost, and where there is none yet:
+    /// only that of a group that is being `founded` begins by itself.
+    pub async fn start_shard(&self, id: ShardId, founded: bool) -> io::Result<Option<Arc<Shard>>> {
         let _starting = self.starting.lock().await;
         if let Some(shard) = self.shards.read().get(&id) {
             return Ok(Some(shard.clone()));
@@ -92,6 +95,7 @@ impl Groups {
         let home = self.homes.lock().get(&GroupId(id.0)).copied();
         let volume = match home {
             Some(home) => self.volumes.with_id(home),
+            None if !founded => None,
             None => {
                 let volume = self.volumes.roomiest(|volume| self.replicas_on(volume));
                 if let Some(home) = volume.as_ref().and_then(|volume| volume.id()) {
@@ -104,19 +108,35 @@ impl Groups {
         self.start_on(id, &volume).await.map(Some)
     }
 
-    /// Starts an empty replica in the place of a lost one, or of one that is to be discarded and does not lead; the
-    /// number of the volume that it is on now. `None` where none is lost, or no volume is left.
-    pub async fn begin_replica(&self, id: ShardId, discard: bool) -> io::Result<Option<u32>> {
+    /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded and does
+    /// not lead; the number of the volume that it is on now. `None` where none is to begin, or no volume is left.
+    ///
+    /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
+    pub async fn begin_replica(
+        &self,
+        id: ShardId,
+        discard: bool,
+        vote: Bytes,
+        votes_from: u64,
+    ) -> io::Result<Option<u32>> {
         let _starting = self.starting.lock().await;
         if discard {
             self.discard(id).await?;
         }
-        if !self.lost().contains(&id) {
+        if !self.lost().contains(&id) && !self.absent().contains(&id) {
             return Ok(None);
         }
         let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
-        let Some(home) = volume.id() else { return Ok(None) };
-        self.settle(GroupId(id.0), home).await?;
+        let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
+        let group = GroupId(id.0);
+        blocking(move || {
+            if opened.groups()?.contains(&group) {
+                opened.drop_group(group)?;
+            }
+            opened.group(group)?.begin(vote, votes_from)
+        })
+        .await?;
+        self.settle(group, home).await?;
         self.start_on(id, &volume).await?;
         Ok(Some(volume.number))
     }
@@ -133,6 +153,40 @@ impl Groups {
             Some(opened) => blocking(move || opened.drop_group(GroupId(id.0))).await,
             None => Ok(()),
         }
+    }
+
+    /// Stops a replica, and drops it if its node is no member of its group, which is asked once it says nothing any more.
+    pub async fn leave<F: Future<Output = Option<bool>>>(
+        &self,
+        id: ShardId,
+        is_member: impl FnOnce() -> F,
+    ) -> io::Result<bool> {
+        let _starting = self.starting.lock().await;
+        let Some(shard) = self.shards.write().remove(&id) else { return Ok(false) };
+        drop(shard.group.raft.shutdown().await);
+        let volume = shard.volume.clone();
+        drop(shard);
+        if is_member().await != Some(false) {
+            return self.start_on(id, &volume).await.map(|_| false);
+        }
+        let Some(opened) = volume.volume() else { return Ok(false) };
+        let first = self.volumes.first().map_err(io::Error::other)?;
+        blocking(move || {
+            opened.drop_group(GroupId(id.0))?;
+            first.forget_home(GroupId(id.0))
+        })
+        .await?;
+        self.homes.lock().remove(&GroupId(id.0));
+        Ok(true)
+    }
+
+    /// The shards whose replica should be here and never began, of groups that exist: their leaders will say when.
+    pub fn absent(&self) -> Vec<ShardId> {
+        let directory = self.directory_state.read();
+        let (homes, shards) = (self.homes.lock(), self.shards.read());
+        let placed = directory.placements_on(self.own).filter(|placement| placement.initialised);
+        let none = |shard: &ShardId| !shards.contains_key(shard) && !homes.contains_key(&GroupId(shard.0));
+        placed.map(|placement| placement.shard).filter(none).collect()
     }
 
     /// The shards whose replica should be here and was on a volume that is lost.
@@ -230,6 +284,10 @@ impl RaftGroups for Groups {
             return self.volumes.list().first().is_none_or(|volume| volume.space.takes_entries());
         }
         self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.volume.space.takes_entries())
+    }
+
+    fn takes_part(&self, group: GroupId) -> bool {
+        self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.group.takes_part())
     }
 
     fn raft(&self, group: GroupId) -> Option<Raft> {

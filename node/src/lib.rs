@@ -7,8 +7,9 @@ mod directory_group;
 mod group;
 mod groups;
 mod mail;
+mod membership;
 mod raft;
-mod rebuild;
+mod rebalance;
 mod reconcile;
 mod scrub;
 mod settings;
@@ -16,6 +17,7 @@ mod shard;
 mod shard_clock;
 mod space;
 mod step_aside;
+mod throttle;
 mod volumes;
 
 use std::sync::Arc;
@@ -83,7 +85,7 @@ impl Node {
         let own = volumes.node;
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
-        let peers = Peers::new(own.0, tls.client.clone());
+        let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default() };
         let first = volumes.first().context("the first volume")?;
@@ -104,9 +106,18 @@ impl Node {
         let founding = tokio::spawn(bootstrap::run(node.clone(), stopped.clone()));
         let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped.clone()));
         let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
-        let rebuilding = tokio::spawn(rebuild::run(node.clone(), stopped.clone()));
+        let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
+        let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
-        node.inner.tasks.lock().extend([serving, founding, stepping_aside, reconciling, rebuilding, scrubbing]);
+        node.inner.tasks.lock().extend([
+            serving,
+            founding,
+            stepping_aside,
+            reconciling,
+            changing,
+            conducting,
+            scrubbing,
+        ]);
         Ok(node)
     }
 

@@ -37,7 +37,10 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     loop {
         check_volumes(&node).await;
         measure_space(&node).await;
-        node.groups().shards().iter().for_each(|shard| shard.forget_old_mark());
+        for shard in node.groups().shards() {
+            shard.forget_old_mark();
+            shard.group.stand_if_due();
+        }
         step_aside::leave_full_disk(&node).await;
         learn_addresses(&node);
         if let Err(error) = start_replicas(&node).await {
@@ -102,7 +105,7 @@ async fn start_replicas(node: &Node) -> std::io::Result<()> {
         directory.placements_on(node.id()).map(|p| (p.shard, p.wanted.clone(), p.initialised)).collect()
     };
     for (id, replicas, initialised) in wanted {
-        let Some(shard) = node.groups().start_shard(id).await? else { continue };
+        let Some(shard) = node.groups().start_shard(id, !initialised).await? else { continue };
         if initialised || replicas.first() != Some(&node.id()) {
             continue;
         }

@@ -1,6 +1,6 @@
 //! Scrub: reads what nobody reads, on every volume and of every replica, before the last good copy goes too. What is wrong
 //! within a mirror is mended there ([`storage::Volume::scrub`]); a replica that differs from most, or that cannot be read,
-//! is made anew from the others (`rebuild.rs`).
+//! is made anew from the others (`membership.rs`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use proto::wire::scrub_event::Event;
 use proto::wire::{
-    BeginReplicaRequest, CompareShardReply, CompareShardRequest, ComparedReplica, DigestShardReply, DigestShardRequest,
-    ScrubEvent, ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
+    CompareShardReply, CompareShardRequest, ComparedReplica, DigestShardReply, DigestShardRequest, ScrubEvent,
+    ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{Command, Finding, GroupId, ScrubOptions, Verdict};
@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
+use crate::membership;
 use crate::shard::Shard;
 use crate::volumes::NodeVolume;
 
@@ -184,7 +185,7 @@ async fn digests(node: &Node, shard: &Shard) -> MailResult<(Vec<u64>, Vec<MailRe
         if *voter == node.id().0 {
             return node.digest_shard(request.clone()).await;
         }
-        let peer = crate::rebuild::at(node, NodeId(*voter)).ok_or(MailError::Unavailable)?;
+        let peer = membership::at(node, NodeId(*voter)).ok_or(MailError::Unavailable)?;
         peer.digest_shard(request.clone()).await
     }))
     .await;
@@ -196,7 +197,7 @@ async fn leave_to(node: &Node, shard: &Arc<Shard>, heir: NodeId) -> String {
     if let Err(error) = shard.group.raft.trigger().transfer_leader(heir.0).await {
         return format!("nothing: {error}");
     }
-    let Some(peer) = crate::rebuild::at(node, heir) else { return "nothing: its heir has no address".to_owned() };
+    let Some(peer) = membership::at(node, heir) else { return "nothing: its heir has no address".to_owned() };
     let deadline = Instant::now() + HEIR_MAX;
     loop {
         match peer.compare_shard(CompareShardRequest { shard: shard.id.0 }).await {
@@ -278,8 +279,7 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
     if let Err(error) = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false).await {
         return format!("nothing: {error}");
     }
-    let Some(peer) = crate::rebuild::at(node, wrong) else { return "nothing: its node has no address".to_owned() };
-    match peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard: true }).await {
+    match membership::begin_at(node, shard, wrong, true).await {
         Ok(()) => "made anew from the others".to_owned(),
         Err(error) => format!("nothing: {error}"),
     }

@@ -31,6 +31,12 @@ pub struct NodeSettings {
     /// What a resilver copies at most.
     #[serde(default = "default_resilver_octets_per_s")]
     pub resilver_octets_per_s: u64,
+    /// A node that is away for longer has its replicas made anew on others, if there are enough; 0: never by itself.
+    #[serde(default = "default_dead_node_s")]
+    pub dead_node_s: u64,
+    /// What goes to new replicas of shards at most, from this node.
+    #[serde(default = "default_move_octets_per_s")]
+    pub move_octets_per_s: u64,
     /// How often everything on the volumes is read and compared; 0: only when `mailring scrub` asks for it.
     #[serde(default = "default_scrub_interval_s")]
     pub scrub_interval_s: u64,
@@ -86,6 +92,16 @@ fn default_disk_reserve_octets() -> u64 {
 /// Half of what one spinning disk writes in sequence.
 fn default_resilver_octets_per_s() -> u64 {
     64 * 1024 * 1024
+}
+
+/// Longer than a restart or a short repair, in which no data should move.
+fn default_dead_node_s() -> u64 {
+    1800
+}
+
+/// What a network of 1 Gbit/s carries.
+fn default_move_octets_per_s() -> u64 {
+    128 * 1024 * 1024
 }
 
 /// A week: what ZFS' and Ceph's operators are used to.
@@ -150,8 +166,8 @@ impl NodeSettings {
         if let Some(pair) = disks.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("volumes: {} is named twice", pair[0].display()));
         }
-        if self.resilver_octets_per_s == 0 || self.scrub_octets_per_s == 0 {
-            return Err("resilver_octets_per_s, scrub_octets_per_s: at least 1".to_owned());
+        if self.resilver_octets_per_s == 0 || self.scrub_octets_per_s == 0 || self.move_octets_per_s == 0 {
+            return Err("resilver_octets_per_s, scrub_octets_per_s, move_octets_per_s: at least 1".to_owned());
         }
         Ok(())
     }

@@ -58,6 +58,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             (true, false) => tracing::info!("disk answers again"),
             (false, _) => {}
         }
+        groups.peers.throttle.adapt();
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             _ = stopped.wait_for(|stop| *stop) => return,

@@ -30,8 +30,9 @@ use crate::wire::{
     CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply,
     DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
     FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
-    NodeStatusRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
-    SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
+    ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
+    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -302,6 +303,14 @@ impl DirectoryStore for GrpcNode {
 
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply> {
         reply(DIGEST_CALL_MAX, self.directory.clone().digest_shard(timed(request, DIGEST_CALL_MAX))).await
+    }
+
+    async fn shard_members(&self, request: ShardMembersRequest) -> MailResult<ShardMembersReply> {
+        call!(self.directory, shard_members, request)
+    }
+
+    async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply> {
+        call!(self.directory, rebalance, request)
     }
 }
 

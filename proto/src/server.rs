@@ -23,9 +23,10 @@ use crate::wire::{
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
-    Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest, RegisterNodeRequest,
-    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest,
-    SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -291,5 +292,16 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
 
     async fn digest_shard(&self, request: Request<DigestShardRequest>) -> Result<Response<DigestShardReply>, Status> {
         unary!(self, &[PeerRole::Admin, PeerRole::Node], request, digest_shard)
+    }
+
+    async fn shard_members(
+        &self,
+        request: Request<ShardMembersRequest>,
+    ) -> Result<Response<ShardMembersReply>, Status> {
+        unary!(self, &[PeerRole::Node], request, shard_members)
+    }
+
+    async fn rebalance(&self, request: Request<RebalanceRequest>) -> Result<Response<RebalanceReply>, Status> {
+        unary!(self, &[PeerRole::Admin], request, rebalance)
     }
 }

@@ -13,9 +13,10 @@ use crate::wire::{
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
-    MailboxNameRequest, MailboxesReply, NodeStatusReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
-    ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest,
-    SubscribeRequest, WatchEvent, WatchRequest,
+    MailboxNameRequest, MailboxesReply, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest,
+    SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
+    WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
@@ -58,6 +59,8 @@ pub trait DirectoryStore: Send + Sync + 'static {
     async fn begin_replica(&self, request: BeginReplicaRequest) -> MailResult<()>;
     async fn change_volume(&self, request: ChangeVolumeRequest) -> MailResult<()>;
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply>;
+    async fn shard_members(&self, request: ShardMembersRequest) -> MailResult<ShardMembersReply>;
+    async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply>;
 }
 
 /// A node as a router sees it.

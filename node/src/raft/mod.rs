@@ -17,7 +17,7 @@ use openraft::{BasicNode, Config, SnapshotPolicy};
 use openraft_rt_tokio::TokioRuntime;
 use types::{MailError, MailResult};
 
-pub use codec::Marker;
+pub use codec::{Marker, vote_record, vote_to_wire};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
 pub use network::{Peers, PeersFactory};

@@ -1,20 +1,21 @@
 //! Raft calls to other nodes: two gRPC streams a peer carry the calls of all groups, one for what must not wait
 //! (votes, heartbeats), one for log entries. Snapshots go by themselves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
-use openraft::BasicNode;
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
+use openraft::{BasicNode, EntryPayload};
 use parking_lot::{Mutex, RwLock};
 use proto::wire::raft_answer::Reply as WireReply;
 use proto::wire::raft_call::Request as WireRequest;
@@ -28,12 +29,17 @@ use tonic::transport::Channel;
 
 use super::codec::{entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire};
 use super::machine::SnapshotData;
-use super::{Types, Vote};
+use super::{Entry, Types, Vote};
+use crate::throttle::Throttle;
 
 /// Calls waiting for the stream to a peer: above it the peer counts as unreachable.
 const CALLS_QUEUED_MAX: usize = 4_096;
 /// After a failed connection, calls fail at once for this long.
 const RECONNECT_AFTER: Duration = Duration::from_millis(200);
+/// Between looks whether a copy that waits may go on.
+const HELD_LOOK: Duration = Duration::from_millis(100);
+/// An append call that is to wait longer for its turn fails, and is tried again.
+const APPEND_WAIT_MAX: Duration = Duration::from_millis(200);
 /// A snapshot's blocks under way; each is at most 1 MiB.
 const SNAPSHOT_BLOCKS_QUEUED: usize = 4;
 
@@ -46,6 +52,19 @@ pub struct Peers {
     links: Mutex<HashMap<(u64, Lane), Link>>,
     channels: Mutex<HashMap<u64, (String, Channel)>>,
     next_call: AtomicU64,
+    pub throttle: Throttle,
+    copies: RwLock<Copies>,
+}
+
+/// What goes to replicas that are to become voters.
+#[derive(Default)]
+struct Copies {
+    /// Groups and the nodes of their learners.
+    to: BTreeSet<(GroupId, u64)>,
+    /// Groups whose copies wait: the rebalance is paused.
+    held: BTreeSet<GroupId>,
+    /// Octets of the snapshot that is under way.
+    sent: HashMap<(GroupId, u64), u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +85,8 @@ struct PendingCall {
 }
 
 impl Peers {
-    pub fn new(own_id: u64, tls: Arc<rustls::ClientConfig>) -> Arc<Peers> {
+    /// `copies_octets_per_s`: what goes to learners at most.
+    pub fn new(own_id: u64, tls: Arc<rustls::ClientConfig>, copies_octets_per_s: u64) -> Arc<Peers> {
         Arc::new(Peers {
             own_id,
             tls,
@@ -74,7 +94,34 @@ impl Peers {
             links: Mutex::default(),
             channels: Mutex::default(),
             next_call: AtomicU64::new(1),
+            throttle: Throttle::new(copies_octets_per_s),
+            copies: RwLock::default(),
         })
+    }
+
+    /// Says which replicas of the groups that this node leads are copied to, and which groups' copies wait.
+    pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<GroupId>) {
+        let mut copies = self.copies.write();
+        (copies.to, copies.held) = (to, held);
+    }
+
+    /// The snapshots of a group that are under way: to which node, and how many octets have gone.
+    pub fn copies_of(&self, group: GroupId) -> Vec<(u64, u64)> {
+        let copies = self.copies.read();
+        copies.sent.iter().filter(|((of, _), _)| *of == group).map(|((_, to), octets)| (*to, *octets)).collect()
+    }
+
+    /// Whether octets may go to a replica now; else how long until it is worth asking again.
+    fn pass(&self, group: GroupId, to: u64, octets: usize) -> Result<(), Duration> {
+        let copies = self.copies.read();
+        if !copies.to.contains(&(group, to)) {
+            return Ok(());
+        }
+        if copies.held.contains(&group) {
+            return Err(HELD_LOOK);
+        }
+        drop(copies);
+        self.throttle.pass(octets, Instant::now())
     }
 
     /// Learns where a node listens now.
@@ -312,6 +359,13 @@ impl RaftNetworkV2<Types> for PeerNetwork {
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         use wire::append_answer::Kind;
         let lane = if rpc.entries.is_empty() { Lane::Control } else { self.append_lane };
+        if !rpc.entries.is_empty() {
+            let octets = rpc.entries.iter().map(entry_octets).sum();
+            if let Err(wait) = self.peers.pass(self.target.group, self.target.node, octets) {
+                tokio::time::sleep(wait.min(APPEND_WAIT_MAX)).await;
+                return Err(RPCError::Network(NetworkError::from_string("the copy yields to mail")));
+            }
+        }
         let call = AppendCall {
             vote: Some(vote_to_wire(&rpc.vote)),
             previous: rpc.prev_log_id.map(log_id_to_wire),
@@ -371,7 +425,11 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let channel = self.peers.channel(self.target.node, &address).map_err(|e| unreachable(e.to_string()))?;
         let mut client = RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
         let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
-        tokio::task::spawn_blocking(move || send_blocks(header, export, &sender));
+        let (peers, to) = (self.peers.clone(), (self.target.group, self.target.node));
+        tokio::task::spawn_blocking(move || {
+            send_blocks(header, export, &sender, &peers, to);
+            peers.copies.write().sent.remove(&to);
+        });
         let sending = tokio::time::timeout(option.hard_ttl(), client.install_snapshot(ReceiverStream::new(parts)));
         let reply = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
@@ -406,15 +464,35 @@ impl RaftNetworkV2<Types> for PeerNetwork {
     }
 }
 
+fn entry_octets(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.head.len() + proposal.body.as_ref().map_or(0, Bytes::len),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 /// Reads the export and hands it over block by block. An unreadable record ends the stream early: the receiver
 /// misses the closing totals and installs nothing.
-fn send_blocks(header: SnapshotHeader, export: storage::Export, parts: &mpsc::Sender<SnapshotPart>) {
+fn send_blocks(
+    header: SnapshotHeader,
+    export: storage::Export,
+    parts: &mpsc::Sender<SnapshotPart>,
+    peers: &Peers,
+    to: (GroupId, u64),
+) {
     if parts.blocking_send(SnapshotPart { part: Some(Part::Header(header)) }).is_err() {
         return;
     }
     for block in export.blocks {
         match block {
             Ok(block) => {
+                while let Err(wait) = peers.pass(to.0, to.1, block.len()) {
+                    if parts.is_closed() {
+                        return;
+                    }
+                    std::thread::sleep(wait.min(HELD_LOOK));
+                }
+                *peers.copies.write().sent.entry(to).or_default() += block.len() as u64;
                 if parts.blocking_send(SnapshotPart { part: Some(Part::Block(block)) }).is_err() {
                     return;
                 }

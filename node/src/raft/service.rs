@@ -37,6 +37,8 @@ pub trait RaftGroups: Send + Sync + 'static {
     fn own_id(&self) -> u64;
     /// False: the disk is full, and what a leader sends is refused until there is room.
     fn takes_entries(&self, group: GroupId) -> bool;
+    /// False: the replica was begun empty, and is still without what others acknowledged before.
+    fn takes_part(&self, group: GroupId) -> bool;
     fn raft(&self, group: GroupId) -> Option<Raft>;
     fn storage(&self, group: GroupId) -> Option<storage::Group>;
 }
@@ -150,6 +152,9 @@ async fn answer(groups: &impl RaftGroups, call: RaftCall) -> io::Result<Reply> {
             Err(io::Error::other("the disk is full"))
         }
         Some(WireRequest::Append(call)) => append(&raft, call).await.map(Reply::Append),
+        Some(WireRequest::Vote(_) | WireRequest::PreVote(_)) if !groups.takes_part(group) => {
+            Err(io::Error::other("this replica has begun and may not vote yet"))
+        }
         Some(WireRequest::Vote(call)) => {
             let answer = raft.vote(vote_request(call)?).await.map_err(io::Error::other)?;
             Ok(Reply::Vote(vote_answer(answer)))

@@ -13,8 +13,8 @@ use rocksdb::{DBRawIterator, Snapshot};
 use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::{
-    GroupId, Key, Kind, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range, printable,
-    space_range, u64_at,
+    GroupId, Key, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range,
+    printable, space_range, u64_at,
 };
 use crate::records::{decode, encode, encode_bytes, payload};
 use crate::state::{Hints, ShardState, Totals};
@@ -155,7 +155,7 @@ impl Group {
         changes.delete_range(Family::Log, whole.clone());
         changes.delete_range(Family::Blob, whole);
         changes.delete_range(Family::State, space_range(space.space));
-        for name in [META_VOTE, META_PURGED, META_SPACE] {
+        for name in [META_VOTE, META_PURGED, META_SPACE, META_BEGUN] {
             changes.delete(Family::Meta, meta_key(name, inner.id));
         }
         let key = meta_key(META_INSTALL, inner.id);

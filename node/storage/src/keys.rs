@@ -3,7 +3,7 @@
 //! ```text
 //! log    group be32 | index be64                      entry without its body
 //! blob   group be32 | index be64                      a body, or a chunk of one
-//! meta   name byte  | group be32                      vote, purge mark, space, unfinished install, home
+//! meta   name byte  | group be32                      vote, purge mark, space, unfinished install, home, begun
 //! state  space be32 | kind u8 | ...                   see `Kind`
 //! ```
 
@@ -26,6 +26,8 @@ pub(crate) const META_VOTE: u8 = b'v';
 pub(crate) const META_PURGED: u8 = b'p';
 pub(crate) const META_SPACE: u8 = b's';
 pub(crate) const META_INSTALL: u8 = b'i';
+/// The entry before which a replica takes part in no election.
+pub(crate) const META_BEGUN: u8 = b'b';
 /// Which volume a shard's replica is on: kept in the node's first volume, for all of them.
 pub(crate) const META_HOME: u8 = b'h';
 

@@ -11,8 +11,8 @@ use prost::Message;
 
 use crate::error::StorageError;
 use crate::group::{Group, Inner};
-use crate::keys::{GroupId, META_PURGED, META_VOTE, log_key, meta_key, printable, u64_at};
-use crate::records::{decode, encode, encode_bytes};
+use crate::keys::{GroupId, META_BEGUN, META_PURGED, META_VOTE, log_key, meta_key, printable, u64_at};
+use crate::records::{decode, encode, encode_bytes, payload};
 use crate::store::{Changes, Family, Store};
 use crate::tail::PurgedRecord;
 use crate::writer::{Done, Job, Notify, Place};
@@ -322,6 +322,31 @@ impl Group {
         if let Err((error, done)) = pushed {
             done(Err(error));
         }
+    }
+
+    /// Begins an empty group: with the vote of the leader that has it begun, and the entry without which it takes part
+    /// in no election. Both together, durable on return.
+    pub fn begin(&self, vote: Bytes, votes_from: u64) -> Result<(), StorageError> {
+        let inner = &self.inner;
+        inner.check_write()?;
+        let _order = inner.order.lock();
+        if inner.log.lock().greatest().is_some() {
+            return Err(StorageError::Misuse(format!("group {} is not empty", inner.id.0)));
+        }
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, meta_key(META_VOTE, inner.id), encode_bytes(&vote));
+        changes.put(Family::Meta, meta_key(META_BEGUN, inner.id), encode_bytes(&votes_from.to_be_bytes()));
+        inner.log.lock().vote = Some(vote);
+        inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// What [`Group::begin`] was given; `None` for a group that took part from its start. Reads the disk.
+    pub fn votes_from(&self) -> Result<Option<u64>, StorageError> {
+        self.inner.check()?;
+        let key = meta_key(META_BEGUN, self.inner.id);
+        let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok(None) };
+        let index = u64_at(payload(Family::Meta, &key, &value)?, 0);
+        index.map(Some).ok_or_else(|| StorageError::corrupt(printable(Family::Meta, &key), "short record"))
     }
 
     /// The vote that was saved last, synced or not.

@@ -160,6 +160,13 @@ impl Volume {
         self.inner.shared.writer.write_and_wait(changes)
     }
 
+    /// A replica that has left its group for good is on no volume: another may begin. Durable on return.
+    pub fn forget_home(&self, group: GroupId) -> Result<(), StorageError> {
+        let mut changes = Changes::default();
+        changes.delete(Family::Meta, meta_key(META_HOME, group));
+        self.inner.shared.writer.write_and_wait(changes)
+    }
+
     pub fn statistics(&self) -> VolumeStatistics {
         let shared = &self.inner.shared;
         let (batches, bytes) = shared.store.written();

@@ -124,8 +124,9 @@ fn with_both_halves_damaged_in_different_places_every_record_is_served() {
         let (older, newer) = if seed % 2 == 0 { ("a", "b") } else { ("b", "a") };
         let third = |half: &str| {
             let files = files_of(&copy.path().join(half), "blob");
-            assert!(files.len() >= 3, "{} blob files", files.len());
-            let third = files.len() / 3;
+            // A busy machine flushes several memtables into one file.
+            assert!(files.len() >= 2, "{} blob files", files.len());
+            let third = (files.len() / 3).max(1);
             (files[..third].to_vec(), files[files.len() - third..].to_vec())
         };
         flip_in(&third(older).0, (5, 95), 3, &mut random);

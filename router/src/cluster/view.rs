@@ -129,7 +129,8 @@ impl View {
             }
             Some(Change::Node(node)) => self.put_node(node),
             Some(Change::Placement(placement)) => {
-                let wanted = placement.wanted.into_iter().map(NodeId).collect();
+                // Amid a move those that had it may lead it still.
+                let wanted = placement.wanted.into_iter().chain(placement.previous).map(NodeId).collect();
                 self.placements.insert(ShardId(placement.shard), wanted);
             }
             Some(Change::DomainRemoved(name)) => {
@@ -243,7 +244,7 @@ pub(super) mod tests {
     fn nodes_and_placements_are_looked_up() {
         let node =
             |id, state| Change::Node(NodeRecord { id, address: format!("n{id}:1"), state, ..NodeRecord::default() });
-        let placement = Change::Placement(PlacementRecord { shard: 2, wanted: vec![2, 1] });
+        let placement = Change::Placement(PlacementRecord { shard: 2, wanted: vec![2, 1], ..Default::default() });
         let view = view(vec![node(1, 0), node(2, 1), node(3, 2), placement]);
         assert_eq!(view.placement(ShardId(2)), [NodeId(2), NodeId(1)]);
         assert!(view.placement(ShardId(3)).is_empty());

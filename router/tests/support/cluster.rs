@@ -103,7 +103,7 @@ impl TestCluster {
             let leader = u64::from(shard % 3 + 1);
             cluster.state.lock().leaders.insert(shard, leader);
             let wanted = (0..3).map(|i| (leader - 1 + i) % 3 + 1).collect();
-            cluster.change(Change::Placement(PlacementRecord { shard, wanted }));
+            cluster.change(Change::Placement(PlacementRecord { shard, wanted, ..Default::default() }));
         }
         for domain in ["example.test", "example.org"] {
             cluster.change(Change::Domain(DomainRecord { name: domain.to_owned() }));

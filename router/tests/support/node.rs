@@ -13,8 +13,8 @@ use proto::wire::{
     DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
     FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
     RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
-    SectionData, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
-    WatchRequest,
+    SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
+    StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use tokio::sync::{broadcast, mpsc};
@@ -380,6 +380,14 @@ impl DirectoryStore for Node {
     }
 
     async fn digest_shard(&self, _: DigestShardRequest) -> MailResult<DigestShardReply> {
+        unsupported()
+    }
+
+    async fn shard_members(&self, _: ShardMembersRequest) -> MailResult<ShardMembersReply> {
+        unsupported()
+    }
+
+    async fn rebalance(&self, _: RebalanceRequest) -> MailResult<RebalanceReply> {
         unsupported()
     }
 }

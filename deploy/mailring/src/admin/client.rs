@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::join_all;
 use proto::wire::admin_request::Request;
-use proto::wire::{AdminReply, AdminRequest, GroupStatus, NodeStatusReply};
+use proto::wire::{AdminReply, AdminRequest, GroupStatus, NodeStatusReply, RebalanceReply, RebalanceRequest};
 use proto::{ClusterTls, DirectoryStore, GrpcNode, connect};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep, timeout};
@@ -116,6 +116,23 @@ impl AdminClient {
 
     /// As [`AdminClient::administer`]; with `retry_lost` a lost answer is followed by another attempt.
     pub async fn change(&mut self, request: Request, retry_lost: bool) -> Result<Made, Failure> {
+        let ask = async |leader: &GrpcNode| leader.administer(AdminRequest { request: Some(request.clone()) }).await;
+        let (reply, retried) = self.ask_leader(ask, retry_lost).await?;
+        Ok(Made { reply, retried })
+    }
+
+    /// Asks for a rebalance, or changes one. What was done already is not done again.
+    pub async fn rebalance(&mut self, request: RebalanceRequest) -> Result<RebalanceReply, Failure> {
+        let ask = async |leader: &GrpcNode| leader.rebalance(request.clone()).await;
+        Ok(self.ask_leader(ask, true).await?.0)
+    }
+
+    /// The answer of the directory's leader, once there is one, and whether an earlier one was lost.
+    async fn ask_leader<T>(
+        &mut self,
+        ask: impl AsyncFn(&GrpcNode) -> MailResult<T>,
+        retry_lost: bool,
+    ) -> Result<(T, bool), Failure> {
         let deadline = Instant::now() + COMMAND_MAX;
         let mut lost = false;
         loop {
@@ -124,10 +141,10 @@ impl AdminClient {
                 None => self.survey().await?.leader,
             };
             if let Some(leader) = leader {
-                match leader.administer(AdminRequest { request: Some(request.clone()) }).await {
+                match ask(&leader).await {
                     Ok(reply) => {
                         self.leader = Some(leader);
-                        return Ok(Made { reply, retried: lost });
+                        return Ok((reply, lost));
                     }
                     Err(MailError::NotLeader { .. } | MailError::Unavailable) => {}
                     Err(MailError::Deadline) if retry_lost => lost = true,

@@ -6,6 +6,8 @@ mod client;
 mod domain;
 mod import;
 mod node;
+mod rebalance;
+mod safe_to_stop;
 mod scrub;
 mod shard;
 mod status;
@@ -14,7 +16,7 @@ mod view;
 mod volume;
 
 use crate::admin::client::AdminClient;
-use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, ShardVerb, VolumeVerb};
+use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, RebalanceVerb, ShardVerb, VolumeVerb};
 use crate::failure::Failure;
 use crate::settings::AdminFile;
 
@@ -22,6 +24,7 @@ pub enum Action {
     Status(OutputArgs),
     Node(NodeVerb),
     Shard(ShardVerb),
+    Rebalance(RebalanceVerb),
     Volume(VolumeVerb),
     Scrub { shard: Option<u32>, output: OutputArgs },
     Domain(DomainVerb),
@@ -34,6 +37,11 @@ pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
     match action {
         Action::Status(output) => status::status(&mut client, output).await,
         Action::Node(NodeVerb::List(output)) => node::list(&mut client, output).await,
+        Action::Node(NodeVerb::Join(join)) => rebalance::join(&mut client, join).await,
+        Action::Node(NodeVerb::Drain(place)) => rebalance::drain(&mut client, place).await,
+        Action::Node(NodeVerb::Remove { node, output }) => rebalance::remove(&mut client, node, output).await,
+        Action::Node(NodeVerb::SafeToStop { node, output }) => safe_to_stop::run(&mut client, node, output).await,
+        Action::Rebalance(verb) => rebalance::run(&mut client, verb).await,
         Action::Shard(verb) => shard::run(&mut client, verb).await,
         Action::Volume(verb) => volume::run(&mut client, verb).await,
         Action::Scrub { shard, output } => scrub::run(&mut client, shard, output).await,

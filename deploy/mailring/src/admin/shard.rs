@@ -1,8 +1,10 @@
 //! `mailring shard`.
 
+use proto::wire::MoveShard;
 use serde::Serialize;
 
 use crate::admin::client::AdminClient;
+use crate::admin::rebalance;
 use crate::admin::survey::{ShardRow, Survey};
 use crate::cli::ShardVerb;
 use crate::failure::Failure;
@@ -29,8 +31,12 @@ struct ShardDetails {
 }
 
 pub async fn run(client: &mut AdminClient, verb: ShardVerb) -> Result<(), Failure> {
+    if let ShardVerb::Move { shard, from, to, watch } = verb {
+        return rebalance::move_shard(client, MoveShard { shard, from, to }, watch).await;
+    }
     let survey = Survey::take(client).await?;
     match verb {
+        ShardVerb::Move { .. } => {}
         ShardVerb::List(output) => {
             let header = ["shard", "leader", "replicas", "wanted", "accounts", "messages", "size", "applied"];
             output.list(&header, &survey.shards(), |shard| {

@@ -10,8 +10,8 @@ use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::group::{Group, SpaceRecord};
 use crate::keys::{
-    GroupId, Kind, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, printable, space_range, u32_at,
-    u64_at,
+    GroupId, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, printable,
+    space_range, u32_at, u64_at,
 };
 use crate::records::decode;
 use crate::store::Family;
@@ -288,7 +288,7 @@ impl Book {
                 let mut own = self.spaces.iter().filter(|(_, (owner, _))| owner == group);
                 own.any(|(space, _)| meets(space_range(*space)))
             }
-            Family::Meta => [META_VOTE, META_PURGED, META_SPACE, META_INSTALL].iter().any(|name| {
+            Family::Meta => [META_VOTE, META_PURGED, META_SPACE, META_INSTALL, META_BEGUN].iter().any(|name| {
                 let key = meta_key(*name, *group);
                 let behind = [&key[..], &[0]].concat();
                 meets((key, behind))

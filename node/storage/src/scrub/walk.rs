@@ -20,8 +20,8 @@ use crate::faults::HalfName;
 use crate::group::{Group, SpaceRecord};
 use crate::half::{Half, Progress};
 use crate::keys::{
-    GroupId, META_HOME, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, space_range, u32_at,
-    u64_at,
+    GroupId, META_BEGUN, META_HOME, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, space_range,
+    u32_at, u64_at,
 };
 use crate::log::check_entry;
 use crate::mirror::Mirror;
@@ -134,7 +134,7 @@ impl<'a> Scrub<'a> {
                 sections.push((Family::State, from, to));
             }
         }
-        for name in [META_VOTE, META_PURGED, META_SPACE, META_INSTALL, META_HOME] {
+        for name in [META_VOTE, META_PURGED, META_SPACE, META_INSTALL, META_HOME, META_BEGUN] {
             let key = meta_key(name, group);
             let behind = [&key[..], &[0]].concat();
             sections.push((Family::Meta, key, behind));

@@ -20,7 +20,8 @@ use proto::wire::{
     ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
     MailboxesReply, NodeRecord, NodeStatusReply, PlacementRecord, RegisterNodeRequest, RenameMailboxRequest,
     ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply, SelectRequest,
-    SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
+    WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
@@ -398,7 +399,7 @@ impl DirectoryStore for MemoryNode {
         let changes = [
             Change::Cluster(ClusterRecord { shards: 1, replicas: 1, ..ClusterRecord::default() }),
             Change::Node(NodeRecord { id: 1, address: "in-process:0".to_owned(), ..NodeRecord::default() }),
-            Change::Placement(PlacementRecord { shard: 0, wanted: vec![1] }),
+            Change::Placement(PlacementRecord { shard: 0, wanted: vec![1], ..Default::default() }),
             Change::Domain(DomainRecord { name: "example.test".to_owned() }),
             Change::Account(account_record(ACCOUNT, "alice@example.test", true)),
         ];
@@ -440,6 +441,14 @@ impl DirectoryStore for MemoryNode {
     }
 
     async fn digest_shard(&self, _: DigestShardRequest) -> MailResult<DigestShardReply> {
+        unsupported()
+    }
+
+    async fn shard_members(&self, _: ShardMembersRequest) -> MailResult<ShardMembersReply> {
+        unsupported()
+    }
+
+    async fn rebalance(&self, _: RebalanceRequest) -> MailResult<RebalanceReply> {
         unsupported()
     }
 }

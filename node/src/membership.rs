@@ -1,0 +1,221 @@
+//! Makes each shard's group the one that the directory wants: its leader changes the membership, one step a round
+//! ([`step`]); nodes begin the replicas that it tells them to, and drop those that their group goes on without.
+
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use directory::RebalanceState;
+use openraft::{BasicNode, ChangeMembers};
+use proto::wire::{BeginReplicaRequest, NodeStatusReply, ShardMembersReply, ShardMembersRequest};
+use proto::{DirectoryStore, GrpcNode};
+use tokio::sync::watch;
+use types::{MailError, MailResult, NodeId, ShardId};
+
+use self::step::{Replica, Step, View};
+use crate::Node;
+use crate::shard::Shard;
+use crate::step_aside;
+
+const ROUND: Duration = Duration::from_millis(500);
+/// A node that does not say within this how it is will be asked again.
+const STATUS_MAX: Duration = Duration::from_secs(2);
+/// Steps of one round: each may wait for a majority.
+const STEPS_MAX: usize = 8;
+
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let mut revisions = node.groups().directory_state.revisions();
+    loop {
+        round(&node).await;
+        drop_unwanted(&node).await;
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = revisions.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// One round over the shards that this node leads.
+async fn round(node: &Node) {
+    let mut asked: BTreeMap<NodeId, Option<NodeStatusReply>> = BTreeMap::new();
+    let mut steps = 0;
+    let mut copying = BTreeSet::new();
+    let mut held = BTreeSet::new();
+    for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads()) {
+        let mut view = view(node, &shard);
+        copying.extend(view.learners.iter().map(|learner| (shard.group.id, learner.0)));
+        if view.is_held {
+            held.insert(shard.group.id);
+        }
+        if view.is_well() || steps >= STEPS_MAX {
+            continue;
+        }
+        let unsure = |id: &NodeId| *id != node.id() && !view.replicas.get(id).is_some_and(|replica| replica.is_heard);
+        let members = view.wanted.iter().chain(view.voters.iter().flatten()).chain(&view.learners);
+        let members: BTreeSet<NodeId> = members.copied().filter(unsure).collect();
+        for replica in members {
+            if let std::collections::btree_map::Entry::Vacant(entry) = asked.entry(replica) {
+                entry.insert(status(node, replica).await);
+            }
+            if let Some(Some(status)) = asked.get(&replica) {
+                let seen = view.replicas.entry(replica).or_default();
+                seen.is_lost = status.lost_shards.contains(&shard.id.0);
+                seen.is_absent = status.absent_shards.contains(&shard.id.0);
+                seen.runs = status.groups.iter().any(|group| group.group == shard.id.0 && group.role != "stopped");
+            }
+        }
+        let Some(step) = step::next(&view) else { continue };
+        steps += 1;
+        match take(node, &shard, step.clone()).await {
+            Ok(()) => tracing::info!(shard = shard.id.0, ?step, "membership changed a step"),
+            Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),
+        }
+    }
+    node.groups().peers.set_copying(copying, held);
+}
+
+fn view(node: &Node, shard: &Shard) -> View {
+    let metrics = shard.group.metrics();
+    let membership = metrics.membership_config.membership();
+    let (wanted, is_held) = {
+        let directory = node.groups().directory_state.read();
+        let placement = directory.placement(shard.id);
+        let is_paused = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Paused);
+        let is_moving = placement.is_some_and(|placement| !placement.previous.is_empty());
+        (placement.map(|placement| placement.wanted.clone()).unwrap_or_default(), is_paused && is_moving)
+    };
+    let applied = metrics.last_applied.map(|id| id.index);
+    let members = membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
+    let seen = |id: NodeId| Replica {
+        is_heard: shard.group.hears(id),
+        has_caught_up: shard.group.is_level(id),
+        ..Replica::default()
+    };
+    View {
+        own: node.id(),
+        wanted,
+        voters: membership.get_joint_config().iter().map(|set| set.iter().copied().map(NodeId).collect()).collect(),
+        learners: membership.learner_ids().map(NodeId).collect(),
+        is_settled: metrics.membership_config.log_id().as_ref().map(|id| id.index) <= applied,
+        is_held,
+        replicas: members.map(|id| (id, seen(id))).collect(),
+    }
+}
+
+pub fn at(node: &Node, replica: NodeId) -> Option<GrpcNode> {
+    let peers = &node.groups().peers;
+    let address = peers.address(replica.0)?;
+    peers.channel(replica.0, &address).ok().map(GrpcNode::new)
+}
+
+pub async fn status(node: &Node, replica: NodeId) -> Option<NodeStatusReply> {
+    let status = tokio::time::timeout(STATUS_MAX, at(node, replica)?.node_status()).await.ok()?.ok()?;
+    // Another node may have its address by now.
+    status.identity.as_ref().is_some_and(|identity| identity.node_id == replica.0).then_some(status)
+}
+
+async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
+    let change = match step {
+        Step::Begin(replica) => return begin_at(node, shard, replica, false).await,
+        Step::AddLearner(replica) => {
+            let address = node.groups().peers.address(replica.0).ok_or(MailError::Unavailable)?;
+            let learner = BasicNode::new(address);
+            let added = shard.group.raft.add_learner(replica.0, learner, false).await;
+            return added.map(drop).map_err(|e| MailError::CannotDo(e.to_string()));
+        }
+        Step::HandOver(heir) => {
+            if !step_aside::serves_well(node, heir).await {
+                return Err(MailError::CannotDo("the heir's disk is full or stalls".to_owned()));
+            }
+            shard.group.hand_over(heir).await;
+            return Ok(());
+        }
+        Step::Remove(replica) => match has_vote(shard, replica) {
+            true => ChangeMembers::RemoveVoters([replica.0].into()),
+            false => ChangeMembers::RemoveNodes([replica.0].into()),
+        },
+        Step::Settle(voters) | Step::Change(voters) => {
+            ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|voter| voter.0).collect())
+        }
+    };
+    let changed = shard.group.raft.change_membership(change, false).await;
+    changed.map(drop).map_err(|e| MailError::CannotDo(e.to_string()))
+}
+
+fn has_vote(shard: &Shard, replica: NodeId) -> bool {
+    shard.group.metrics().membership_config.membership().voter_ids().any(|voter| voter == replica.0)
+}
+
+/// As the shard's leader: tells a node that it may begin an empty replica. `discard`: what it has is damaged, and no member.
+pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard: bool) -> MailResult<()> {
+    // So that it is no leader of long ago that says so, and what it has applied is all that was ever acknowledged.
+    shard.group.read_barrier().await?;
+    let (vote, votes_from) = shard.group.standing()?;
+    let peer = at(node, replica).ok_or(MailError::Unavailable)?;
+    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from }).await
+}
+
+/// On the replica's node: begins an empty replica where there is none, or in the place of one that was lost, or that is
+/// damaged and to be discarded. Only the leader of its group may say so.
+pub async fn begin(node: &Node, request: BeginReplicaRequest) -> MailResult<()> {
+    let shard = ShardId(request.shard);
+    let vote = crate::raft::vote_record(request.vote).map_err(|e| MailError::Invalid(e.to_string()))?;
+    let begun = node.groups().begin_replica(shard, request.discard, vote, request.votes_from).await;
+    match begun.map_err(|error| MailError::Internal(error.to_string()))? {
+        Some(volume) => {
+            tracing::info!(shard = shard.0, volume, "replica begun");
+            Ok(())
+        }
+        None => Err(MailError::CannotDo("no replica is to begin here, or no volume has room".to_owned())),
+    }
+}
+
+/// As a shard's leader.
+pub async fn members(node: &Node, shard: ShardId) -> MailResult<ShardMembersReply> {
+    let shard = node.groups().shard(shard)?;
+    shard.group.read_barrier().await?;
+    let metrics = shard.group.metrics();
+    let membership = metrics.membership_config.membership();
+    Ok(ShardMembersReply { voters: membership.voter_ids().collect(), learners: membership.learner_ids().collect() })
+}
+
+/// Drops replicas that are not wanted here any more, once their groups have gone on without them.
+async fn drop_unwanted(node: &Node) {
+    let unwanted: Vec<(ShardId, Vec<NodeId>)> = {
+        let directory = node.groups().directory_state.read();
+        let shards = node.groups().shards();
+        let placed = shards.iter().filter_map(|shard| directory.placement(shard.id));
+        let named = |list: &[NodeId]| list.contains(&node.id());
+        placed
+            .filter(|placement| placement.initialised && !named(&placement.wanted) && !named(&placement.previous))
+            .map(|placement| (placement.shard, placement.wanted.clone()))
+            .collect()
+    };
+    for (shard, others) in unwanted {
+        if is_member(node, shard, &others).await != Some(false) {
+            continue;
+        }
+        // Asked again once it says nothing any more: nobody has counted on it between.
+        let left = node.groups().leave(shard, || async { is_member(node, shard, &others).await }).await;
+        match left {
+            Ok(true) => tracing::info!(shard = shard.0, "replica that is not wanted here any more dropped"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(shard = shard.0, %error, "replica cannot be dropped"),
+        }
+    }
+}
+
+/// Whether this node is a member of a shard's group; `None` where no leader says so.
+async fn is_member(node: &Node, shard: ShardId, others: &[NodeId]) -> Option<bool> {
+    for other in others {
+        let Some(peer) = at(node, *other) else { continue };
+        let asked = tokio::time::timeout(STATUS_MAX, peer.shard_members(ShardMembersRequest { shard: shard.0 })).await;
+        if let Ok(Ok(members)) = asked {
+            return Some(members.voters.iter().chain(&members.learners).any(|member| *member == node.id().0));
+        }
+    }
+    None
+}

@@ -1,0 +1,382 @@
+//! Conducts rebalances, on the directory's leader: plans them, lets shards move in turn, notes which have arrived, gives up
+//! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
+//! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
+
+mod report;
+mod turns;
+mod voters;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use directory::{Command, NodeState, Placement, RebalanceState};
+use futures_util::future::join_all;
+use openraft::ChangeMembers;
+use proto::DirectoryStore;
+use proto::wire::rebalance_request::Action;
+use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceReply, RebalanceRequest};
+use tokio::sync::watch;
+use types::{MailError, MailResult, NodeId, ShardId};
+
+use self::turns::Turn;
+use self::voters::Candidate;
+use crate::Node;
+use crate::bootstrap::propose;
+use crate::membership::status;
+use crate::shard::unix_ms;
+use crate::step_aside;
+
+const ROUND: Duration = Duration::from_millis(500);
+/// A directory voter that says nothing for so long is replaced by one that does, if there is one.
+const SILENT_VOTER: Duration = Duration::from_secs(30);
+
+/// What every node says of its groups, and which node leads each shard.
+struct Observed {
+    statuses: BTreeMap<NodeId, NodeStatusReply>,
+}
+
+impl Observed {
+    /// Asks every node that is not removed.
+    async fn take(node: &Node) -> Observed {
+        let nodes: Vec<NodeId> = {
+            let directory = node.groups().directory_state.read();
+            let present = directory.nodes().filter(|known| known.state != NodeState::Removed);
+            present.map(|known| known.id).collect()
+        };
+        let asked = join_all(nodes.iter().map(async |id| match *id == node.id() {
+            true => node.node_status().await.ok(),
+            false => status(node, *id).await,
+        }));
+        let statuses = nodes.iter().copied().zip(asked.await);
+        Observed { statuses: statuses.filter_map(|(id, status)| Some((id, status?))).collect() }
+    }
+
+    /// A shard's group as its leader sees it; the newest, where two believe that they lead.
+    fn led(&self, shard: ShardId) -> Option<&GroupStatus> {
+        let groups = self.statuses.values().flat_map(|status| &status.groups);
+        groups.filter(|group| group.group == shard.0 && group.role == "leader").max_by_key(|group| group.term)
+    }
+
+    /// What a copy of each shard has, in octets.
+    fn octets(&self) -> BTreeMap<ShardId, u64> {
+        let mut octets: BTreeMap<ShardId, u64> = BTreeMap::new();
+        for group in self.statuses.values().flat_map(|status| &status.groups).filter(|one| one.group != u32::MAX) {
+            let most = octets.entry(ShardId(group.group)).or_default();
+            *most = group.octets.max(*most);
+        }
+        octets
+    }
+
+    /// The shards that lack a replica, or a leader.
+    fn degraded<'a>(&self, placements: impl Iterator<Item = &'a Placement>) -> BTreeSet<ShardId> {
+        let is_whole = |shard: ShardId| {
+            self.led(shard).is_some_and(|group| group.voters.iter().all(|voter| group.current.contains(voter)))
+        };
+        placements.map(|placement| placement.shard).filter(|shard| !is_whole(*shard)).collect()
+    }
+
+    fn has_arrived(&self, placement: &Placement) -> bool {
+        let wanted: BTreeSet<u64> = placement.wanted.iter().map(|node| node.0).collect();
+        self.led(placement.shard).is_some_and(|group| {
+            !group.joint && group.learners.is_empty() && group.voters.iter().copied().collect::<BTreeSet<_>>() == wanted
+        })
+    }
+}
+
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let mut revisions = node.groups().directory_state.revisions();
+    let mut heard: HashMap<NodeId, Instant> = HashMap::new();
+    loop {
+        if node.groups().directory.leads() {
+            listen(&node, &mut heard);
+            if let Err(error) = give_up_dead_nodes(&node, &heard).await {
+                tracing::debug!(%error, "dead node not given up");
+            }
+            if let Err(error) = choose_voters(&node, &heard).await {
+                tracing::debug!(%error, "directory voters not changed");
+            }
+            if let Err(error) = conduct(&node).await {
+                tracing::debug!(%error, "rebalance not conducted");
+            }
+        } else {
+            heard.clear();
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = revisions.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Notes who answered; a new leader gives everybody the whole time again.
+fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) {
+    let now = Instant::now();
+    let directory = node.groups().directory_state.read();
+    for known in directory.nodes() {
+        let last = heard.entry(known.id).or_insert(now);
+        if node.groups().directory.hears(known.id) {
+            *last = now;
+        }
+    }
+}
+
+fn silent_for(heard: &HashMap<NodeId, Instant>, id: NodeId) -> Duration {
+    heard.get(&id).map_or(Duration::ZERO, Instant::elapsed)
+}
+
+/// A node that has been away for too long loses its replicas to others, as long as there are enough others.
+async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> MailResult<()> {
+    let limit = Duration::from_secs(node.settings().dead_node_s);
+    if limit.is_zero() {
+        return Ok(());
+    }
+    let dead: Option<(NodeId, String)> = {
+        let directory = node.groups().directory_state.read();
+        let Some(cluster) = directory.cluster() else { return Ok(()) };
+        let active = || directory.nodes().filter(|known| known.state == NodeState::Active);
+        let is_dead = |id: NodeId| silent_for(heard, id) >= limit;
+        let living = active().filter(|known| !is_dead(known.id)).count();
+        let dead = active().find(|known| is_dead(known.id));
+        dead.filter(|_| living >= cluster.replicas as usize).map(|known| (known.id, known.name.clone()))
+    };
+    let Some((id, name)) = dead else { return Ok(()) };
+    tracing::warn!(
+        node = id.0,
+        name,
+        limit_s = limit.as_secs(),
+        "node has been away for too long, its replicas are made anew"
+    );
+    propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
+    let observed = Observed::take(node).await;
+    start(node, &observed).await
+}
+
+/// Brings the directory's voters to those that should vote, one step a round.
+async fn choose_voters(node: &Node, heard: &HashMap<NodeId, Instant>) -> MailResult<()> {
+    let group = &node.groups().directory;
+    let metrics = group.metrics();
+    let membership = metrics.membership_config.membership();
+    let applied = metrics.last_applied.map(|id| id.index);
+    if metrics.membership_config.log_id().as_ref().map(|id| id.index) > applied {
+        return Ok(());
+    }
+    let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+    let is_member = |id: NodeId| membership.get_node(&id.0).is_some();
+    let (wanted, records, removed) = {
+        let directory = node.groups().directory_state.read();
+        // While a cluster is being founded its nodes come one by one.
+        if directory.nodes().count() < node.settings().cluster.nodes.len() {
+            return Ok(());
+        }
+        let candidates: Vec<Candidate> = directory
+            .nodes()
+            .map(|known| Candidate {
+                id: known.id,
+                zone: known.zone.clone(),
+                stays: known.state == NodeState::Active && is_member(known.id),
+                lives: silent_for(heard, known.id) < SILENT_VOTER,
+                votes: voters.contains(&known.id),
+            })
+            .collect();
+        let removed: Vec<NodeId> = directory
+            .nodes()
+            .filter(|known| known.state == NodeState::Removed && is_member(known.id) && !voters.contains(&known.id))
+            .map(|known| known.id)
+            .collect();
+        let records: Vec<(NodeId, bool)> = directory
+            .nodes()
+            .filter(|known| known.state != NodeState::Removed && known.directory_voter != voters.contains(&known.id))
+            .map(|known| (known.id, voters.contains(&known.id)))
+            .collect();
+        (voters::choose(&candidates), records, removed)
+    };
+    let refused = |error: String| MailError::CannotDo(error);
+    if membership.get_joint_config().len() > 1 || wanted != voters {
+        let joint = membership.get_joint_config().len() > 1;
+        let target = match joint {
+            true => membership.get_joint_config().last().cloned().unwrap_or_default(),
+            false => wanted.iter().map(|id| id.0).collect(),
+        };
+        let ready = target.iter().filter(|id| group.hears(NodeId(**id)) && group.is_level(NodeId(**id))).count();
+        if !joint && (ready <= target.len() / 2 || wanted.iter().any(|id| !voters.contains(id) && !group.is_level(*id)))
+        {
+            return Ok(());
+        }
+        if !target.contains(&node.id().0) {
+            let stays = |id: &&NodeId| target.contains(&id.0) && group.has_caught_up(**id);
+            if let Some(heir) = voters.iter().find(stays)
+                && step_aside::serves_well(node, *heir).await
+            {
+                group.hand_over(*heir).await;
+            }
+            return Ok(());
+        }
+        tracing::info!(?wanted, "directory voters change");
+        // Every node follows the directory, whether it votes or not.
+        let change = ChangeMembers::ReplaceAllVoters(target);
+        group.raft.change_membership(change, true).await.map_err(|e| refused(e.to_string()))?;
+        return Ok(());
+    }
+    if let Some((id, voter)) = records.first().copied() {
+        return propose(node, &Command::SetNodeVoter { id, voter }).await;
+    }
+    if let Some(gone) = removed.first() {
+        let change = ChangeMembers::RemoveNodes([gone.0].into());
+        group.raft.change_membership(change, true).await.map_err(|e| refused(e.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Notes which moves have ended, and begins those whose turn it is.
+async fn conduct(node: &Node) -> MailResult<()> {
+    if !is_under_way(node) {
+        return Ok(());
+    }
+    let observed = Observed::take(node).await;
+    let (arrived, begin) = {
+        let directory = node.groups().directory_state.read();
+        let under_way = || directory.placements().filter(|placement| !placement.previous.is_empty());
+        let arrived: Vec<ShardId> =
+            under_way().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
+        let moving: Vec<Turn> = under_way()
+            .filter(|placement| !arrived.contains(&placement.shard))
+            .map(|placement| turn(placement, &placement.previous, &placement.wanted))
+            .collect();
+        let waiting: Vec<Turn> = directory
+            .placements()
+            .filter(|placement| !placement.planned.is_empty())
+            .map(|placement| turn(placement, &placement.wanted, &placement.planned))
+            .collect();
+        let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
+        let settled = directory.placements().filter(|placement| placement.previous.is_empty());
+        let degraded = observed.degraded(settled);
+        (arrived, if is_running { turns::next(&waiting, &moving, &degraded) } else { Vec::new() })
+    };
+    if !arrived.is_empty() {
+        tracing::info!(shards = ?arrived, "shards have moved");
+        propose(node, &Command::EndMoves { shards: arrived }).await?;
+    }
+    if !begin.is_empty() {
+        tracing::info!(shards = ?begin, "shards begin to move");
+        propose(node, &Command::BeginMoves { shards: begin }).await?;
+    }
+    Ok(())
+}
+
+fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {
+    Turn { shard: placement.shard, from: from.to_vec(), to: to.to_vec() }
+}
+
+fn is_under_way(node: &Node) -> bool {
+    let directory = node.groups().directory_state.read();
+    directory.placements().any(|placement| !placement.previous.is_empty() || !placement.planned.is_empty())
+}
+
+/// Plans from what the nodes are, and has it begun.
+async fn start(node: &Node, observed: &Observed) -> MailResult<()> {
+    let targets = node.groups().directory_state.read().propose_rebalance(&observed.octets());
+    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s() }).await
+}
+
+fn unix_s() -> u64 {
+    unix_ms().div_euclid(1000).unsigned_abs()
+}
+
+/// What an administrator asks for, on the directory's leader.
+pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<RebalanceReply> {
+    let action = request.action.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
+    let group = &node.groups().directory;
+    if !group.leads() {
+        return Err(MailError::NotLeader { hint: group.metrics().current_leader.map(NodeId) });
+    }
+    group.read_barrier().await?;
+    let observed = Observed::take(node).await;
+    let plans = !request.no_rebalance;
+    let state = |state| Command::SetRebalanceState { state };
+    match action {
+        Action::Plan(_) => {
+            let directory = node.groups().directory_state.read();
+            let targets = directory.propose_rebalance(&observed.octets());
+            return Ok(report::planned(&directory, &observed, &targets));
+        }
+        Action::Status(_) => {}
+        Action::Apply(_) => start(node, &observed).await?,
+        Action::Pause(_) => propose(node, &state(RebalanceState::Paused)).await?,
+        Action::Resume(_) => propose(node, &state(RebalanceState::Running)).await?,
+        Action::Abort(_) => propose(node, &state(RebalanceState::Aborted)).await?,
+        Action::Join(join) => join_node(node, join, plans.then_some(&observed)).await?,
+        Action::Drain(name) => {
+            let id = named(node, &name)?;
+            propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
+            if plans {
+                start(node, &observed).await?;
+            }
+        }
+        Action::Remove(name) => {
+            let id = named(node, &name)?;
+            remove_node(node, id, &name).await?;
+        }
+        Action::MoveShard(one) => move_shard(node, &one).await?,
+    }
+    let directory = node.groups().directory_state.read();
+    Ok(report::status(&directory, &observed))
+}
+
+fn named(node: &Node, name: &str) -> MailResult<NodeId> {
+    let directory = node.groups().directory_state.read();
+    let known = directory.node_by_name(name).map(|known| known.id);
+    known.ok_or_else(|| MailError::CannotDo(format!("no node {} is known", name.escape_debug())))
+}
+
+async fn join_node(node: &Node, join: JoinNode, plan: Option<&Observed>) -> MailResult<()> {
+    let id = named(node, &join.name)?;
+    let (zone, weight) = {
+        let directory = node.groups().directory_state.read();
+        directory.node(id).map(|known| (known.zone.clone(), known.weight)).unwrap_or_default()
+    };
+    let zone = if join.zone.is_empty() { zone } else { join.zone };
+    let weight = if join.weight == 0 { weight } else { join.weight };
+    propose(node, &Command::UpdateNode { id, zone, weight }).await?;
+    propose(node, &Command::SetNodeState { id, state: NodeState::Active }).await?;
+    match plan {
+        Some(observed) => start(node, observed).await,
+        None => Ok(()),
+    }
+}
+
+/// Only a node that holds nothing any more goes: what is wanted elsewhere must have arrived there.
+async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
+    let votes = node.groups().directory.metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
+    let state = node.groups().directory_state.read().node(id).map(|known| known.state);
+    if state == Some(NodeState::Active) {
+        return Err(MailError::CannotDo(format!("node {name} is active: drain it first")));
+    }
+    if votes {
+        return Err(MailError::CannotDo(format!("node {name} still votes in the directory: its drain is not done")));
+    }
+    propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
+}
+
+async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
+    let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
+    let target = {
+        let directory = node.groups().directory_state.read();
+        let placement = directory.placement(shard);
+        let placement = placement.ok_or_else(|| MailError::CannotDo(format!("no shard {shard}")))?;
+        let mut target = placement.wanted.clone();
+        if target.contains(&to) {
+            return Err(MailError::CannotDo(format!("shard {shard} is on node {} already", one.to)));
+        }
+        let Some(place) = target.iter_mut().find(|place| **place == from) else {
+            return Err(MailError::CannotDo(format!("shard {shard} is not on node {}", one.from)));
+        };
+        if directory.node(to).is_none_or(|known| known.state != NodeState::Active) {
+            return Err(MailError::CannotDo(format!("node {} is not active", one.to)));
+        }
+        *place = to;
+        target
+    };
+    let targets = BTreeMap::from([(shard, target)]);
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await
+}

@@ -1,0 +1,171 @@
+//! What an administrator is told of a rebalance. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use directory::{Directory, NodeState, RebalanceState};
+use proto::wire::{NodeShare, RebalanceReply, ShardMove};
+use types::{NodeId, ShardId};
+
+use super::Observed;
+
+/// Of a plan that nothing has been done about.
+pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
+    let moves = targets.iter().filter_map(|(shard, to)| {
+        let from = &directory.placement(*shard)?.wanted;
+        moves_data(from, to).then(|| shard_move(observed, *shard, from, to, "planned"))
+    });
+    let moves: Vec<ShardMove> = moves.collect();
+    let after = |shard: ShardId| targets.get(&shard).cloned();
+    RebalanceReply {
+        state: "planned".to_owned(),
+        started_unix_s: 0,
+        shards_total: moves.len() as u32,
+        moves,
+        shares: shares(directory, observed, after),
+        warnings: warnings(directory, observed),
+        waits_because: String::new(),
+    }
+}
+
+pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
+    let rebalance = directory.rebalance();
+    let state = match rebalance.map(|rebalance| rebalance.state) {
+        None => "none",
+        Some(RebalanceState::Running) => "running",
+        Some(RebalanceState::Paused) => "paused",
+        Some(RebalanceState::Finished) => "finished",
+        Some(RebalanceState::Aborted) => "aborted",
+    };
+    let mut moves = Vec::new();
+    for placement in directory.placements() {
+        if !placement.previous.is_empty() {
+            let phase = match (state, observed.led(placement.shard)) {
+                ("aborted", _) => "undoing",
+                (_, Some(group)) if placement.wanted.iter().all(|node| group.current.contains(&node.0)) => "switching",
+                _ => "copying",
+            };
+            moves.push(shard_move(observed, placement.shard, &placement.previous, &placement.wanted, phase));
+        }
+        if !placement.planned.is_empty() {
+            moves.push(shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued"));
+        }
+    }
+    let after = |shard: ShardId| {
+        let placement = directory.placement(shard)?;
+        (!placement.planned.is_empty()).then(|| placement.planned.clone())
+    };
+    RebalanceReply {
+        state: state.to_owned(),
+        started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
+        shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
+        moves,
+        shares: shares(directory, observed, after),
+        warnings: warnings(directory, observed),
+        waits_because: waits_because(directory, observed),
+    }
+}
+
+/// More than the order of the list differs.
+fn moves_data(from: &[NodeId], to: &[NodeId]) -> bool {
+    from.iter().collect::<BTreeSet<_>>() != to.iter().collect::<BTreeSet<_>>()
+}
+
+fn shard_move(observed: &Observed, shard: ShardId, from: &[NodeId], to: &[NodeId], phase: &str) -> ShardMove {
+    let without = |list: &[NodeId], other: &[NodeId]| -> Vec<u64> {
+        list.iter().filter(|node| !other.contains(node)).map(|node| node.0).collect()
+    };
+    let (gone, come) = (without(from, to), without(to, from));
+    let led = observed.led(shard);
+    let octets = led.map_or(0, |group| group.octets);
+    // A snapshot's octets are those of its records, which may be some more than those of the mail in it.
+    let sent = |node: &u64| led.and_then(|group| group.copies.iter().find(|copy| copy.node == *node));
+    let copied = come.iter().map(|node| match led {
+        Some(group) if group.current.contains(node) => octets,
+        _ => sent(node).map_or(0, |copy| copy.octets.min(octets)),
+    });
+    ShardMove {
+        shard: shard.0,
+        accounts: led.map_or(0, |group| group.accounts),
+        messages: led.map_or(0, |group| group.messages),
+        octets,
+        phase: phase.to_owned(),
+        copied_octets: copied.sum(),
+        from: gone,
+        to: come,
+    }
+}
+
+fn shares(
+    directory: &Directory,
+    observed: &Observed,
+    after: impl Fn(ShardId) -> Option<Vec<NodeId>>,
+) -> Vec<NodeShare> {
+    let octets = observed.octets();
+    let mut shares: BTreeMap<NodeId, NodeShare> = directory
+        .nodes()
+        .filter(|known| known.state != NodeState::Removed)
+        .map(|known| {
+            let (node, weight, eligible) = (known.id.0, known.weight, known.state == NodeState::Active);
+            (known.id, NodeShare { node, weight, eligible, ..NodeShare::default() })
+        })
+        .collect();
+    for placement in directory.placements() {
+        let own = octets.get(&placement.shard).copied().unwrap_or(0);
+        // Where it is, as far as its leader says.
+        let voters = observed.led(placement.shard).map(|group| group.voters.iter().copied().map(NodeId).collect());
+        let now: Vec<NodeId> = voters.unwrap_or_else(|| placement.wanted.clone());
+        for node in now {
+            if let Some(share) = shares.get_mut(&node) {
+                share.replicas += 1;
+                share.octets += own;
+            }
+        }
+        for node in after(placement.shard).unwrap_or_else(|| placement.wanted.clone()) {
+            if let Some(share) = shares.get_mut(&node) {
+                share.replicas_after += 1;
+                share.octets_after += own;
+            }
+        }
+    }
+    shares.into_values().collect()
+}
+
+fn waits_because(directory: &Directory, observed: &Observed) -> String {
+    let waiting: BTreeSet<ShardId> =
+        directory.placements().filter(|one| !one.planned.is_empty()).map(|placement| placement.shard).collect();
+    if waiting.is_empty() {
+        return String::new();
+    }
+    let settled = directory.placements().filter(|placement| placement.previous.is_empty());
+    let degraded = observed.degraded(settled);
+    match degraded.iter().find(|shard| !waiting.contains(shard)).or(degraded.iter().next()) {
+        Some(shard) => format!("shard {shard} lacks a replica or a leader"),
+        None => String::new(),
+    }
+}
+
+fn warnings(directory: &Directory, observed: &Observed) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let Some(cluster) = directory.cluster() else { return warnings };
+    let active: Vec<_> = directory.nodes().filter(|known| known.state == NodeState::Active).collect();
+    let zones: BTreeSet<&str> = active.iter().map(|known| known.zone.as_str()).collect();
+    let replicas = cluster.replicas as usize;
+    if active.len() < replicas {
+        warnings.push(format!(
+            "{} active nodes hold {} replicas of each shard, not {replicas}",
+            active.len(),
+            active.len()
+        ));
+    }
+    if zones.len() > 1 && zones.len() < replicas {
+        warnings.push(format!("{} zones: some hold more than one of a shard's {replicas} replicas", zones.len()));
+    }
+    for known in &active {
+        match observed.statuses.get(&known.id) {
+            None => warnings.push(format!("node {} does not answer", known.name)),
+            Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
+            Some(_) => {}
+        }
+    }
+    warnings
+}

@@ -1,0 +1,77 @@
+//! Whose turn it is to move. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use types::{NodeId, ShardId};
+
+/// Moves that one node takes part in at once: as the one that gives, or that gets.
+const MOVES_PER_NODE_MAX: usize = 2;
+
+/// A shard that changes replicas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Turn {
+    pub shard: ShardId,
+    pub from: Vec<NodeId>,
+    pub to: Vec<NodeId>,
+}
+
+impl Turn {
+    fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let gives = self.from.iter().filter(|node| !self.to.contains(node));
+        let gets = self.to.iter().filter(|node| !self.from.contains(node));
+        gives.chain(gets).copied()
+    }
+}
+
+/// Which of the moves that wait begin now. While a shard lacks a replica only moves of such shards begin: they may be what
+/// mends it, and no other gets worse meanwhile.
+pub fn next(waiting: &[Turn], under_way: &[Turn], degraded: &BTreeSet<ShardId>) -> Vec<ShardId> {
+    let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for node in under_way.iter().flat_map(Turn::nodes) {
+        *busy.entry(node).or_default() += 1;
+    }
+    let mut begin = Vec::new();
+    for turn in waiting.iter().filter(|turn| degraded.is_empty() || degraded.contains(&turn.shard)) {
+        let moving = under_way.iter().any(|other| other.shard == turn.shard);
+        if moving || turn.nodes().any(|node| busy.get(&node).copied().unwrap_or(0) >= MOVES_PER_NODE_MAX) {
+            continue;
+        }
+        for node in turn.nodes() {
+            *busy.entry(node).or_default() += 1;
+        }
+        begin.push(turn.shard);
+    }
+    begin
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use types::{NodeId, ShardId};
+
+    use super::{Turn, next};
+
+    fn turn(shard: u32, from: &[u64], to: &[u64]) -> Turn {
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+        Turn { shard: ShardId(shard), from: ids(from), to: ids(to) }
+    }
+
+    #[test]
+    fn a_node_takes_part_in_two_moves_at_once() {
+        let waiting: Vec<Turn> = (0..6).map(|shard| turn(shard, &[1, 2, 3], &[1, 2, 4])).collect();
+        assert_eq!(next(&waiting, &[], &BTreeSet::new()), [ShardId(0), ShardId(1)]);
+        assert_eq!(next(&waiting[1..], &waiting[..1], &BTreeSet::new()), [ShardId(1)]);
+        assert_eq!(next(&waiting[2..], &waiting[..2], &BTreeSet::new()), []);
+        let apart = [turn(7, &[5, 6, 7], &[5, 6, 8]), turn(0, &[1, 2, 4], &[1, 2, 9])];
+        // Another pair of nodes goes on meanwhile; a shard that moves waits for its next move.
+        assert_eq!(next(&apart, &waiting[..1], &BTreeSet::new()), [ShardId(7)]);
+    }
+
+    #[test]
+    fn while_a_shard_lacks_a_replica_only_such_shards_move() {
+        let waiting = [turn(0, &[1, 2, 3], &[1, 2, 4]), turn(1, &[1, 2, 3], &[1, 2, 4])];
+        assert_eq!(next(&waiting, &[], &BTreeSet::from([ShardId(1)])), [ShardId(1)]);
+        assert_eq!(next(&waiting, &[], &BTreeSet::from([ShardId(9)])), []);
+    }
+}

@@ -1,0 +1,164 @@
+//! How fast copies of shards may go to other nodes: as fast as mail allows. The rate falls while changes of mail take longer
+//! than they do without copies, and rises while they do not.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Slower than this a copy would never catch up.
+const RATE_MIN: u64 = 1024 * 1024;
+const RATE_FIRST: u64 = 8 * 1024 * 1024;
+/// Without copies a change takes less than this however it is counted; nothing is slowed down for less.
+const LATENCY_MIN: Duration = Duration::from_millis(20);
+/// How much longer changes may take than without copies.
+const LATENCY_RATIO: f64 = 1.5;
+/// Fewer changes than this tell nothing.
+const SAMPLES_MIN: u32 = 8;
+/// Buckets a factor of the square root of two apart, from a tenth of a millisecond to ten minutes.
+const BUCKETS: usize = 48;
+const BUCKET_FIRST_S: f64 = 0.0001;
+
+/// Latencies of changes since they were last looked at.
+pub struct Latencies([AtomicU32; BUCKETS]);
+
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies(std::array::from_fn(|_| AtomicU32::new(0)))
+    }
+}
+
+impl Latencies {
+    pub fn add(&self, latency: Duration) {
+        let bucket = (latency.as_secs_f64() / BUCKET_FIRST_S).max(1.0).log2() * 2.0;
+        self.0[(bucket as usize).min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The 99th percentile, rounded up to its bucket; and begins anew. `None` where there were too few.
+    fn take(&self) -> Option<Duration> {
+        let counts: Vec<u32> = self.0.iter().map(|bucket| bucket.swap(0, Ordering::Relaxed)).collect();
+        let all: u32 = counts.iter().sum();
+        if all < SAMPLES_MIN {
+            return None;
+        }
+        let (mut beyond, share) = (0, all / 100);
+        let bucket = (0..BUCKETS).rev().find(|bucket| {
+            beyond += counts[*bucket];
+            beyond > share
+        });
+        bucket.map(|bucket| Duration::from_secs_f64(BUCKET_FIRST_S * 2f64.powf((bucket + 1) as f64 / 2.0)))
+    }
+}
+
+pub struct Throttle {
+    rate: AtomicU64,
+    rate_max: u64,
+    /// Octets that have gone ahead of their time, as of then.
+    debt: Mutex<(Instant, f64)>,
+    used: AtomicBool,
+    /// Of changes without copies, in microseconds; 0 while nothing is known.
+    usual_us: AtomicU64,
+    pub latencies: Latencies,
+}
+
+impl Throttle {
+    pub fn new(rate_max: u64) -> Throttle {
+        Throttle {
+            rate: AtomicU64::new(RATE_FIRST.min(rate_max)),
+            rate_max,
+            debt: Mutex::new((Instant::now(), 0.0)),
+            used: AtomicBool::new(false),
+            usual_us: AtomicU64::new(0),
+            latencies: Latencies::default(),
+        }
+    }
+
+    /// Whether these octets may go now; else how long until it is worth asking again.
+    pub fn pass(&self, octets: usize, now: Instant) -> Result<(), Duration> {
+        self.used.store(true, Ordering::Relaxed);
+        let rate = self.rate.load(Ordering::Relaxed) as f64;
+        let mut debt = self.debt.lock();
+        let left = (debt.1 - now.saturating_duration_since(debt.0).as_secs_f64() * rate).max(0.0);
+        if left > 0.0 {
+            *debt = (now, left);
+            return Err(Duration::from_secs_f64(left / rate));
+        }
+        *debt = (now, octets as f64);
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn octets_per_s(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// To be called at a steady pace: sets the rate by what changes of mail took since the last time.
+    pub fn adapt(&self) {
+        let latency = self.latencies.take();
+        let usual = Duration::from_micros(self.usual_us.load(Ordering::Relaxed));
+        if !self.used.swap(false, Ordering::Relaxed) {
+            if let Some(latency) = latency {
+                let next = if usual.is_zero() { latency } else { usual.mul_f64(0.8) + latency.mul_f64(0.2) };
+                self.usual_us.store(next.as_micros() as u64, Ordering::Relaxed);
+            }
+            self.rate.store(RATE_FIRST.min(self.rate_max), Ordering::Relaxed);
+            return;
+        }
+        let rate = self.rate.load(Ordering::Relaxed);
+        let next = match latency {
+            Some(latency) if latency > usual.mul_f64(LATENCY_RATIO).max(LATENCY_MIN) => rate / 2,
+            _ => rate + rate / 4,
+        };
+        self.rate.store(next.clamp(RATE_MIN.min(self.rate_max), self.rate_max), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Latencies, RATE_MIN, Throttle};
+
+    #[test]
+    fn the_99th_percentile_is_that_of_the_slowest_hundredth() {
+        let latencies = Latencies::default();
+        assert_eq!(latencies.take(), None);
+        (0..980).for_each(|_| latencies.add(Duration::from_millis(2)));
+        (0..20).for_each(|_| latencies.add(Duration::from_millis(200)));
+        let p99 = latencies.take().unwrap();
+        assert!(p99 >= Duration::from_millis(200) && p99 < Duration::from_millis(400), "{p99:?}");
+        (0..1000).for_each(|_| latencies.add(Duration::from_millis(2)));
+        (0..5).for_each(|_| latencies.add(Duration::from_millis(200)));
+        assert!(latencies.take().unwrap() < Duration::from_millis(4));
+    }
+
+    #[test]
+    fn octets_pass_at_the_rate() {
+        let throttle = Throttle::new(1_000_000);
+        let start = Instant::now();
+        assert_eq!(throttle.pass(500_000, start), Ok(()));
+        let wait = throttle.pass(1, start).unwrap_err();
+        assert!((wait.as_secs_f64() - 0.5).abs() < 0.01, "{wait:?}");
+        assert_eq!(throttle.pass(1, start + Duration::from_millis(501)), Ok(()));
+    }
+
+    #[test]
+    fn copies_yield_to_mail_and_come_back() {
+        let throttle = Throttle::new(1 << 30);
+        let window = |throttle: &Throttle, ms: u64, copies: bool| {
+            (0..100).for_each(|_| throttle.latencies.add(Duration::from_millis(ms)));
+            if copies {
+                let _ = throttle.pass(1, Instant::now());
+            }
+            throttle.adapt();
+        };
+        (0..20).for_each(|_| window(&throttle, 30, false));
+        let first = throttle.octets_per_s();
+        (0..8).for_each(|_| window(&throttle, 30, true));
+        assert!(throttle.octets_per_s() > first * 4);
+        (0..20).for_each(|_| window(&throttle, 300, true));
+        assert_eq!(throttle.octets_per_s(), RATE_MIN);
+        (0..60).for_each(|_| window(&throttle, 30, true));
+        assert_eq!(throttle.octets_per_s(), 1 << 30);
+    }
+}
