@@ -228,7 +228,7 @@ fn to_wire(record: &ChangedRecord) -> Option<DirectoryChange> {
             shard: shard.0,
             wanted: placement.wanted.iter().map(|node| node.0).collect(),
         }),
-        ChangedRecord::Placement(_, None) => return None,
+        ChangedRecord::Placement(_, None) | ChangedRecord::Rebalance(_) => return None,
     };
     Some(DirectoryChange { change: Some(change) })
 }
