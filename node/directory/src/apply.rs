@@ -2,6 +2,7 @@
 //! change them. A command that fails changes nothing.
 
 mod nodes;
+mod placements;
 
 use std::collections::BTreeSet;
 
@@ -69,6 +70,7 @@ impl Directory {
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
             Command::SetNodeVoter { id, voter } => self.set_node_voter(*id, *voter),
+            Command::UpdateNode { id, zone, weight } => self.update_node(*id, zone, *weight),
             Command::CreateDomain { name } => self.create_domain(name),
             Command::RemoveDomain { name } => self.remove_domain(name),
             Command::CreateAccount { account, unix_s } => self.create_account(cluster, account, *unix_s),
@@ -83,6 +85,12 @@ impl Directory {
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
             Command::SetPlacements { wanted } => self.set_placements(cluster, revision, wanted),
             Command::MarkShardInitialised { shard } => self.mark_shard_initialised(revision, *shard),
+            Command::StartRebalance { targets, replace, unix_s } => {
+                self.start_rebalance(cluster, revision, targets, *replace, *unix_s)
+            }
+            Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
+            Command::BeginMoves { shards } => self.begin_moves(revision, shards),
+            Command::EndMoves { shards } => self.end_moves(revision, shards),
         }
     }
 

@@ -4,7 +4,7 @@ use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
 use crate::record;
-use crate::values::{Account, Alias, Cluster, Domain, Node, Placement};
+use crate::values::{Account, Alias, Cluster, Domain, Node, Placement, Rebalance};
 
 /// A changed record in both forms, which always agree.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +24,7 @@ pub enum ChangedRecord {
     Alias(AccountName, Option<Alias>),
     Node(NodeId, Option<Node>),
     Placement(ShardId, Option<Placement>),
+    Rebalance(Option<Rebalance>),
 }
 
 impl Change {

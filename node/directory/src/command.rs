@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
-use crate::values::{ClusterId, NodeState, PasswordHash};
+use crate::values::{ClusterId, NodeState, PasswordHash, RebalanceState};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -32,6 +32,12 @@ pub enum Command {
     SetNodeVoter {
         id: NodeId,
         voter: bool,
+    },
+    /// Zone and weight of a node, as `node join` gives them.
+    UpdateNode {
+        id: NodeId,
+        zone: String,
+        weight: u32,
     },
     CreateDomain {
         name: DomainName,
@@ -76,11 +82,46 @@ pub enum Command {
         account: Option<AccountName>,
     },
     /// All or nothing. A shard whose list is as it was keeps its revision.
+    ///
+    /// For shards that have no group yet. What it says of another takes effect at once, without a turn: a move is
+    /// then under way, and what was planned for the shard is forgotten.
     SetPlacements {
         wanted: BTreeMap<ShardId, Vec<NodeId>>,
     },
     MarkShardInitialised {
         shard: ShardId,
+    },
+    /// Plans moves, all or nothing: `planned` of each shard given becomes the list, or empty where that is what is
+    /// wanted already; with `replace`, what was planned for all other shards is forgotten. Moves under way go on.
+    ///
+    /// A list that only puts the wanted nodes in another order (another preferred leader) moves no data: it is wanted
+    /// at once, waits for no turn and counts as no move.
+    ///
+    /// With `replace`, or where no rebalance is running or paused, a new one begins, running. Otherwise the moves join
+    /// that one, and its state stays: one more shard moved by hand does not resume what somebody has paused. Nothing
+    /// begins where nothing is to move.
+    StartRebalance {
+        targets: BTreeMap<ShardId, Vec<NodeId>>,
+        replace: bool,
+        unix_s: u64,
+    },
+    /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
+    /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
+    /// are undone. `Finished` is refused: that it becomes by itself.
+    SetRebalanceState {
+        state: RebalanceState,
+    },
+    /// Turns come: `previous` becomes what was wanted, `wanted` what was planned, and nothing is planned any more.
+    ///
+    /// Shards with nothing planned or with a move under way are left as they are; so are those that are not marked
+    /// as initialised, since their first replica might found the group a second time; and so are all of them unless
+    /// the rebalance is running.
+    BeginMoves {
+        shards: Vec<ShardId>,
+    },
+    /// The groups are as wanted: `previous` becomes empty. A running rebalance with nothing left to move is finished.
+    EndMoves {
+        shards: Vec<ShardId>,
     },
 }
 

@@ -27,4 +27,6 @@ pub use hash::shard_of;
 pub use plan::{Move, PlacementNode, moves, propose};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
-pub use values::{Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement};
+pub use values::{
+    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
+};

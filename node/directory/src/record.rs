@@ -10,6 +10,7 @@
 //! | `l` local`@`domain | alias |
 //! | `n` node id, 8 octets big-endian | node |
 //! | `p` shard, 4 octets big-endian | placement |
+//! | `r` | the last rebalance |
 //!
 //! A value is a format version octet followed by a protobuf message. Fields may be added under new tags; any other
 //! change needs a new version. The index from account id to name is rebuilt in memory when records are loaded.
@@ -20,7 +21,9 @@ use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
 use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
 use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
-use crate::values::{Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement};
+use crate::values::{
+    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
+};
 
 /// The format that this program writes; the only one so far.
 const VERSION: u8 = 1;
@@ -87,6 +90,22 @@ struct PlacementRecord {
     initialised: bool,
     #[prost(uint64, tag = "3")]
     revision: u64,
+    #[prost(fixed64, repeated, tag = "4")]
+    planned: Vec<u64>,
+    #[prost(fixed64, repeated, tag = "5")]
+    previous: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RebalanceRecord {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint32, tag = "2")]
+    state: u32,
+    #[prost(uint64, tag = "3")]
+    started_unix_s: u64,
+    #[prost(uint32, tag = "4")]
+    moves: u32,
 }
 
 pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
@@ -97,6 +116,7 @@ pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
         ChangedRecord::Alias(name, _) => keyed(b'l', name.as_str().as_bytes()),
         ChangedRecord::Node(id, _) => keyed(b'n', &id.0.to_be_bytes()),
         ChangedRecord::Placement(shard, _) => keyed(b'p', &shard.0.to_be_bytes()),
+        ChangedRecord::Rebalance(_) => b"r".to_vec(),
     }
 }
 
@@ -143,12 +163,26 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
         }),
         ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
             versioned(&PlacementRecord {
-                wanted: placement.wanted.iter().map(|node| node.0).collect(),
+                wanted: numbers(&placement.wanted),
                 initialised: placement.initialised,
                 revision: placement.revision,
+                planned: numbers(&placement.planned),
+                previous: numbers(&placement.previous),
+            })
+        }),
+        ChangedRecord::Rebalance(rebalance) => rebalance.as_ref().map(|rebalance| {
+            versioned(&RebalanceRecord {
+                id: rebalance.id,
+                state: rebalance_state_number(rebalance.state),
+                started_unix_s: rebalance.started_unix_s,
+                moves: rebalance.moves,
             })
         }),
     }
+}
+
+fn numbers(nodes: &[NodeId]) -> Vec<u64> {
+    nodes.iter().map(|node| node.0).collect()
 }
 
 fn versioned(message: &impl Message) -> Vec<u8> {
@@ -192,6 +226,7 @@ pub(crate) fn decode(key: &[u8], value: Option<&[u8]>) -> Result<ChangedRecord, 
                 value.map(|bytes| placement(shard, bytes)).transpose().map_err(damaged)?,
             ))
         }
+        b'r' if name.is_empty() => Ok(ChangedRecord::Rebalance(value.map(rebalance).transpose().map_err(damaged)?)),
         _ => Err(damaged("records of this kind are not known".to_owned())),
     }
 }
@@ -273,8 +308,25 @@ fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
 
 fn placement(shard: ShardId, bytes: &[u8]) -> Result<Placement, String> {
     let record: PlacementRecord = body(bytes)?;
-    let wanted = record.wanted.into_iter().map(NodeId).collect();
-    Ok(Placement { shard, wanted, initialised: record.initialised, revision: record.revision })
+    let nodes = |numbers: Vec<u64>| numbers.into_iter().map(NodeId).collect();
+    Ok(Placement {
+        shard,
+        wanted: nodes(record.wanted),
+        planned: nodes(record.planned),
+        previous: nodes(record.previous),
+        initialised: record.initialised,
+        revision: record.revision,
+    })
+}
+
+fn rebalance(bytes: &[u8]) -> Result<Rebalance, String> {
+    let record: RebalanceRecord = body(bytes)?;
+    Ok(Rebalance {
+        id: record.id,
+        state: rebalance_state_of(record.state)?,
+        started_unix_s: record.started_unix_s,
+        moves: record.moves,
+    })
 }
 
 pub(crate) fn state_number(state: NodeState) -> u32 {
@@ -291,5 +343,24 @@ pub(crate) fn state_of(number: u32) -> Result<NodeState, String> {
         2 => Ok(NodeState::Draining),
         3 => Ok(NodeState::Removed),
         other => Err(format!("node state {other} is not known")),
+    }
+}
+
+pub(crate) fn rebalance_state_number(state: RebalanceState) -> u32 {
+    match state {
+        RebalanceState::Running => 1,
+        RebalanceState::Paused => 2,
+        RebalanceState::Finished => 3,
+        RebalanceState::Aborted => 4,
+    }
+}
+
+pub(crate) fn rebalance_state_of(number: u32) -> Result<RebalanceState, String> {
+    match number {
+        1 => Ok(RebalanceState::Running),
+        2 => Ok(RebalanceState::Paused),
+        3 => Ok(RebalanceState::Finished),
+        4 => Ok(RebalanceState::Aborted),
+        other => Err(format!("rebalance state {other} is not known")),
     }
 }

@@ -14,7 +14,7 @@ use crate::error::DirectoryError;
 use crate::limits::ACCOUNTS_PAGE_MAX;
 use crate::plan::{PlacementNode, propose};
 use crate::record;
-use crate::values::{Account, Alias, Cluster, Domain, Node, NodeState, Placement};
+use crate::values::{Account, Alias, Cluster, Domain, Node, NodeState, Placement, Rebalance};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Directory {
@@ -30,6 +30,7 @@ pub struct Directory {
     alias_sources: BTreeMap<AccountName, BTreeSet<AccountName>>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) placements: BTreeMap<ShardId, Placement>,
+    pub(crate) rebalance: Option<Rebalance>,
 }
 
 /// Accounts and aliases of a domain by their local part.
@@ -106,7 +107,9 @@ impl Directory {
         let accounts = self.accounts.values().map(|it| ChangedRecord::Account(it.name.clone(), Some(it.clone())));
         let aliases = self.members.values().flat_map(|members| members.aliases.values());
         let aliases = aliases.map(|it| ChangedRecord::Alias(it.name.clone(), Some(it.clone())));
-        cluster.chain(domains).chain(nodes).chain(placements).chain(accounts).chain(aliases).map(Change::from)
+        let rebalance = self.rebalance.iter().map(|rebalance| ChangedRecord::Rebalance(Some(rebalance.clone())));
+        let shards = placements.chain(rebalance);
+        cluster.chain(domains).chain(nodes).chain(shards).chain(accounts).chain(aliases).map(Change::from)
     }
 
     /// `None` until the cluster is created.
@@ -221,6 +224,27 @@ impl Directory {
         self.placements.values().filter(move |placement| placement.wanted.contains(&node))
     }
 
+    /// The shards that are, were or will be wanted on a node, ascending. A node that none names has nothing to give
+    /// away any more.
+    pub fn placements_naming(&self, node: NodeId) -> impl Iterator<Item = &Placement> {
+        self.placements.values().filter(move |placement| placement.names(node))
+    }
+
+    /// The shards with a move under way, ascending, whichever command began it.
+    pub fn moving(&self) -> impl Iterator<Item = &Placement> {
+        self.placements.values().filter(|placement| placement.is_moving())
+    }
+
+    /// The shards with a move that is yet to begin, ascending. Some may have another one under way.
+    pub fn queued(&self) -> impl Iterator<Item = &Placement> {
+        self.placements.values().filter(|placement| placement.is_queued())
+    }
+
+    /// The last rebalance, which may be over; `None` if there never was one.
+    pub fn rebalance(&self) -> Option<&Rebalance> {
+        self.rebalance.as_ref()
+    }
+
     /// What the plan makes of the nodes as they are; the shards whose placement would stay are left out.
     /// Empty until the cluster is created.
     pub fn propose_placements(&self) -> BTreeMap<ShardId, Vec<NodeId>> {
@@ -255,6 +279,7 @@ impl Directory {
             ChangedRecord::Alias(name, alias) => self.put_alias(&name, alias),
             ChangedRecord::Node(id, node) => set(&mut self.nodes, id, node),
             ChangedRecord::Placement(shard, placement) => set(&mut self.placements, shard, placement),
+            ChangedRecord::Rebalance(rebalance) => self.rebalance = rebalance,
         }
     }
 
@@ -339,8 +364,15 @@ impl Directory {
                 }
                 ChangedRecord::Placement(shard, Some(placement)) => {
                     let known = |node: &NodeId| self.nodes.contains_key(node);
-                    let possible = shard.0 < cluster.shards && !placement.wanted.is_empty();
-                    (!possible || !placement.wanted.iter().all(known)).then(|| "shard or node cannot be".to_owned())
+                    let mut nodes = placement.wanted.iter().chain(&placement.planned).chain(&placement.previous);
+                    let open = self.rebalance.as_ref().is_some_and(|rebalance| rebalance.state.is_open());
+                    if shard.0 >= cluster.shards || placement.wanted.is_empty() || !nodes.all(known) {
+                        Some("shard or node cannot be".to_owned())
+                    } else if placement.is_queued() && !open {
+                        Some("a move is planned and no rebalance is under way".to_owned())
+                    } else {
+                        None
+                    }
                 }
                 _ => None,
             };

@@ -96,13 +96,72 @@ pub struct Node {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placement {
     pub shard: ShardId,
-    /// Distinct; the first is the preferred leader.
+    /// Distinct; the first is the preferred leader. What the shard's group is to become now.
     pub wanted: Vec<NodeId>,
+    /// Where the rebalance under way will have it once its turn comes; empty where it stays.
+    ///
+    /// Invariant: not empty only while the rebalance is running or paused.
+    pub planned: Vec<NodeId>,
+    /// What was wanted before the move that is under way; empty where none is. Until the move has ended, replicas may
+    /// be on these nodes, too.
+    pub previous: Vec<NodeId>,
     /// The shard's group was bootstrapped. Invariant: once true it stays so, since a second bootstrap would lose
     /// the shard.
     pub initialised: bool,
     /// The revision of this record's last change.
     pub revision: u64,
+}
+
+impl Placement {
+    /// Whether a move is under way.
+    pub fn is_moving(&self) -> bool {
+        !self.previous.is_empty()
+    }
+
+    /// Whether a move is yet to begin. Another one may be under way before it.
+    pub fn is_queued(&self) -> bool {
+        !self.planned.is_empty()
+    }
+
+    /// Whether the shard is, was or will be wanted on the node.
+    pub fn names(&self, node: NodeId) -> bool {
+        [&self.wanted, &self.planned, &self.previous].into_iter().any(|nodes| nodes.contains(&node))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum RebalanceState {
+    Running,
+    /// Moves under way may end, no other begins.
+    Paused,
+    /// All that was to move has moved.
+    Finished,
+    /// What had moved stays; what was moving goes back.
+    Aborted,
+}
+
+impl RebalanceState {
+    /// Whether it has moves to make, now or once it is resumed.
+    pub fn is_open(self) -> bool {
+        match self {
+            RebalanceState::Running | RebalanceState::Paused => true,
+            RebalanceState::Finished | RebalanceState::Aborted => false,
+        }
+    }
+}
+
+/// The last rebalance; what is left of it is in the placements.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rebalance {
+    /// The revision that it began at.
+    pub id: u64,
+    pub state: RebalanceState,
+    /// Seconds since 1970, as the command that began it said.
+    pub started_unix_s: u64,
+    /// Shards that were to change replicas (not only the preferred leader) in all, those done included. Done are all
+    /// but those that [`Directory::moving`](crate::Directory::moving) and [`Directory::queued`](crate::Directory::queued)
+    /// name; a shard that both of them name counts twice. An aborted one keeps the number that it had.
+    pub moves: u32,
 }
 
 /// A password as a PHC string of Argon2id. `Debug` does not show it.

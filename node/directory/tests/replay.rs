@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node};
-use directory::{Change, Command, Directory, DirectoryError, NewNode, NodeState, RecipientError};
+use directory::{Change, Command, Directory, DirectoryError, NewNode, NodeState, RebalanceState, RecipientError};
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};
 use types::{AccountName, DomainName, NodeId, ShardId};
@@ -20,7 +20,7 @@ fn domains() -> impl Strategy<Value = DomainName> {
     sample::select(vec!["a.test", "b.test", "ä.test"]).prop_map(domain)
 }
 
-fn node_ids() -> impl Strategy<Value = NodeId> {
+fn node_ids() -> impl Strategy<Value = NodeId> + Clone {
     (1u64..7).prop_map(NodeId)
 }
 
@@ -30,6 +30,14 @@ fn commands() -> impl Strategy<Value = Command> {
     let node = (1u64..7, 1u64..7, 0u32..4)
         .prop_map(|(id, number, weight)| Command::RegisterNode(NewNode { id: NodeId(id), weight, ..new_node(number) }));
     let wanted = collection::vec(node_ids(), 0..4);
+    let lists = collection::btree_map((0u32..18).prop_map(ShardId), wanted, 0..3);
+    let shards = collection::vec((0u32..17).prop_map(ShardId), 0..4);
+    let rebalance_states = sample::select(vec![
+        RebalanceState::Running,
+        RebalanceState::Paused,
+        RebalanceState::Finished,
+        RebalanceState::Aborted,
+    ]);
     prop_oneof![
         4 => domains().prop_map(|name| Command::CreateDomain { name }),
         1 => domains().prop_map(|name| Command::RemoveDomain { name }),
@@ -54,8 +62,14 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), 0u16..9).prop_map(|(id, port)| Command::UpdateNodeAddress { id, address: format!("h:{port}") }),
         2 => (node_ids(), states).prop_map(|(id, state)| Command::SetNodeState { id, state }),
         1 => (node_ids(), any::<bool>()).prop_map(|(id, voter)| Command::SetNodeVoter { id, voter }),
-        3 => collection::btree_map((0u32..18).prop_map(ShardId), wanted, 0..3)
-            .prop_map(|wanted| Command::SetPlacements { wanted }),
+        1 => (node_ids(), 1u8..4, 0u32..4)
+            .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
+        3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
+        3 => (lists, any::<bool>(), any::<u64>())
+            .prop_map(|(targets, replace, unix_s)| Command::StartRebalance { targets, replace, unix_s }),
+        1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
+        2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
+        2 => shards.prop_map(|shards| Command::EndMoves { shards }),
         2 => (0u32..18).prop_map(|shard| Command::MarkShardInitialised { shard: ShardId(shard) }),
     ]
 }
@@ -97,7 +111,7 @@ proptest! {
     fn no_bytes_make_a_record_panic(
         key in collection::vec(any::<u8>(), 0..20), value in collection::vec(any::<u8>(), 0..40),
     ) {
-        for kind in b"cdalnp" {
+        for kind in b"cdalnpr" {
             let key: Vec<u8> = [&[*kind], key.as_slice()].concat();
             let _ = Change::decode(key.clone(), Some([&[1], value.as_slice()].concat()));
             let _ = Change::decode(key, None);
@@ -136,6 +150,11 @@ fn rich() -> Story {
     story.alias("sales@example.test", &["alice@example.test"]).unwrap();
     story.must(Command::SetPostmaster { account: Some(name("alice@example.test")) });
     story.must(Command::SetPlacements { wanted: story.directory.propose_placements() });
+    story.must(Command::StartRebalance {
+        targets: BTreeMap::from([(ShardId(5), vec![NodeId(2)])]),
+        replace: true,
+        unix_s: 1_800_000_000,
+    });
     story
 }
 
@@ -156,7 +175,9 @@ fn a_damaged_record_is_an_error_that_names_its_key_and_never_absent() {
             }
         }
     }
-    for strange in [&b""[..], b"x", b"n123", b"p12", b"cx", b"aALICE@example.test", b"a\xff@x", b"d.", b"anobody"] {
+    for strange in
+        [&b""[..], b"x", b"n123", b"p12", b"cx", b"rx", b"aALICE@example.test", b"a\xff@x", b"d.", b"anobody"]
+    {
         let mut disk = story.disk.clone();
         disk.insert(strange.to_vec(), vec![1]);
         match Directory::load(disk.into_iter()) {
@@ -169,7 +190,7 @@ fn a_damaged_record_is_an_error_that_names_its_key_and_never_absent() {
 #[test]
 fn a_lost_record_that_others_lean_on_is_noticed() {
     let story = rich();
-    for lost in [&b"c"[..], b"dexample.test", b"aalice@example.test", b"n\0\0\0\0\0\0\0\x02"] {
+    for lost in [&b"c"[..], b"dexample.test", b"aalice@example.test", b"n\0\0\0\0\0\0\0\x02", b"r"] {
         let mut disk = story.disk.clone();
         assert!(disk.remove(lost).is_some());
         let loaded = Directory::load(disk.into_iter());
@@ -230,11 +251,50 @@ fn records_written_by_the_first_version_are_read_for_ever() {
     }
 }
 
+/// And those that came with the rebalance.
+#[test]
+fn records_of_a_rebalance_are_read_for_ever() {
+    let mut story = rich();
+    let shard = ShardId(5);
+    let list = |nodes: [u64; 2]| BTreeMap::from([(shard, nodes.map(NodeId).to_vec())]);
+    story.must(Command::SetPlacements { wanted: list([2, 1]) });
+    story.must(Command::MarkShardInitialised { shard });
+    story.must(Command::StartRebalance { targets: list([2, 3]), replace: true, unix_s: 1_800_000_000 });
+    story.must(Command::BeginMoves { shards: vec![shard] });
+    story.must(Command::StartRebalance { targets: list([1, 3]), replace: false, unix_s: 1_800_000_001 });
+    let first: [(&[u8], &[u8]); 2] = [
+        (
+            b"p\0\0\0\x05",
+            b"\x01\n\x10\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x10\x01\x18\x0b\
+              \"\x10\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0*\x10\x02\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0",
+        ),
+        (b"r", b"\x01\x08\x09\x10\x01\x18\x80\xa4\xa7\xda\x06 \x02"),
+    ];
+    for (key, value) in first {
+        let now = story.disk.get(key).map(|now| now.escape_ascii().to_string());
+        assert_eq!(now, Some(value.escape_ascii().to_string()), "{}", key.escape_ascii());
+    }
+    assert_eq!(story.reload().unwrap(), story.directory);
+}
+
 /// So are entries of the log.
 #[test]
 fn commands_written_by_the_first_version_are_read_for_ever() {
     let account = Command::CreateAccount { account: new_account("alice@example.test"), unix_s: 300 };
-    let first: [(Command, &[u8]); 3] = [
+    let targets = BTreeMap::from([(ShardId(3), vec![NodeId(1)])]);
+    let shards = vec![ShardId(3), ShardId(300)];
+    let first: [(Command, &[u8]); 8] = [
+        (
+            Command::StartRebalance { targets, replace: true, unix_s: 300 },
+            b"\x01\x92\x01\x13\n\x0c\x08\x03\x12\x08\x01\0\0\0\0\0\0\0\x10\x01\x18\xac\x02",
+        ),
+        (Command::SetRebalanceState { state: RebalanceState::Paused }, b"\x01\x98\x01\x02"),
+        (Command::BeginMoves { shards: shards.clone() }, b"\x01\xa2\x01\x05\n\x03\x03\xac\x02"),
+        (Command::EndMoves { shards }, b"\x01\xaa\x01\x05\n\x03\x03\xac\x02"),
+        (
+            Command::UpdateNode { id: NodeId(1), zone: "here".to_owned(), weight: 2 },
+            b"\x01\xb2\x01\x11\t\x01\0\0\0\0\0\0\0\x12\x04here\x18\x02",
+        ),
         (Command::CreateDomain { name: domain("example.test") }, b"\x012\x0cexample.test"),
         (
             account,

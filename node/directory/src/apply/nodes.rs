@@ -1,8 +1,8 @@
-//! The commands about the cluster, its nodes and where its shards are wanted.
+//! The commands about the cluster and its nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use types::{AccountId, NodeId, ShardId};
+use types::{AccountId, NodeId};
 
 use super::{Decision, done, room_for};
 use crate::change::ChangedRecord;
@@ -12,7 +12,7 @@ use crate::limits::{
     ADDRESS_OCTETS_MAX, LABEL_OCTETS_MAX, NODE_RECORDS_MAX, NODE_WEIGHT_MAX, NODES_MAX, REPLICAS_MAX, SHARDS_MAX,
 };
 use crate::state::Directory;
-use crate::values::{Cluster, ClusterId, Node, NodeState, Placement};
+use crate::values::{Cluster, ClusterId, Node, NodeState};
 
 impl Directory {
     pub(super) fn create_cluster(
@@ -65,6 +65,15 @@ impl Directory {
         self.alter_node(id, |node| node.address = address.to_owned())
     }
 
+    pub(super) fn update_node(&self, id: NodeId, zone: &str, weight: u32) -> Decision {
+        check_label(zone, "zone")?;
+        check_weight(weight)?;
+        self.alter_node(id, |node| {
+            node.zone = zone.to_owned();
+            node.weight = weight;
+        })
+    }
+
     pub(super) fn set_node_state(&self, id: NodeId, state: NodeState) -> Decision {
         let node = self.existing_node(id)?;
         if node.state == state {
@@ -75,9 +84,12 @@ impl Directory {
             return Err(DirectoryError::InUse(format!("no other node is active to take the shards of {}", node.name)));
         }
         if state == NodeState::Removed {
-            let shards = self.placements_on(id).count();
+            let shards = self.placements_naming(id).count();
             if shards > 0 {
-                return Err(DirectoryError::InUse(format!("{shards} shards are still wanted on node {}", node.name)));
+                return Err(DirectoryError::InUse(format!(
+                    "{shards} shards are still wanted on node {}, or on their way to it or from it",
+                    node.name
+                )));
             }
             self.check_another_voter(node)?;
         }
@@ -113,53 +125,12 @@ impl Directory {
     }
 
     /// A node that is not removed.
-    fn existing_node(&self, id: NodeId) -> Result<&Node, DirectoryError> {
+    pub(super) fn existing_node(&self, id: NodeId) -> Result<&Node, DirectoryError> {
         match self.node(id) {
             None => Err(DirectoryError::NotFound(format!("node {id}"))),
             Some(node) if node.state == NodeState::Removed => Err(removed(node)),
             Some(node) => Ok(node),
         }
-    }
-
-    pub(super) fn set_placements(
-        &self,
-        cluster: &Cluster,
-        revision: u64,
-        wanted: &BTreeMap<ShardId, Vec<NodeId>>,
-    ) -> Decision {
-        let mut records = Vec::new();
-        for (&shard, nodes) in wanted {
-            if shard.0 >= cluster.shards {
-                return Err(DirectoryError::NotFound(format!("shard {shard}")));
-            }
-            if nodes.is_empty() || nodes.len() > REPLICAS_MAX as usize {
-                return Err(DirectoryError::Invalid(format!("shard {shard} must be on 1 to {REPLICAS_MAX} nodes")));
-            }
-            if nodes.iter().collect::<BTreeSet<_>>().len() < nodes.len() {
-                return Err(DirectoryError::Invalid(format!("shard {shard} is to be on a node twice")));
-            }
-            for node in nodes {
-                self.existing_node(*node)?;
-            }
-            let old = self.placement(shard);
-            if old.is_some_and(|old| old.wanted == *nodes) {
-                continue;
-            }
-            let initialised = old.is_some_and(|old| old.initialised);
-            let placement = Placement { shard, wanted: nodes.clone(), initialised, revision };
-            records.push(ChangedRecord::Placement(shard, Some(placement)));
-        }
-        done(records)
-    }
-
-    pub(super) fn mark_shard_initialised(&self, revision: u64, shard: ShardId) -> Decision {
-        let old =
-            self.placement(shard).ok_or_else(|| DirectoryError::NotFound(format!("placement of shard {shard}")))?;
-        if old.initialised {
-            return done(Vec::new());
-        }
-        let placement = Placement { initialised: true, revision, ..old.clone() };
-        done(vec![ChangedRecord::Placement(shard, Some(placement))])
     }
 }
 
@@ -179,9 +150,7 @@ fn new_node(others: &BTreeMap<NodeId, Node>, new: &NewNode) -> Result<Node, Dire
     check_label(&new.name, "node name")?;
     check_label(&new.zone, "zone")?;
     check_address(&new.address)?;
-    if !(1..=NODE_WEIGHT_MAX).contains(&new.weight) {
-        return Err(DirectoryError::Invalid(format!("a node's weight is 1 to {NODE_WEIGHT_MAX}, not {}", new.weight)));
-    }
+    check_weight(new.weight)?;
     if others.contains_key(&new.id) {
         return Err(DirectoryError::AlreadyExists(format!("node id {}", new.id)));
     }
@@ -208,6 +177,13 @@ fn check_label(text: &str, what: &str) -> Result<(), DirectoryError> {
         return Ok(());
     }
     Err(DirectoryError::Invalid(format!("a {what} is 1 to {LABEL_OCTETS_MAX} of a-z, 0-9 and -")))
+}
+
+fn check_weight(weight: u32) -> Result<(), DirectoryError> {
+    if (1..=NODE_WEIGHT_MAX).contains(&weight) {
+        return Ok(());
+    }
+    Err(DirectoryError::Invalid(format!("a node's weight is 1 to {NODE_WEIGHT_MAX}, not {weight}")))
 }
 
 /// `host:port`, an IPv6 address in brackets.

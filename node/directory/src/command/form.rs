@@ -1,18 +1,20 @@
 //! The form of commands in the log. Tags are never reused; a new command gets a new tag, and a node that does not
 //! know it must stop rather than skip it, since its state would part from that of the others.
 
+use std::collections::BTreeMap;
+
 use prost::{Message, Oneof};
 use types::{NodeId, ShardId};
 
 use super::{Command, NewAccount, NewNode};
-use crate::record::{account_name, domain_name, state_number, state_of};
+use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
 use crate::values::{ClusterId, PasswordHash};
 
 const VERSION: u8 = 1;
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandForm {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     kind: Option<Kind>,
 }
 
@@ -52,6 +54,16 @@ enum Kind {
     SetPlacements(Placements),
     #[prost(uint32, tag = "17")]
     MarkShardInitialised(u32),
+    #[prost(message, tag = "18")]
+    StartRebalance(StartRebalance),
+    #[prost(uint32, tag = "19")]
+    SetRebalanceState(u32),
+    #[prost(message, tag = "20")]
+    BeginMoves(Shards),
+    #[prost(message, tag = "21")]
+    EndMoves(Shards),
+    #[prost(message, tag = "22")]
+    UpdateNode(NodeShare),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -107,6 +119,16 @@ struct NodeVoter {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct NodeShare {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    zone: String,
+    #[prost(uint32, tag = "3")]
+    weight: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct AccountForm {
     #[prost(string, tag = "1")]
     name: String,
@@ -158,6 +180,22 @@ struct PlacementForm {
     nodes: Vec<u64>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct StartRebalance {
+    #[prost(message, repeated, tag = "1")]
+    targets: Vec<PlacementForm>,
+    #[prost(bool, tag = "2")]
+    replace: bool,
+    #[prost(uint64, tag = "3")]
+    unix_s: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Shards {
+    #[prost(uint32, repeated, tag = "1")]
+    shards: Vec<u32>,
+}
+
 pub(super) fn encode(command: &Command) -> Vec<u8> {
     let form = CommandForm { kind: Some(kind(command)) };
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
@@ -182,6 +220,9 @@ fn kind(command: &Command) -> Kind {
             Kind::SetNodeState(NodeStateForm { id: id.0, state: state_number(*state) })
         }
         Command::SetNodeVoter { id, voter } => Kind::SetNodeVoter(NodeVoter { id: id.0, voter: *voter }),
+        Command::UpdateNode { id, zone, weight } => {
+            Kind::UpdateNode(NodeShare { id: id.0, zone: zone.clone(), weight: *weight })
+        }
         Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
         Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
         Command::CreateAccount { account, unix_s } => {
@@ -205,15 +246,29 @@ fn kind(command: &Command) -> Kind {
         Command::SetPostmaster { account } => {
             Kind::SetPostmaster(Postmaster { account: account.as_ref().map(ToString::to_string) })
         }
-        Command::SetPlacements { wanted } => {
-            let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
-                shard: shard.0,
-                nodes: nodes.iter().map(|node| node.0).collect(),
-            };
-            Kind::SetPlacements(Placements { wanted: wanted.iter().map(form).collect() })
-        }
+        Command::SetPlacements { wanted } => Kind::SetPlacements(Placements { wanted: placement_forms(wanted) }),
         Command::MarkShardInitialised { shard } => Kind::MarkShardInitialised(shard.0),
+        Command::StartRebalance { targets, replace, unix_s } => Kind::StartRebalance(StartRebalance {
+            targets: placement_forms(targets),
+            replace: *replace,
+            unix_s: *unix_s,
+        }),
+        Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
+        Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
+        Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
     }
+}
+
+fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm> {
+    let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
+        shard: shard.0,
+        nodes: nodes.iter().map(|node| node.0).collect(),
+    };
+    lists.iter().map(form).collect()
+}
+
+fn shards_form(shards: &[ShardId]) -> Shards {
+    Shards { shards: shards.iter().map(|shard| shard.0).collect() }
 }
 
 fn node_form(node: &NewNode) -> NodeForm {
@@ -251,6 +306,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::UpdateNodeAddress(form) => Command::UpdateNodeAddress { id: NodeId(form.id), address: form.address },
         Kind::SetNodeState(form) => Command::SetNodeState { id: NodeId(form.id), state: state_of(form.state)? },
         Kind::SetNodeVoter(form) => Command::SetNodeVoter { id: NodeId(form.id), voter: form.voter },
+        Kind::UpdateNode(form) => Command::UpdateNode { id: NodeId(form.id), zone: form.zone, weight: form.weight },
         Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
         Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
         Kind::CreateAccount(form) => {
@@ -276,15 +332,24 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetPostmaster(form) => {
             Command::SetPostmaster { account: form.account.as_deref().map(account_name).transpose()? }
         }
-        Kind::SetPlacements(form) => Command::SetPlacements {
-            wanted: form
-                .wanted
-                .into_iter()
-                .map(|placement| (ShardId(placement.shard), placement.nodes.into_iter().map(NodeId).collect()))
-                .collect(),
-        },
+        Kind::SetPlacements(form) => Command::SetPlacements { wanted: lists(form.wanted) },
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
+        Kind::StartRebalance(form) => {
+            Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
+        }
+        Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
+        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
+        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
     })
+}
+
+fn lists(forms: Vec<PlacementForm>) -> BTreeMap<ShardId, Vec<NodeId>> {
+    let list = |form: PlacementForm| (ShardId(form.shard), form.nodes.into_iter().map(NodeId).collect());
+    forms.into_iter().map(list).collect()
+}
+
+fn shards(form: Shards) -> Vec<ShardId> {
+    form.shards.into_iter().map(ShardId).collect()
 }
 
 fn new_node(form: NodeForm) -> NewNode {
