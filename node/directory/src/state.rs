@@ -245,6 +245,12 @@ impl Directory {
         self.rebalance.as_ref()
     }
 
+    /// What [`Directory::propose_placements`] says. `octets`: of a copy of each shard; they do not count yet.
+    pub fn propose_rebalance(&self, octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
+        let _ = octets;
+        self.propose_placements()
+    }
+
     /// What the plan makes of the nodes as they are; the shards whose placement would stay are left out.
     /// Empty until the cluster is created.
     pub fn propose_placements(&self) -> BTreeMap<ShardId, Vec<NodeId>> {

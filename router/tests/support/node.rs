@@ -12,9 +12,9 @@ use proto::wire::{
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
     FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
-    RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
-    SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
-    StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
+    ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
+    ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use tokio::sync::{broadcast, mpsc};

@@ -18,10 +18,10 @@ use proto::wire::{
     CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply,
     DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply,
     ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
-    MailboxesReply, NodeRecord, NodeStatusReply, PlacementRecord, RegisterNodeRequest, RenameMailboxRequest,
-    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply, SelectRequest,
-    SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
-    WatchRequest,
+    MailboxesReply, NodeRecord, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section,
+    SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
+    StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
