@@ -82,15 +82,20 @@ impl Report {
                 copied_octets: one.copied_octets,
             })
             .collect();
-        let nodes = reply.shares.iter().map(|share| Share {
-            node: view.node_name(share.node),
-            weight: share.weight,
-            eligible: share.eligible,
-            replicas: share.replicas,
-            replicas_after: share.replicas_after,
-            octets: share.octets,
-            octets_after: share.octets_after,
-        });
+        let mut nodes: Vec<Share> = reply
+            .shares
+            .iter()
+            .map(|share| Share {
+                node: view.node_name(share.node),
+                weight: share.weight,
+                eligible: share.eligible,
+                replicas: share.replicas,
+                replicas_after: share.replicas_after,
+                octets: share.octets,
+                octets_after: share.octets_after,
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
         Ok(Report {
             shards_done: reply.shards_total.saturating_sub(moves.len() as u32),
             octets_left: moves.iter().map(Move::octets_left).sum(),
@@ -101,7 +106,7 @@ impl Report {
             started_unix_s: reply.started_unix_s,
             shards_total: reply.shards_total,
             moves,
-            nodes: nodes.collect(),
+            nodes,
             warnings: reply.warnings,
         })
     }
@@ -116,14 +121,17 @@ impl Report {
         if all == 0.0 {
             return 1.0;
         }
-        let copied: f64 = self.moves.iter().map(Move::share_copied).sum();
+        // What is copied still has to change places.
+        let copied: f64 = self.moves.iter().map(|one| one.share_copied() * 0.9).sum();
         ((f64::from(self.shards_done) + copied) / all).min(1.0)
     }
 
     fn sentence(&self) -> String {
         let moved = format!("{} of {} moved", self.shards_done, counted(self.shards_total as usize, "shard"));
-        let rate = self.octets_per_s.map(|rate| format!(", {}/s", octets(rate))).unwrap_or_default();
-        let left = self.seconds_left.map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
+        let under_way = !self.is_over();
+        let rate = self.octets_per_s.filter(|_| under_way).map(|rate| format!(", {}/s", octets(rate)));
+        let left = self.seconds_left.filter(|_| under_way).map(|seconds| format!(", {seconds} s left"));
+        let (rate, left) = (rate.unwrap_or_default(), left.unwrap_or_default());
         let why = self.waits_because.as_ref().map(|why| format!("; waits: {why}")).unwrap_or_default();
         match &*self.state {
             "none" => "nothing was ever moved".to_owned(),
@@ -393,7 +401,7 @@ mod tests {
             nodes: Vec::new(),
             warnings: Vec::new(),
         };
-        assert!((report.share_done() - 0.625).abs() < 1e-9);
+        assert!((report.share_done() - 0.6125).abs() < 1e-9);
         assert_eq!(report.sentence(), "running: 2 of 4 shards moved, 2.0 KiB/s, 7 s left");
         report.waits_because = Some("shard 3 lacks a replica or a leader".to_owned());
         assert!(report.sentence().ends_with("; waits: shard 3 lacks a replica or a leader"));
