@@ -42,6 +42,17 @@ impl LineClient {
         LineClient::connect(address)?.start_tls(ca_pem)
     }
 
+    /// The connection itself, once everything that came has been read.
+    pub fn into_tcp(self) -> Result<TcpStream> {
+        if !self.reader.buffer().is_empty() {
+            bail!("something came that was not read");
+        }
+        match self.reader.into_inner() {
+            Stream::Plain(stream) => Ok(stream),
+            Stream::Tls(_) => bail!("the connection has TLS"),
+        }
+    }
+
     /// The handshake, on a connection whose plaintext has all been read.
     pub fn start_tls(self, ca_pem: &[u8]) -> Result<LineClient> {
         let Stream::Plain(stream) = self.reader.into_inner() else { bail!("already TLS") };
