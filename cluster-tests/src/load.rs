@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cluster::PASSWORD;
-use crate::history::{Change, History, Outcome, Place};
+use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
 use crate::reading::read_mailbox;
 use crate::smtp::SmtpClient;
@@ -41,7 +41,6 @@ pub struct Load {
     pub history: Arc<History>,
     options: LoadOptions,
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Result<()>>>,
 }
@@ -56,12 +55,11 @@ impl Load {
             }
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
-        let (acknowledged, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let errors = Arc::new(AtomicU64::new(0));
         let worker = |number: usize| Worker {
             options: options.clone(),
             history: history.clone(),
             stop: stop.clone(),
-            acknowledged: acknowledged.clone(),
             errors: errors.clone(),
             random: Random::new(options.seed, number as u64),
             number,
@@ -79,12 +77,17 @@ impl Load {
             let mut worker = worker(number);
             workers.push(std::thread::spawn(move || worker.read()));
         }
-        Ok(Load { history, options, stop, acknowledged, errors, workers })
+        Ok(Load { history, options, stop, errors, workers })
     }
 
     /// Changes acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
+        self.tally().all()
+    }
+
+    /// The same, by what they were.
+    pub fn tally(&self) -> Tally {
+        self.history.acknowledged()
     }
 
     /// What a client met that was not what it had asked for: refusals, lost sessions, failed attempts.
@@ -144,7 +147,6 @@ struct Worker {
     options: LoadOptions,
     history: Arc<History>,
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
     random: Random,
     number: usize,
@@ -207,9 +209,7 @@ impl Worker {
     }
 
     fn record(&self, began: u64, change: Change, outcome: Outcome) {
-        if outcome == Outcome::Ok {
-            self.acknowledged.fetch_add(1, Ordering::Relaxed);
-        } else {
+        if outcome != Outcome::Ok {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
         self.history.record(began, change, outcome);
