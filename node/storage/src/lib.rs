@@ -18,6 +18,7 @@ mod log;
 mod mark;
 mod mirror;
 mod options;
+mod pace;
 mod planted;
 mod records;
 mod resilver;
