@@ -14,6 +14,7 @@ mod load;
 mod pop3;
 mod process;
 mod proxy;
+mod reading;
 mod rows;
 mod scenario;
 mod smtp;
