@@ -188,7 +188,8 @@ fn names(cluster: &Cluster) -> Vec<String> {
 }
 
 fn nft(rules: &str) -> Result<()> {
-    run("nft", &["-f", "-"], rules).map(drop)
+    // Its grammar wants the end of the line.
+    run("nft", &["-f", "-"], &format!("{rules}\n")).map(drop)
 }
 
 fn tc(arguments: &[&str]) -> Result<()> {

@@ -10,6 +10,10 @@ use cluster_tests::{ClusterOptions, Elections, Fault, Scenario, eventually, in_o
 
 /// Bounds only how long a test waits before it gives up; what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Before the fault, to compare with.
+const QUIET: Duration = Duration::from_secs(5);
+/// Several times what an election takes.
+const LASTS: Duration = Duration::from_secs(15);
 /// Every fifth packet.
 const LOSS: Fault = Fault::Loss(20);
 /// Packets that say something on every connection: each group's heartbeats, and the load's calls.
@@ -28,7 +32,7 @@ fn a_fifth_of_all_packets_lost_makes_mail_slow_and_loses_none() -> Result<()> {
             scenario.progress()?;
             let elections = Elections::watch(&scenario.cluster)?;
             network.everywhere(&scenario.cluster, LOSS)?;
-            scenario.progress()?;
+            scenario.go_on(LASTS)?;
             println!("every account was served within {:?} while packets are lost", scenario.service_back()?);
             scenario.progress()?;
             println!("{} packets lost; {}", network.met()?, elections.held(&scenario.cluster)?);
@@ -51,15 +55,13 @@ fn packets_lost_around_one_node_do_not_touch_what_others_lead() -> Result<()> {
             let node = (round % 3) as usize;
             let (here, elsewhere) = (accounts.remove(node), accounts.concat());
             scenario.load.forget_errors();
-            scenario.progress()?;
-            scenario.progress()?;
+            scenario.go_on(QUIET)?;
             println!("changes elsewhere before: {}", scenario.load.service.times_of(&elsewhere));
 
             let elections = Elections::watch(&scenario.cluster)?;
             network.around(&scenario.cluster, &scenario.cluster.nodes[node].name, LOSS)?;
             scenario.load.forget_errors();
-            scenario.progress()?;
-            scenario.progress()?;
+            scenario.go_on(LASTS)?;
             let service = &scenario.load.service;
             println!("changes elsewhere meanwhile: {}", service.times_of(&elsewhere));
             println!("changes there: {}, {} errors", service.times_of(&here), service.errors_of(&here));
