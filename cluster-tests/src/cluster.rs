@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::clock::Clock;
 use crate::disk::{DISK_RESERVE_OCTETS, Disk};
 use crate::imap::ImapClient;
+use crate::network;
 use crate::pop3::Pop3Client;
 use crate::process::{Process, START_MAX, eventually, mailring, run};
 use crate::proxy::Proxy;
@@ -45,6 +46,8 @@ pub struct ClusterOptions {
     pub volumes: usize,
     /// Gives every process a [`Clock`] of its own.
     pub own_clocks: bool,
+    /// Runs every process as a group of its own, for [`crate::Network`] to tell whose packets are whose.
+    pub own_groups: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
     /// Runs the binary that has bugs on purpose, with this one of them: see [`crate::planted_binary`].
@@ -60,6 +63,7 @@ impl ClusterOptions {
         proxied: false,
         own_disks: false,
         own_clocks: false,
+        own_groups: false,
         mirror: false,
         volumes: 1,
         log_entries_kept: None,
@@ -300,21 +304,6 @@ impl Cluster {
         })
     }
 
-    /// How many shards each node leads.
-    pub fn led(&self) -> Result<Vec<usize>> {
-        let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
-        let leads = |name: &str| {
-            shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
-        };
-        Ok(self.nodes.iter().map(|node| leads(&node.name)).collect())
-    }
-
-    /// The node that leads most shards.
-    pub fn first_leader(&self) -> Result<usize> {
-        let counts = self.led()?;
-        (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
-    }
-
     /// Where a node's mail lies.
     pub fn disk(&self, node: usize) -> PathBuf {
         self.path().join(&self.nodes[node].name).join("disk-a")
@@ -488,10 +477,7 @@ impl Cluster {
         let path = self.path().join(format!("{name}.toml"));
         fs::write(&path, format!("http = \"{http}\"\n{tables}"))?;
         let log = self.path().join(format!("{name}.log"));
-        let clock = match self.options.own_clocks {
-            true => Some(Clock::new(self.path(), name)?),
-            false => None,
-        };
+        let clock = self.options.own_clocks.then(|| Clock::new(self.path(), name)).transpose()?;
         Ok(Process {
             name: name.to_owned(),
             role,
@@ -501,6 +487,7 @@ impl Cluster {
             child: None,
             proxy: self.proxy.clone(),
             clock,
+            group: self.options.own_groups.then(|| network::group(self.nodes.len() + self.routers.len() + 1)),
             planted: self.options.planted,
         })
     }

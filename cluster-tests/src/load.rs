@@ -15,6 +15,7 @@ use crate::cluster::PASSWORD;
 use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
 use crate::reading::read_mailbox;
+use crate::service::Service;
 use crate::smtp::SmtpClient;
 
 /// Beside INBOX.
@@ -41,7 +42,8 @@ pub struct Load {
     pub history: Arc<History>,
     options: LoadOptions,
     stop: Arc<AtomicBool>,
-    errors: Arc<AtomicU64>,
+    /// What the clients met.
+    pub service: Arc<Service>,
     workers: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -55,12 +57,13 @@ impl Load {
             }
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
-        let errors = Arc::new(AtomicU64::new(0));
+        let service = Arc::new(Service::default());
         let worker = |number: usize| Worker {
             options: options.clone(),
             history: history.clone(),
             stop: stop.clone(),
-            errors: errors.clone(),
+            service: service.clone(),
+            asked: Instant::now(),
             random: Random::new(options.seed, number as u64),
             number,
             sent: 0,
@@ -77,7 +80,7 @@ impl Load {
             let mut worker = worker(number);
             workers.push(std::thread::spawn(move || worker.read()));
         }
-        Ok(Load { history, options, stop, errors, workers })
+        Ok(Load { history, options, stop, service, workers })
     }
 
     /// Changes acknowledged so far.
@@ -92,12 +95,12 @@ impl Load {
 
     /// What a client met that was not what it had asked for: refusals, lost sessions, failed attempts.
     pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+        self.service.errors()
     }
 
     /// Those that came of what a test did itself.
     pub fn forget_errors(&self) {
-        self.errors.store(0, Ordering::Relaxed);
+        self.service.forget();
     }
 
     /// Ends the load, each worker after what it has under way; an error is a worker's that could not go on.
@@ -147,7 +150,9 @@ struct Worker {
     options: LoadOptions,
     history: Arc<History>,
     stop: Arc<AtomicBool>,
-    errors: Arc<AtomicU64>,
+    service: Arc<Service>,
+    /// When the change under way was first asked for.
+    asked: Instant,
     random: Random,
     number: usize,
     sent: u64,
@@ -208,9 +213,17 @@ impl Worker {
         format!("m{}.{}.{}", self.options.seed, self.number, self.sent)
     }
 
-    fn record(&self, began: u64, change: Change, outcome: Outcome) {
-        if outcome != Outcome::Ok {
-            self.errors.fetch_add(1, Ordering::Relaxed);
+    /// A change is about to be asked for.
+    fn begin(&mut self) -> u64 {
+        self.asked = Instant::now();
+        self.history.now()
+    }
+
+    fn record(&self, account: &str, began: u64, change: Change, outcome: Outcome) {
+        if outcome == Outcome::Ok {
+            self.service.acknowledged(account, self.asked.elapsed());
+        } else {
+            self.service.failed(account);
         }
         self.history.record(began, change, outcome);
     }
@@ -219,30 +232,30 @@ impl Worker {
     fn deliver(&mut self) -> Result<()> {
         let (account, marker) = (self.account(), self.marker());
         let message = message(&marker);
-        let began = self.history.now();
+        let began = self.begin();
         let deadline = Instant::now() + RESEND_MAX;
         let change = Change::Create { to: place(&account, "INBOX"), marker: marker.clone(), uid: None };
         loop {
             let router = self.random.below(self.options.smtp.len() as u64) as usize;
             match self.attempt(router, &account, &message) {
                 Ok((250, _)) => {
-                    self.record(began, change, Outcome::Ok);
+                    self.record(&account, began, change, Outcome::Ok);
                     return Ok(());
                 }
                 Ok((code, text)) if code >= 500 => {
-                    self.record(began, change, Outcome::Refused);
+                    self.record(&account, began, change, Outcome::Refused);
                     bail!("{marker} was refused: {code} {text}");
                 }
                 Ok(_) => {}
                 Err(_) => self.smtp = None,
             }
-            self.errors.fetch_add(1, Ordering::Relaxed);
+            self.service.failed(&account);
             if self.stop.load(Ordering::Relaxed) {
-                self.record(began, change, Outcome::Unknown);
+                self.record(&account, began, change, Outcome::Unknown);
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                self.record(began, change, Outcome::Unknown);
+                self.record(&account, began, change, Outcome::Unknown);
                 bail!("{marker} was not taken in {RESEND_MAX:?}");
             }
             std::thread::sleep(AGAIN_AFTER);
@@ -268,7 +281,7 @@ impl Worker {
 
     fn lose(&mut self, account: &str) {
         self.sessions.remove(account);
-        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.service.failed(account);
         std::thread::sleep(AGAIN_AFTER);
     }
 
@@ -310,7 +323,7 @@ impl Worker {
             return self.lose(&account);
         };
         // The command's line is out: from here on it may be done.
-        let began = self.history.now();
+        let began = self.begin();
         let (client, _) = self.sessions.get_mut(&account).expect("the session was used a line above");
         let answer =
             client.line.send(&message).and_then(|()| client.line.send(b"\r\n")).and_then(|()| client.finish(&tag));
@@ -321,7 +334,7 @@ impl Worker {
         if answer.is_err() {
             self.lose(&account);
         }
-        self.record(began, Change::Create { to, marker: marker.clone(), uid }, outcome);
+        self.record(&account, began, Change::Create { to, marker: marker.clone(), uid }, outcome);
         if let (Outcome::Ok, Some(uid)) = (outcome, uid) {
             self.own.push(Own { account, mailbox, uid, marker, value: Some(0) });
         }
@@ -336,7 +349,7 @@ impl Worker {
     fn flag(&mut self) {
         let Some((at, own)) = self.some_own() else { return };
         let value = 1 + self.random.below(VALUES) as u32;
-        let began = self.history.now();
+        let began = self.begin();
         if let Some((_, outcome)) = self.change(&own, &format!("UID STORE {} FLAGS.SILENT ($v{value})", own.uid)) {
             match outcome {
                 Outcome::Ok => self.own[at].value = Some(value),
@@ -344,7 +357,8 @@ impl Worker {
                 Outcome::Refused => {}
             }
             let Own { account, mailbox, uid, marker, .. } = own;
-            self.record(began, Change::Flag { at: place(&account, mailbox), uid, marker, value }, outcome);
+            let at = place(&account, mailbox);
+            self.record(&account, began, Change::Flag { at, uid, marker, value }, outcome);
         }
     }
 
@@ -355,7 +369,7 @@ impl Worker {
             return;
         }
         let verb = if moves { "MOVE" } else { "COPY" };
-        let began = self.history.now();
+        let began = self.begin();
         let Some((said, outcome)) = self.change(&own, &format!("UID {verb} {} {to_mailbox}", own.uid)) else { return };
         let uid = uid_after(&said, "COPYUID ", 2);
         let (to, marker) = (place(&own.account, to_mailbox), own.marker.clone());
@@ -371,7 +385,7 @@ impl Worker {
         } else {
             Change::Copy { to, marker, uid, value: own.value }
         };
-        self.record(began, change, outcome);
+        self.record(&own.account, began, change, outcome);
         if moves && outcome != Outcome::Refused {
             self.own.swap_remove(at);
         }
@@ -386,13 +400,13 @@ impl Worker {
             Some((_, Outcome::Ok)) => {}
             _ => return,
         }
-        let began = self.history.now();
+        let began = self.begin();
         let Some((_, outcome)) = self.change(&own, &format!("UID EXPUNGE {}", own.uid)) else { return };
         if outcome != Outcome::Refused {
             self.own.swap_remove(at);
         }
         let from = place(&own.account, own.mailbox);
-        self.record(began, Change::Expunge { from, uid: own.uid, marker: own.marker }, outcome);
+        self.record(&own.account, began, Change::Expunge { from, uid: own.uid, marker: own.marker }, outcome);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Process {
     pub(crate) proxy: Arc<Proxy>,
     /// Its own, if it has one.
     pub(crate) clock: Option<Clock>,
+    /// That it runs as, if not as the test's.
+    pub(crate) group: Option<u32>,
     pub(crate) planted: Option<&'static str>,
 }
 
@@ -45,7 +48,11 @@ pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> R
 impl Process {
     pub fn start(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let child = mailring(self.planted)?
+        let mut command = mailring(self.planted)?;
+        if let Some(group) = self.group {
+            command.gid(group);
+        }
+        let child = command
             .args([self.role, "--config"])
             .arg(&self.config)
             .envs(self.clock.iter().flat_map(Clock::environment))

@@ -78,6 +78,15 @@ impl Scenario {
         progress.with_context(|| self.again.clone())
     }
 
+    /// Lets the load go on for so long; an error if it stands still meanwhile.
+    pub fn go_on(&self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.progress()?;
+        }
+        Ok(())
+    }
+
     /// How long until every account can be read and changed over router 1.
     pub fn service_back(&self) -> Result<Duration> {
         self.service_back_after("what was done", Instant::now())

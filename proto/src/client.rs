@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt, stream};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -19,6 +19,7 @@ use crate::body::Body;
 use crate::error::mail_error;
 use crate::role::ROLE_NODE;
 use crate::server::GRPC_MESSAGE_OCTETS_MAX;
+use crate::socket;
 use crate::store::{DirectoryStore, ItemStream, MailStore};
 use crate::wire::append_part::Part as AppendPiece;
 use crate::wire::deliver_part::Part as DeliverPiece;
@@ -51,6 +52,8 @@ const COMPARE_CALL_MAX: Duration = Duration::from_secs(3_660);
 /// A peer that is gone without a word is noticed within the sum of the two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(2);
+/// The same for [`connect_for_bulk`]: several times what the buffers before a link of 64 kbit/s hold (see `socket.rs`).
+const BULK_KEEP_ALIVE_MAX: Duration = Duration::from_secs(20);
 /// HTTP/2 flow control: what a reader that does not read holds of a stream. Enough for a fast network.
 const STREAM_WINDOW_OCTETS: u32 = 256 * 1024;
 /// No bound of its own (RFC 9113 §6.9.1 has none greater): slow readers of some streams must not stop all others.
@@ -59,12 +62,24 @@ const CONNECTION_WINDOW_OCTETS: u32 = (1 << 31) - 1;
 const RESET_STREAMS_REMEMBERED: usize = 1_024;
 
 /// A connection to a node at `address` (host:port), made when first used and again when lost.
+///
+/// A peer that is gone without a word is noticed within four seconds.
 pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
+    connect_with(address, tls, KEEP_ALIVE_MAX)
+}
+
+/// As [`connect`], for large messages over narrow links, where a ping waits for what was sent before it. That the peer is
+/// gone is better learnt from another connection: here it takes so much longer.
+pub fn connect_for_bulk(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
+    connect_with(address, tls, BULK_KEEP_ALIVE_MAX)
+}
+
+fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration) -> io::Result<Channel> {
     let uri: Uri = format!("http://{address}").parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let endpoint = Endpoint::from(uri)
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_MAX)
+        .keep_alive_timeout(keep_alive_max)
         .keep_alive_while_idle(true)
         // What a stream that was given up still brings must not end the connection, and with it everybody's operations.
         .http2_max_local_error_reset_streams(None)
@@ -82,9 +97,12 @@ pub fn connect(address: &str, tls: Arc<ClientConfig>) -> io::Result<Channel> {
             let authority = uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
             let connecting = async {
                 let stream = TcpStream::connect(authority).await?;
-                stream.set_nodelay(true)?;
+                socket::prepare(&stream)?;
                 let name = ServerName::try_from(ROLE_NODE).map_err(io::Error::other)?;
-                connector.connect(name, stream).await
+                let limit = |connection: &mut ClientConnection| {
+                    connection.set_buffer_limit(Some(socket::TLS_BUFFER_OCTETS));
+                };
+                connector.connect_with(name, stream, limit).await
             };
             let connected = tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(io::Error::from);
             let connected = connected.and_then(|connected| connected);

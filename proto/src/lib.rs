@@ -8,6 +8,7 @@ mod error;
 mod listen;
 mod role;
 mod server;
+mod socket;
 mod store;
 mod tls;
 
@@ -18,7 +19,7 @@ pub mod wire {
 }
 
 pub use body::{BODY_PIECE_OCTETS, Body};
-pub use client::{GrpcNode, connect};
+pub use client::{GrpcNode, connect, connect_for_bulk};
 pub use convert::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
 pub use error::{mail_error, status};
 pub use listen::{Peer, PeerStream, accept_peers};

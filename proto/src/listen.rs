@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -19,6 +20,7 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::role::PeerRole;
+use crate::socket;
 use crate::tls::ClusterTls;
 
 /// Handshakes under way at once: a flood of half-open connections costs no more than this.
@@ -63,9 +65,10 @@ async fn accept_loop(listener: TcpListener, acceptor: TlsAcceptor, sender: mpsc:
 }
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<PeerStream> {
-    stream.set_nodelay(true)?;
+    socket::prepare(&stream)?;
     let address = stream.peer_addr()?;
-    let stream = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+    let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(socket::TLS_BUFFER_OCTETS));
+    let stream = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept_with(stream, limit)).await??;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let role = certificates.first().and_then(PeerRole::of_certificate);
     let role = role.ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, "no role in the certificate"))?;

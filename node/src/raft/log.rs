@@ -11,8 +11,9 @@ use tokio::sync::{oneshot, watch};
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
 use super::{Entry, LogId, Types, Vote};
 
-/// Bytes of entries read for one append call: a few milliseconds of a slow network, so that heartbeats pass between.
-const REPLICATION_OCTETS_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of entries read for one append call. No more than the largest entry has, so that a replica that is behind gains
+/// something within a minute even over a link of 64 kbit/s.
+const REPLICATION_OCTETS_MAX: usize = 512 * 1024;
 /// Bytes read at a time where all of a range is asked for.
 const READ_OCTETS: usize = 8 * 1024 * 1024;
 

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use proto::wire::{self, AppendCall, RaftAnswer, RaftCall, SnapshotHeader, Snapsh
 use storage::GroupId;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::codec::{entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire};
@@ -34,12 +35,17 @@ use crate::throttle::Throttle;
 
 /// Calls waiting for the stream to a peer: above it the peer counts as unreachable.
 const CALLS_QUEUED_MAX: usize = 4_096;
+/// Calls that are sent as soon as the connection takes them.
+const CALLS_SENT_MAX: usize = 64;
 /// After a failed connection, calls fail at once for this long.
 const RECONNECT_AFTER: Duration = Duration::from_millis(200);
 /// Between looks whether a copy that waits may go on.
 const HELD_LOOK: Duration = Duration::from_millis(100);
 /// An append call that is to wait longer for its turn fails, and is tried again.
 const APPEND_WAIT_MAX: Duration = Duration::from_millis(200);
+/// From sending entries to their answer. As long as the peer lives, a narrow link is waited for: what was sent must not be
+/// sent again before it has arrived. An entry of 512 KiB takes a minute at 64 kbit/s, and several groups' share the link.
+const APPEND_MAX: Duration = Duration::from_secs(300);
 /// A snapshot's blocks under way; each is at most 1 MiB.
 const SNAPSHOT_BLOCKS_QUEUED: usize = 4;
 
@@ -160,12 +166,21 @@ impl Peers {
             return Ok(link.clone());
         }
         // Each lane has a connection of its own, so that a full send window of the one does not stop the other.
-        let channel = proto::connect(&address, self.tls.clone())?;
+        let channel = match lane {
+            Lane::Control => proto::connect(&address, self.tls.clone())?,
+            Lane::Log => proto::connect_for_bulk(&address, self.tls.clone())?,
+        };
         let (calls, receiver) = mpsc::channel(CALLS_QUEUED_MAX);
-        tokio::spawn(run_link(channel, receiver, (lane == Lane::Control).then_some(node)));
+        let told = (lane == Lane::Control).then(|| (node, Arc::downgrade(self)));
+        tokio::spawn(run_link(channel, receiver, told));
         let link = Link { address, calls };
         links.insert((node, lane), link.clone());
         Ok(link)
+    }
+
+    /// The control lane has lost the peer: what the log lane has under way is not waited for either.
+    fn lost(&self, node: u64) {
+        self.links.lock().remove(&(node, Lane::Log));
     }
 
     async fn call(
@@ -182,6 +197,8 @@ impl Peers {
         link.calls
             .try_send(PendingCall { call, answer })
             .map_err(|_| CallError::Unreachable("too many calls are waiting for the peer".to_owned()))?;
+        // A link ends when nobody has it any more.
+        drop(link);
         let answer = match tokio::time::timeout(limit, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => return Err(CallError::Unreachable("no connection to the peer".to_owned())),
@@ -213,16 +230,20 @@ impl CallError {
 }
 
 /// Keeps a stream to a peer while there are calls; a broken stream fails the calls under way, and the next call makes
-/// a new one. `told`: the peer whose going and coming is logged; openraft would tell of each call that fails.
-async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>, told: Option<u64>) {
+/// a new one. `told`: the peer whose going and coming is logged, and made known to its other lane; openraft would tell of
+/// each call that fails.
+async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>, told: Option<(u64, Weak<Peers>)>) {
     let mut answers_calls = true;
     let client = RaftClient::new(channel)
         .max_decoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX)
         .max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
     while let Some(first) = calls.recv().await {
-        let (sender, outgoing) = mpsc::channel(64);
+        if first.answer.is_closed() {
+            continue;
+        }
+        let (sender, outgoing) = mpsc::channel(CALLS_SENT_MAX);
         let stream = client.clone().calls(ReceiverStream::new(outgoing)).await;
-        if let Some(node) = told
+        if let Some((node, _)) = told
             && stream.is_ok() != answers_calls
         {
             answers_calls = stream.is_ok();
@@ -233,6 +254,7 @@ async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>, told
         }
         let Ok(response) = stream else {
             drop(first);
+            tell_other_lane(&told);
             let pause = tokio::time::sleep(RECONNECT_AFTER);
             tokio::pin!(pause);
             loop {
@@ -244,29 +266,51 @@ async fn run_link(channel: Channel, mut calls: mpsc::Receiver<PendingCall>, told
             }
             continue;
         };
-        let mut answers = response.into_inner();
-        let mut pending: HashMap<u64, oneshot::Sender<RaftAnswer>> = HashMap::new();
-        pending.insert(first.call.call, first.answer);
-        if sender.send(first.call).await.is_err() {
-            continue;
+        if !carry(first, &mut calls, sender, response.into_inner()).await {
+            return;
         }
-        loop {
-            tokio::select! {
-                answer = answers.next() => match answer {
-                    Some(Ok(answer)) => {
-                        if let Some(waiting) = pending.remove(&answer.call) {
-                            drop(waiting.send(answer));
-                        }
+        tell_other_lane(&told);
+    }
+}
+
+fn tell_other_lane(told: &Option<(u64, Weak<Peers>)>) {
+    if let Some((node, peers)) = told
+        && let Some(peers) = peers.upgrade()
+    {
+        peers.lost(*node);
+    }
+}
+
+/// Carries calls over one stream until it breaks; false: nobody has calls any more.
+async fn carry(
+    first: PendingCall,
+    calls: &mut mpsc::Receiver<PendingCall>,
+    sender: mpsc::Sender<RaftCall>,
+    mut answers: Streaming<RaftAnswer>,
+) -> bool {
+    let mut pending: HashMap<u64, oneshot::Sender<RaftAnswer>> = HashMap::new();
+    let mut next = Some(first);
+    loop {
+        tokio::select! {
+            answer = answers.next() => match answer {
+                Some(Ok(answer)) => {
+                    if let Some(waiting) = pending.remove(&answer.call) {
+                        drop(waiting.send(answer));
                     }
-                    Some(Err(_)) | None => break,
-                },
-                call = calls.recv() => {
-                    let Some(PendingCall { call, answer }) = call else { return };
+                }
+                Some(Err(_)) | None => return true,
+            },
+            call = calls.recv(), if next.is_none() => match call {
+                // Nobody waits for it: it would only keep others waiting on a slow link.
+                Some(call) => next = Some(call).filter(|call| !call.answer.is_closed()),
+                None => return false,
+            },
+            room = sender.reserve(), if next.is_some() => {
+                let (Ok(room), Some(PendingCall { call, answer })) = (room, next.take()) else { return true };
+                if !answer.is_closed() {
                     pending.retain(|_, waiting| !waiting.is_closed());
                     pending.insert(call.call, answer);
-                    if sender.send(call).await.is_err() {
-                        break;
-                    }
+                    room.send(call);
                 }
             }
         }
@@ -317,9 +361,8 @@ impl PeerNetwork {
         lane: Lane,
         action: RPCTypes,
         request: WireRequest,
-        option: &RPCOption,
+        limit: Duration,
     ) -> Result<WireReply, RPCError<Types>> {
-        let limit = option.hard_ttl();
         let reply = self.peers.call(&self.target, lane, request, limit).await;
         reply.map_err(|e| e.into_rpc(action, self.peers.own_id, self.target.node, limit))
     }
@@ -335,7 +378,7 @@ impl PeerNetwork {
             last: rpc.last_log_id.map(log_id_to_wire),
             leadership_transfer: rpc.leadership_transfer,
         };
-        match self.call(Lane::Control, RPCTypes::Vote, request(call), option).await? {
+        match self.call(Lane::Control, RPCTypes::Vote, request(call), option.hard_ttl()).await? {
             WireReply::Vote(answer) | WireReply::PreVote(answer) => {
                 let vote = vote_from_wire(answer.vote).map_err(|e| NetworkError::new(&e))?;
                 Ok(VoteResponse::new(vote, answer.last.map(log_id_from_wire), answer.granted))
@@ -358,7 +401,10 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         use wire::append_answer::Kind;
-        let lane = if rpc.entries.is_empty() { Lane::Control } else { self.append_lane };
+        let (lane, limit) = match rpc.entries.is_empty() {
+            true => (Lane::Control, option.hard_ttl()),
+            false => (self.append_lane, APPEND_MAX),
+        };
         if !rpc.entries.is_empty() {
             let octets = rpc.entries.iter().map(entry_octets).sum();
             if let Err(wait) = self.peers.pass(self.target.group, self.target.node, octets) {
@@ -372,7 +418,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             entries: rpc.entries.into_iter().map(entry_to_wire).collect(),
             committed: rpc.leader_commit.map(log_id_to_wire),
         };
-        match self.call(lane, RPCTypes::AppendEntries, WireRequest::Append(call), &option).await? {
+        match self.call(lane, RPCTypes::AppendEntries, WireRequest::Append(call), limit).await? {
             WireReply::Append(answer) => match answer.kind() {
                 Kind::Success => Ok(AppendEntriesResponse::Success),
                 Kind::Partial => Ok(AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_wire))),
@@ -456,7 +502,8 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             to_node: *req.to_node_id(),
             last: req.last_log_id().copied().map(log_id_to_wire),
         };
-        match self.call(Lane::Control, RPCTypes::TransferLeader, WireRequest::Transfer(call), &option).await? {
+        match self.call(Lane::Control, RPCTypes::TransferLeader, WireRequest::Transfer(call), option.hard_ttl()).await?
+        {
             WireReply::Transfer(answer) if answer.refused.is_empty() => Ok(Ok(())),
             WireReply::Transfer(answer) => Err(RPCError::Network(NetworkError::from_string(answer.refused))),
             _ => Err(unexpected()),

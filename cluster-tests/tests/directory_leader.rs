@@ -1,0 +1,49 @@
+//! The directory's leader dies under load, one after the other: another is known within seconds, and mail goes on for
+//! the accounts that are known. What the dead node led is served again after an election; nobody else meets an error.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use cluster_tests::{ClusterOptions, Scenario, Times, eventually, setting};
+
+/// Bounds only how long a test waits before it gives up; what it took is printed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn the_leader_of_the_directory_is_replaced_and_known_accounts_do_not_notice() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 71), setting("MAILRING_ROUNDS", 3));
+    let mut scenario = Scenario::start(ClusterOptions { routers: 2, ..ClusterOptions::default() }, seed, rounds)?;
+    let [mut known, mut changed, mut served] = [Times::default(), Times::default(), Times::default()];
+    for round in 0..rounds {
+        scenario.progress()?;
+        let cluster = &mut scenario.cluster;
+        let mut accounts = eventually("leaders are where they should be", PATIENCE, || cluster.accounts_by_leader())?;
+        let victim = cluster.directory_leader()?;
+        accounts.remove(victim);
+        let elsewhere = accounts.concat();
+        scenario.load.forget_errors();
+
+        cluster.nodes[victim].kill()?;
+        let died = Instant::now();
+        let leader = eventually("the directory has a leader", PATIENCE, || cluster.directory_leader())?;
+        known.push(died.elapsed());
+        ensure!(leader != victim, "a dead node leads");
+        let domain = format!("round{round}.test");
+        eventually("the directory is changed", PATIENCE, || cluster.admin(&["domain", "add", &domain]))?;
+        changed.push(died.elapsed());
+        scenario.service_back()?;
+        served.push(died.elapsed());
+        scenario.progress()?;
+        let errors = scenario.load.service.errors_of(&elsewhere);
+        ensure!(errors == 0, "{errors} errors of accounts that the dead node did not lead, {elsewhere:?}");
+
+        scenario.cluster.nodes[victim].start()?;
+        scenario.cluster.nodes[victim].wait_ready()?;
+    }
+    println!("the directory has another leader after: {known}");
+    println!("it takes a change after: {changed}");
+    println!("every account is served after: {served}");
+    scenario.finish()
+}
