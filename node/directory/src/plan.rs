@@ -7,7 +7,8 @@
 //!    allows;
 //! 4. a replica stays where it is unless a rule above makes it go, so that little data moves;
 //! 5. octets are even, too: of the shards that could move as well as others those do that even them out. A node with
-//!    more than its share of octets and 20 % changes a few shards for lighter ones even if nothing else moves;
+//!    more than its share of octets and 20 %, and 256 MiB, changes a few shards for lighter ones even if nothing else
+//!    moves;
 //! 6. a new replica goes where the ring prefers it;
 //! 7. each node is the preferred leader (the first in the list) of its share of shards, as far as its replicas allow.
 //!

@@ -125,6 +125,16 @@ fn up_to_a_fifth_above_the_share_nothing_moves() {
 }
 
 #[test]
+fn a_little_mail_on_one_node_moves_nothing() {
+    let nodes = equal(4);
+    let wanted = fresh(16, 3, &nodes);
+    let octets = BTreeMap::from([(ShardId(3), 100 * MIB), (ShardId(4), MIB)]);
+    assert_eq!(propose(16, 3, &nodes, &wanted, &octets), wanted);
+    let zones_only = warnings(16, 3, &nodes, &wanted, &octets);
+    assert_eq!(zones_only, [Warning::FewZones { zones: 1, replicas: 3 }]);
+}
+
+#[test]
 fn a_shard_that_is_more_than_a_nodes_share_is_named() {
     let nodes = equal(4);
     let wanted = fresh(16, 1, &nodes);
@@ -186,7 +196,7 @@ proptest! {
         shards in 1u32..80, replicas in 1u32..=4, other in 1u64..12, nodes in collection::vec((0u8..3, any::<bool>()), 1..12),
         octets in collection::vec(0u32..12, 80),
     ) {
-        let octets: Octets = (0..shards).map(ShardId).zip(octets.iter().map(|power| 3u64.pow(*power))).collect();
+        let octets: Octets = (0..shards).map(ShardId).zip(octets.iter().map(|power| 3u64.pow(*power) * MIB)).collect();
         let nodes: Vec<PlacementNode> = equal(nodes.len() as u64)
             .into_iter()
             .zip(nodes)

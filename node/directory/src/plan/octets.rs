@@ -13,7 +13,10 @@ use crate::share::Band;
 
 /// What a node may have above its share of octets, in percent of the share. Shards grow at their own pace, so that a
 /// lower bound would have data move for ever.
-pub(super) const ABOVE_SHARE_PERCENT: u64 = 20;
+const ABOVE_SHARE_PERCENT: u64 = 20;
+
+/// What a node may have above its share however small that is, in octets: so little is on no disk worth a move.
+const ABOVE_SHARE_OCTETS: u64 = 256 << 20;
 
 /// What a node may have above its share, in percent, where an exchange of shards that move anyway mends it.
 const ABOVE_SHARE_PERCENT_MOVING: u64 = 5;
@@ -25,7 +28,7 @@ pub(super) const RING_FILL: f64 = 0.9;
 
 /// The most exchanges that relieve one node in one plan. An exchange that takes less than the same part of what a
 /// node has above its share is not worth the data that it moves.
-pub(super) const EXCHANGES_MAX: u32 = 16;
+const EXCHANGES_MAX: u32 = 16;
 
 /// What a shard counts at most, 256 TiB, so that the sums of [`SHARDS_MAX`](crate::limits::SHARDS_MAX) such shards with
 /// all their replicas are numbers of 64 bits.
@@ -76,9 +79,15 @@ impl Weights {
     }
 
     /// Whether the node has more than its share and so many percent of it.
-    pub fn is_above(&self, node: usize, percent: u64) -> bool {
+    fn is_above(&self, node: usize, percent: u64) -> bool {
         let (load, due) = (u128::from(self.load[node]), u128::from(self.due_rounded[node]));
         load * 100 > due * u128::from(100 + percent)
+    }
+
+    /// Whether it has so much that a shard is to move for no other reason.
+    fn is_heavy(&self, node: usize) -> bool {
+        let above = self.load[node].saturating_sub(self.due_rounded[node]);
+        above > ABOVE_SHARE_OCTETS && self.is_above(node, ABOVE_SHARE_PERCENT)
     }
 
     /// All shards.
@@ -138,22 +147,21 @@ impl Plan {
 
     /// Makes nodes lighter that have too much: by exchanges that cost no further move, then by any.
     pub(super) fn relieve(&mut self) {
-        self.exchange(ABOVE_SHARE_PERCENT_MOVING, 0);
-        self.exchange(ABOVE_SHARE_PERCENT, i8::MAX);
+        self.exchange(|weights, node| weights.is_above(node, ABOVE_SHARE_PERCENT_MOVING), 0);
+        self.exchange(Weights::is_heavy, i8::MAX);
     }
 
-    /// Exchanges shards of nodes that have so many percent above their share, while that makes them lighter. An
-    /// exchange costs at most `moves_max` more moves.
-    fn exchange(&mut self, percent: u64, moves_max: i8) {
+    /// Exchanges shards of nodes that are `above` their share, while that makes them lighter. An exchange costs at most
+    /// `moves_max` more moves.
+    fn exchange(&mut self, above: impl Fn(&Weights, usize) -> bool, moves_max: i8) {
         let mut exchanges = vec![0; self.nodes.len()];
         loop {
             let fill = |node: usize| self.weights.fill(node, 0);
-            let above = |node: &usize| self.weights.is_above(*node, percent);
-            let mut heavy: Vec<usize> = (0..self.nodes.len()).filter(above).collect();
+            let mut heavy: Vec<usize> = (0..self.nodes.len()).filter(|node| above(&self.weights, *node)).collect();
             heavy.sort_by(|a, b| fill(*b).total_cmp(&fill(*a)));
             let before = exchanges.clone();
             for node in heavy {
-                if exchanges[node] == EXCHANGES_MAX || !self.weights.is_above(node, percent) {
+                if exchanges[node] == EXCHANGES_MAX || !above(&self.weights, node) {
                     continue;
                 }
                 if let Some(Exchange { there, back }) = self.best_exchange(node, moves_max) {
@@ -273,5 +281,5 @@ pub(super) fn heavy_nodes(
             .filter(|shard| weights.octets[*shard] > weights.due_rounded[node])
             .map(|shard| ShardId(shard as u32)),
     };
-    (0..nodes.len()).filter(|node| weights.is_above(*node, ABOVE_SHARE_PERCENT)).map(describe).collect()
+    (0..nodes.len()).filter(|node| weights.is_heavy(*node)).map(describe).collect()
 }

@@ -17,7 +17,7 @@ pub enum Warning {
     /// Where a zone is lost, shards may lose more than one replica.
     #[error("replicas of a shard share a zone: there are {zones} zones for {replicas} replicas")]
     FewZones { zones: u32, replicas: u32 },
-    /// Has more than its share of octets and 20 %, and no exchange of shards that the plan allows itself helps.
+    /// Has more than its share of octets and 20 % (and not only little in all), and no exchange of shards that the plan allows itself helps.
     #[error(
         "node {node} comes to {percent_of_share} % of its share of octets{}",
         shard.map(|shard| format!("; shard {shard} alone is more than the share")).unwrap_or_default()
