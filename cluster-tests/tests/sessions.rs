@@ -79,8 +79,8 @@ impl Clients {
                 Ok(())
             }));
         }
-        for reader in 0..READERS {
-            let (address, account, stop) = (cluster.imap(0), accounts[reader].clone(), clients.stop.clone());
+        for account in accounts.iter().take(READERS) {
+            let (address, account, stop) = (cluster.imap(0), account.clone(), clients.stop.clone());
             let measured = clients.changes.clone();
             clients.threads.push(std::thread::spawn(move || {
                 let mut imap = ImapClient::login(address, &account, PASSWORD)?;

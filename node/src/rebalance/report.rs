@@ -22,7 +22,7 @@ pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<Sh
         shards_total: moves.len() as u32,
         moves,
         shares: shares(directory, observed, after),
-        warnings: warnings(directory, observed),
+        warnings: warnings(directory, observed, targets),
         waits_because: String::new(),
     }
 }
@@ -50,17 +50,16 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
             moves.push(shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued"));
         }
     }
-    let after = |shard: ShardId| {
-        let placement = directory.placement(shard)?;
-        (!placement.planned.is_empty()).then(|| placement.planned.clone())
-    };
+    let queued: BTreeMap<ShardId, Vec<NodeId>> =
+        directory.queued().map(|placement| (placement.shard, placement.planned.clone())).collect();
+    let after = |shard: ShardId| queued.get(&shard).cloned();
     RebalanceReply {
         state: state.to_owned(),
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
         moves,
         shares: shares(directory, observed, after),
-        warnings: warnings(directory, observed),
+        warnings: warnings(directory, observed, &queued),
         waits_because: waits_because(directory, observed),
     }
 }
@@ -144,23 +143,11 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
     }
 }
 
-fn warnings(directory: &Directory, observed: &Observed) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let Some(cluster) = directory.cluster() else { return warnings };
-    let active: Vec<_> = directory.nodes().filter(|known| known.state == NodeState::Active).collect();
-    let zones: BTreeSet<&str> = active.iter().map(|known| known.zone.as_str()).collect();
-    let replicas = cluster.replicas as usize;
-    if active.len() < replicas {
-        warnings.push(format!(
-            "{} active nodes hold {} replicas of each shard, not {replicas}",
-            active.len(),
-            active.len()
-        ));
-    }
-    if zones.len() > 1 && zones.len() < replicas {
-        warnings.push(format!("{} zones: some hold more than one of a shard's {replicas} replicas", zones.len()));
-    }
-    for known in &active {
+/// What the plan cannot mend, and what of the nodes would stand in its way.
+fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<String> {
+    let planned = directory.rebalance_warnings(targets, &observed.octets());
+    let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
             None => warnings.push(format!("node {} does not answer", known.name)),
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
