@@ -2,6 +2,7 @@
 //! mailbox. Time is a counter that all workers share, so that "answered before the other was asked" is exact.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +44,54 @@ pub enum Change {
         marker: String,
         value: u32,
     },
+}
+
+/// Changes that were acknowledged, each message by each verb one.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Tally {
+    /// Over SMTP.
+    pub deliveries: u64,
+    /// Over IMAP: APPEND, STORE, COPY, MOVE, EXPUNGE.
+    pub appends: u64,
+    pub stores: u64,
+    pub copies: u64,
+    pub moves: u64,
+    pub expunges: u64,
+}
+
+impl Tally {
+    pub fn imap(&self) -> u64 {
+        self.appends + self.stores + self.copies + self.moves + self.expunges
+    }
+
+    pub fn all(&self) -> u64 {
+        self.deliveries + self.imap()
+    }
+
+    fn add(&mut self, change: &Change) {
+        let count = match change {
+            // Deliveries go to INBOX, and a client appends elsewhere: who sent it is told from where it is.
+            Change::Create { to, .. } if to.ends_with("/INBOX") => &mut self.deliveries,
+            Change::Create { .. } => &mut self.appends,
+            Change::Flag { .. } => &mut self.stores,
+            Change::Copy { .. } => &mut self.copies,
+            Change::Move { .. } => &mut self.moves,
+            Change::Expunge { .. } => &mut self.expunges,
+        };
+        *count += 1;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { deliveries, appends, stores, copies, moves, expunges } = self;
+        write!(
+            f,
+            "{deliveries} deliveries and {} IMAP operations ({appends} APPEND, {stores} STORE, {copies} COPY, {moves} \
+             MOVE, {expunges} EXPUNGE)",
+            self.imap()
+        )
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +137,13 @@ pub struct Reading {
 #[derive(Default)]
 pub struct History {
     clock: AtomicU64,
-    entries: Mutex<Entries>,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    entries: Entries,
+    acknowledged: Tally,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -104,24 +159,28 @@ impl History {
 
     pub fn record(&self, began: u64, change: Change, outcome: Outcome) {
         let ended = self.now();
-        self.lock().operations.push(Operation { began, ended, change, outcome });
+        let mut log = self.lock();
+        if outcome == Outcome::Ok {
+            log.acknowledged.add(&change);
+        }
+        log.entries.operations.push(Operation { began, ended, change, outcome });
     }
 
     pub fn read(&self, mut reading: Reading) {
         reading.ended = self.now();
-        self.lock().readings.push(reading);
+        self.lock().entries.readings.push(reading);
     }
 
-    pub fn acknowledged(&self) -> usize {
-        self.lock().operations.iter().filter(|operation| operation.outcome == Outcome::Ok).count()
+    pub fn acknowledged(&self) -> Tally {
+        self.lock().acknowledged
     }
 
     pub fn entries(&self) -> Entries {
-        self.lock().clone()
+        self.lock().entries.clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Log> {
         // A worker that panicked fails the test anyway; what it recorded is whole.
-        self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

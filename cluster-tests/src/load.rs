@@ -2,7 +2,7 @@
 //! through faults as real clients do: a server that got no 250 sends again, a client that lost its connection logs in
 //! again and does not know whether its last command was done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cluster::PASSWORD;
-use crate::history::{Change, History, Outcome, Place, Reading, Seen};
+use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
+use crate::reading::read_mailbox;
 use crate::smtp::SmtpClient;
 
 /// Beside INBOX.
@@ -40,7 +41,6 @@ pub struct Load {
     pub history: Arc<History>,
     options: LoadOptions,
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
     workers: Vec<JoinHandle<Result<()>>>,
 }
@@ -55,12 +55,11 @@ impl Load {
             }
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
-        let (acknowledged, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let errors = Arc::new(AtomicU64::new(0));
         let worker = |number: usize| Worker {
             options: options.clone(),
             history: history.clone(),
             stop: stop.clone(),
-            acknowledged: acknowledged.clone(),
             errors: errors.clone(),
             random: Random::new(options.seed, number as u64),
             number,
@@ -78,12 +77,17 @@ impl Load {
             let mut worker = worker(number);
             workers.push(std::thread::spawn(move || worker.read()));
         }
-        Ok(Load { history, options, stop, acknowledged, errors, workers })
+        Ok(Load { history, options, stop, errors, workers })
     }
 
     /// Changes acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
+        self.tally().all()
+    }
+
+    /// The same, by what they were.
+    pub fn tally(&self) -> Tally {
+        self.history.acknowledged()
     }
 
     /// What a client met that was not what it had asked for: refusals, lost sessions, failed attempts.
@@ -143,7 +147,6 @@ struct Worker {
     options: LoadOptions,
     history: Arc<History>,
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
     random: Random,
     number: usize,
@@ -206,9 +209,7 @@ impl Worker {
     }
 
     fn record(&self, began: u64, change: Change, outcome: Outcome) {
-        if outcome == Outcome::Ok {
-            self.acknowledged.fetch_add(1, Ordering::Relaxed);
-        } else {
+        if outcome != Outcome::Ok {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
         self.history.record(began, change, outcome);
@@ -425,66 +426,6 @@ pub fn message(marker: &str) -> Vec<u8> {
     message
 }
 
-/// SELECT and FETCH of everything. `quiet`: nothing writes, so that what SELECT says must fit what FETCH shows.
-fn read_mailbox(
-    client: &mut ImapClient,
-    account: &str,
-    mailbox: &'static str,
-    began: u64,
-    quiet: bool,
-) -> Result<Reading> {
-    let selected = client.ok(&format!("SELECT {mailbox} (CONDSTORE)"))?;
-    let selected = String::from_utf8_lossy(&selected.join(&b'\n')).into_owned();
-    let number = |before: &str| -> Result<u64> {
-        let digits = selected.split(before).nth(1).with_context(|| format!("{before} in {selected}"))?;
-        Ok(digits.split(']').next().unwrap_or_default().parse()?)
-    };
-    let exists = selected.lines().find_map(|line| line.strip_prefix("* ")?.strip_suffix(" EXISTS"));
-    let mut messages = BTreeMap::new();
-    for response in client.ok("UID FETCH 1:* (FLAGS MODSEQ BODY.PEEK[])")? {
-        if let Some((uid, seen)) = fetched(&response) {
-            messages.insert(uid, seen);
-        }
-    }
-    let mut reading = Reading {
-        place: place(account, mailbox),
-        began,
-        ended: began,
-        uid_validity: number("[UIDVALIDITY ")? as u32,
-        uid_next: number("[UIDNEXT ")? as u32,
-        highest_mod_seq: number("[HIGHESTMODSEQ ")?,
-        exists: exists.context("no EXISTS")?.parse()?,
-        messages,
-    };
-    if !quiet {
-        // What came between the two commands is no fault.
-        let greatest = reading.messages.last_key_value().map_or(0, |(uid, _)| *uid);
-        reading.uid_next = reading.uid_next.max(greatest + 1);
-        reading.exists = reading.messages.len() as u32;
-        let mod_seq = reading.messages.values().map(|seen| seen.mod_seq).max().unwrap_or(0);
-        reading.highest_mod_seq = reading.highest_mod_seq.max(mod_seq);
-    }
-    Ok(reading)
-}
-
-/// One FETCH response; None for others, and for those without a body, which tell of flags alone.
-fn fetched(response: &[u8]) -> Option<(u32, Seen)> {
-    let open = response.windows(3).position(|three| three == b"}\r\n")?;
-    let head = String::from_utf8_lossy(&response[..open]).into_owned();
-    let octets: usize = head.rsplit('{').next()?.parse().ok()?;
-    let body = response.get(open + 3..open + 3 + octets)?;
-    let tail = String::from_utf8_lossy(&response[open + 3 + octets..]).into_owned();
-    let items = head + &tail;
-    let number = |before: &str| -> Option<u64> { items.split(before).nth(1)?.split([' ', ')']).next()?.parse().ok() };
-    let flags = items.split("FLAGS (").nth(1)?.split(')').next()?;
-    let value = flags.split(' ').find_map(|flag| flag.strip_prefix("$v")?.parse().ok()).unwrap_or(0);
-    let marker = body.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Subject: "));
-    let marker = String::from_utf8_lossy(marker.unwrap_or_default()).trim_end().to_owned();
-    let trace = body.strip_suffix(message(&marker).as_slice());
-    let intact = trace.is_some_and(|trace| trace.is_empty() || trace.starts_with(b"Return-Path:"));
-    Some((number("UID ")? as u32, Seen { marker, intact, value, mod_seq: number("MODSEQ (")? }))
-}
-
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
 pub struct Random(u64);
 
@@ -509,23 +450,7 @@ impl Random {
 
 #[cfg(test)]
 mod tests {
-    use super::{fetched, message, uid_after};
-
-    #[test]
-    fn a_fetch_response_is_read_with_what_stands_before_and_behind_its_body() {
-        let body = [b"Return-Path: <>\r\nReceived: x\r\n".to_vec(), message("m1.2.3")].concat();
-        let response = |body: &[u8]| {
-            let head = format!("* 4 FETCH (UID 9 FLAGS (\\Seen $v7) BODY[] {{{}}}\r\n", body.len());
-            [head.as_bytes(), body, b" MODSEQ (55))"].concat()
-        };
-        let (uid, seen) = fetched(&response(&body)).unwrap();
-        assert_eq!((uid, seen.marker.as_str(), seen.intact, seen.value, seen.mod_seq), (9, "m1.2.3", true, 7, 55));
-        let mut changed = body.clone();
-        let last = changed.len() - 4;
-        changed[last] ^= 1;
-        assert!(!fetched(&response(&changed)).unwrap().1.intact);
-        assert!(fetched(b"* 4 FETCH (UID 9 FLAGS ())").is_none());
-    }
+    use super::uid_after;
 
     #[test]
     fn uids_are_found_in_response_codes() {

@@ -1,14 +1,18 @@
 //! A cluster under a seeded load, through which a test sends its faults; then everything is checked.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::checker::check;
 use crate::cluster::{Cluster, ClusterOptions, PASSWORD};
+use crate::history::Tally;
 use crate::imap::ImapClient;
 use crate::load::{Load, LoadOptions};
 use crate::process::eventually;
+use crate::quantiles::Quantiles;
 
 const ACCOUNTS: usize = 8;
 const WRITERS: usize = 6;
@@ -17,12 +21,17 @@ const READERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Changes that are acknowledged between two faults.
 const PROGRESS: u64 = 40;
+/// The same where a hundred faults are to prove something: 20,000 deliveries and 5,000 IMAP operations, in two halves of
+/// each round.
+pub const PROVEN: Tally = Tally { deliveries: 100, appends: 25, stores: 0, copies: 0, moves: 0, expunges: 0 };
 
 /// Dropping it ends the load first, then the cluster.
 pub struct Scenario {
     pub load: Load,
     pub cluster: Cluster,
     again: String,
+    /// How long the service was away, by what was done to the cluster.
+    away: Mutex<BTreeMap<&'static str, Vec<Duration>>>,
 }
 
 /// A number from the environment, by which a run is repeated or made longer.
@@ -43,15 +52,27 @@ impl Scenario {
             writers: WRITERS,
             readers: READERS,
         })?;
-        Ok(Scenario { load, cluster, again: format!("MAILRING_SEED={seed} MAILRING_ROUNDS={rounds}") })
+        let again = format!("MAILRING_SEED={seed} MAILRING_ROUNDS={rounds}");
+        Ok(Scenario { load, cluster, again, away: Mutex::default() })
     }
 
     /// Waits until the load has got more changes acknowledged.
     pub fn progress(&self) -> Result<()> {
         let goal = self.load.acknowledged() + PROGRESS;
+        self.acknowledged(|tally| tally.all() >= goal)
+    }
+
+    /// Waits until it has got so many more deliveries and so many more IMAP operations acknowledged.
+    pub fn progress_by(&self, more: Tally) -> Result<()> {
+        let before = self.load.tally();
+        let (deliveries, imap) = (before.deliveries + more.deliveries, before.imap() + more.imap());
+        self.acknowledged(|tally| tally.deliveries >= deliveries && tally.imap() >= imap)
+    }
+
+    fn acknowledged(&self, enough: impl Fn(Tally) -> bool) -> Result<()> {
         let progress = eventually("changes are acknowledged", PATIENCE, || {
-            let acknowledged = self.load.acknowledged();
-            ensure!(acknowledged >= goal, "{acknowledged} of {goal}");
+            let tally = self.load.tally();
+            ensure!(enough(tally), "{tally}");
             Ok(())
         });
         progress.with_context(|| self.again.clone())
@@ -59,7 +80,11 @@ impl Scenario {
 
     /// How long until every account can be read and changed over router 1.
     pub fn service_back(&self) -> Result<Duration> {
-        let since = Instant::now();
+        self.service_back_after("what was done", Instant::now())
+    }
+
+    /// The same from a moment on; what was done then is part of the summary.
+    pub fn service_back_after(&self, done: &'static str, since: Instant) -> Result<Duration> {
         for account in 0..ACCOUNTS {
             let user = format!("user{account}@example.test");
             let served = eventually("the account is served", PATIENCE, || {
@@ -71,15 +96,19 @@ impl Scenario {
             });
             served.with_context(|| self.again.clone())?;
         }
-        Ok(since.elapsed())
+        let away = since.elapsed();
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).entry(done).or_default().push(away);
+        Ok(away)
     }
 
     /// Stops the load and checks everything.
     pub fn finish(&mut self) -> Result<()> {
         let checked = self.stop_and_check();
         let octets = checked.with_context(|| self.again.clone())?;
-        let acknowledged = self.load.acknowledged();
-        println!("{}: {acknowledged} changes acknowledged, replicas of {octets} octets are the same", self.again);
+        println!("{}: {} acknowledged, replicas of {octets} octets are the same", self.again, self.load.tally());
+        for (done, times) in std::mem::take(self.away.get_mut().unwrap_or_else(PoisonError::into_inner)) {
+            println!("every account served after {done}: {}", Quantiles::of(times)?);
+        }
         Ok(())
     }
 

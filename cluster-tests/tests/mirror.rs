@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    ClusterOptions, Random, Scenario, TABLES, check_large, disks_possible, eventually, fill, flip, setting,
+    ClusterOptions, PROVEN, Random, Scenario, TABLES, check_large, disks_possible, eventually, fill, flip, setting,
 };
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
@@ -67,6 +67,15 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
         scenario.cluster.wait_ready()?;
         scenario.cluster.wait_whole("node1")?;
     }
+    // Deleted while the node is down: what is in its place is filled without being asked.
+    scenario.cluster.nodes[0].kill()?;
+    let disk = scenario.cluster.disk_directories(0)[0].clone();
+    fs::remove_dir_all(&disk)?;
+    fs::create_dir(&disk)?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    scenario.cluster.wait_whole("node1")?;
+    scenario.progress()?;
     scenario.finish()
 }
 
@@ -75,13 +84,15 @@ fn a_node_with_a_mirror_killed_under_load_loses_nothing() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 4));
     let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
     for _ in 0..rounds {
-        scenario.progress()?;
+        scenario.progress_by(PROVEN)?;
+        let killed = Instant::now();
         scenario.cluster.nodes[0].kill()?;
         scenario.cluster.start_all()?;
+        scenario.service_back_after("the node was killed and started", killed)?;
         scenario.cluster.wait_ready()?;
         scenario.cluster.wait_whole("node1")?;
+        scenario.progress_by(PROVEN)?;
     }
-    scenario.progress()?;
     scenario.finish()
 }
 

@@ -44,6 +44,41 @@ fn a_scrub_of_healthy_mirrors_and_replicas_under_load_finds_nothing() -> Result<
     scenario.finish()
 }
 
+/// When the last scrub of node 1's volume ended.
+fn scrubbed(cluster: &Cluster) -> Result<Option<String>> {
+    let rows = cluster.volumes("node1")?;
+    let ended = rows.first().map(|row| &row["last_scrub"]["ended"]).context("no volume")?;
+    Ok(ended.as_str().map(str::to_owned))
+}
+
+#[test]
+fn what_a_scrub_found_is_known_after_a_restart_and_the_next_one_comes_by_itself() -> Result<()> {
+    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+    let mut cluster = Cluster::start(options)?;
+    cluster.add_accounts(&["user0"])?;
+    ensure!(scrubbed(&cluster)?.is_none(), "it was never scrubbed");
+    scrub(&cluster, &["--shard", "3"])?;
+    ensure!(scrubbed(&cluster)?.is_none(), "a shard is not the whole volume");
+    scrub(&cluster, &[])?;
+    let first = scrubbed(&cluster)?.context("it was scrubbed")?;
+    cluster.nodes[0].reconfigure("[node]\n", "[node]\nscrub_interval_s = 86400\n")?;
+    cluster.nodes[0].kill()?;
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    let known = scrubbed(&cluster)?;
+    ensure!(known.as_ref() == Some(&first), "scrubbed {first}, and after a restart {known:?}");
+    let status = cluster.admin(&["status"])?;
+    ensure!(status.contains(&format!("1 of 1 volumes, oldest {first}, 0 findings")), "{status}");
+    cluster.nodes[0].reconfigure("scrub_interval_s = 86400", "scrub_interval_s = 1")?;
+    cluster.nodes[0].kill()?;
+    cluster.start_all()?;
+    eventually("the next scrub has come", PATIENCE, || {
+        let next = scrubbed(&cluster)?;
+        ensure!(next.as_ref() > Some(&first), "{next:?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 82), setting("MAILRING_ROUNDS", 2));

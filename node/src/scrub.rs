@@ -17,18 +17,20 @@ use proto::wire::{
     ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use storage::{Command, Finding, GroupId, ScrubOptions, Verdict};
+use storage::{Command, Finding, GroupId, ScrubOptions, Scrubbed, StorageError, Verdict, Volume};
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
 use crate::membership;
-use crate::shard::Shard;
+use crate::shard::{Shard, unix_ms};
 use crate::volumes::NodeVolume;
 
 /// Between two tellings of how far a scrub is.
 const TELL: Duration = Duration::from_millis(500);
+/// A node that is late with its scrub lets its shards find their leaders first, and other nodes begin.
+const START_MAX: Duration = Duration::from_secs(600);
 /// How long the replica that is to lead is asked whether it does.
 const HEIR_MAX: Duration = Duration::from_secs(15);
 /// A caller that does not read this many events stops the scrub until it does.
@@ -68,7 +70,13 @@ async fn read_volume(volume: &NodeVolume, options: ScrubOptions, events: &mpsc::
     let Some(opened) = volume.volume() else { return failed("the volume is down".to_owned()) };
     let progress = Arc::new(storage::ScrubProgress::default());
     let told = progress.clone();
-    let mut reading = tokio::task::spawn_blocking(move || opened.scrub(&options, &told));
+    let mut reading = tokio::task::spawn_blocking(move || {
+        let report = opened.scrub(&options, &told)?;
+        if report.complete && options.group.is_none() {
+            opened.note_scrubbed(Scrubbed::new(&report, unix_s()))?;
+        }
+        Ok::<_, StorageError>(report)
+    });
     let result = loop {
         tokio::select! {
             result = &mut reading => break result,
@@ -291,20 +299,63 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     if interval.is_zero() {
         return;
     }
-    // Not all nodes at once, nor each whenever it starts.
-    let share = getrandom::u64().map_or(0.5, |random| random as f64 / u64::MAX as f64);
-    let mut wait = interval.mul_f64(share);
+    // Nodes that were all started at once, and are all late, do not begin at once.
+    let mut least = (interval / 16).min(START_MAX).mul_f64(share());
     loop {
+        let wait = until_due(&node, interval).await.max(least);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        // Somebody may have asked for a scrub meanwhile.
+        if !until_due(&node, interval).await.is_zero() {
+            continue;
         }
         tokio::select! {
             () = once(&node) => {}
             _ = stopped.wait_for(|stop| *stop) => return,
         }
-        wait = interval;
+        // What could not be read, or only in part, is not tried again at once.
+        least = interval / 8;
     }
+}
+
+/// How long until a volume of this node is due.
+async fn until_due(node: &Node, interval: Duration) -> Duration {
+    let volumes: Vec<Volume> = node.groups().volumes.list().iter().filter_map(|volume| volume.volume()).collect();
+    let looked = tokio::task::spawn_blocking(move || {
+        let now = unix_s();
+        volumes.iter().map(|volume| left(interval, unscrubbed_since(volume, interval, now), now)).min()
+    });
+    // Without a volume there is nothing to scrub.
+    looked.await.ok().flatten().unwrap_or(interval)
+}
+
+/// Not all volumes and nodes become due on one day, though they are all made on one.
+fn unscrubbed_since(volume: &Volume, interval: Duration, now_unix_s: i64) -> i64 {
+    if let Some(since) = volume.scrub_history().since_unix_s {
+        return since;
+    }
+    let since = now_unix_s.saturating_sub_unsigned(interval.mul_f64(share()).as_secs());
+    if let Err(error) = volume.note_unscrubbed(since) {
+        tracing::warn!(%error, "from when on a volume is unscrubbed cannot be written");
+    }
+    since
+}
+
+/// Of an interval that began then. All of it where the clock says that it has not begun.
+fn left(interval: Duration, since_unix_s: i64, now_unix_s: i64) -> Duration {
+    let passed = Duration::from_secs(now_unix_s.saturating_sub(since_unix_s).max(0).unsigned_abs());
+    interval.saturating_sub(passed)
+}
+
+fn unix_s() -> i64 {
+    unix_ms().div_euclid(1000)
+}
+
+/// From 0 to 1.
+fn share() -> f64 {
+    getrandom::u64().map_or(0.5, |random| random as f64 / u64::MAX as f64)
 }
 
 async fn once(node: &Node) {
@@ -336,14 +387,25 @@ async fn once(node: &Node) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use proto::wire::DigestShardReply;
     use types::{MailError, MailResult};
 
-    use super::{Judged, judge};
+    use super::{Judged, judge, left};
 
     fn holds(what: &'static str) -> MailResult<DigestShardReply> {
         Ok(DigestShardReply { digest: Bytes::from_static(what.as_bytes()), ..Default::default() })
+    }
+
+    #[test]
+    fn the_time_to_a_scrub_counts_from_the_last_one_and_not_from_the_start() {
+        let interval = Duration::from_secs(100);
+        let left = |since: i64, now: i64| left(interval, since, now).as_secs();
+        assert_eq!([left(1000, 1000), left(1000, 1040), left(1000, 1100), left(1000, 9000)], [100, 60, 0, 0]);
+        assert_eq!(left(1000, 500), 100, "a clock that was set back makes nobody wait for longer than an interval");
+        assert_eq!(left(i64::MIN, i64::MAX), 0);
     }
 
     #[test]

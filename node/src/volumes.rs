@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::RwLock;
 use proto::wire;
 use storage::{
-    GroupId, HalfName, HalfState, HalfStatus, Identity, StorageError, Volume, VolumeOptions, VolumeStatistics,
+    GroupId, HalfName, HalfState, HalfStatus, Identity, Scrubbed, StorageError, Volume, VolumeOptions, VolumeStatistics,
 };
 use types::{MailError, MailResult, NodeId};
 
@@ -313,10 +313,16 @@ impl NodeVolume {
                 status.reads_elsewhere = statistics.reads_elsewhere;
                 status.resilvers = statistics.resilvers;
                 status.halves = volume.halves().iter().map(half_status).collect();
+                status.last_scrub = volume.scrub_history().last.map(scrubbed);
             }
         }
         status
     }
+}
+
+fn scrubbed(last: Scrubbed) -> wire::LastScrub {
+    let Scrubbed { unix_s, records, bytes, findings, lost, differing, rewritten } = last;
+    wire::LastScrub { unix_s, records, octets: bytes, findings, lost, differing, rewritten }
 }
 
 fn half_status(half: &HalfStatus) -> wire::HalfStatus {

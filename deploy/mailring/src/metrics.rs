@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use proto::DirectoryStore;
-use proto::wire::{GroupStatus, NodeStatusReply, VolumeStatus};
+use proto::wire::{GroupStatus, LastScrub, NodeStatusReply, VolumeStatus};
 
 use crate::roles::Running;
 
@@ -83,7 +83,7 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
             family.get_or_create(&GroupLabels { group: label }).set(clamp(value(group)));
         }
     }
-    let families: [(&str, &str, VolumeFigure); 9] = [
+    let families: [(&str, &str, VolumeFigure); 13] = [
         ("volume_down", "1 where the volume is not open", |volume| u64::from(!volume.down_because.is_empty())),
         ("volume_full", "1 where the volume takes no new mail", |volume| u64::from(volume.full)),
         ("volume_free_octets", "Room on its fullest disk", |volume| volume.free_octets),
@@ -95,11 +95,20 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
         ("volume_reads_elsewhere", "Reads that the other half answered", |volume| volume.reads_elsewhere),
         ("volume_resilvers", "Halves that were made anew since the start", |volume| volume.resilvers),
         ("volume_synced_writes", "Synced writes since the start", |volume| volume.synced_writes),
+        ("volume_scrubbed_unix_seconds", "When the last scrub of all of it ended; none before the first", |volume| {
+            scrubbed(volume, |last| last.unix_s.max(0).unsigned_abs())
+        }),
+        ("volume_scrub_findings", "Findings of the last scrub", |volume| scrubbed(volume, |last| last.findings)),
+        ("volume_scrub_lost", "Of them, records with no good copy here", |volume| scrubbed(volume, |last| last.lost)),
+        ("volume_scrub_differing", "Of them, records whose good copy is not known", |volume| {
+            scrubbed(volume, |last| last.differing)
+        }),
     ];
     for (name, help, value) in families {
         let family = Family::<VolumeLabels, Gauge>::default();
         registry.register(name, help, family.clone());
-        for volume in &status.volumes {
+        let of_scrubs = name.starts_with("volume_scrub");
+        for volume in status.volumes.iter().filter(|volume| !of_scrubs || volume.last_scrub.is_some()) {
             family.get_or_create(&VolumeLabels { volume: volume.number }).set(clamp(value(volume)));
         }
     }
@@ -108,13 +117,17 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     Ok(out)
 }
 
+fn scrubbed(volume: &VolumeStatus, figure: fn(&LastScrub) -> u64) -> u64 {
+    volume.last_scrub.as_ref().map_or(0, figure)
+}
+
 fn clamp(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::{GroupStatus, Identity, NodeStatusReply, VolumeStatus};
+    use proto::wire::{GroupStatus, Identity, LastScrub, NodeStatusReply, VolumeStatus};
 
     use super::{DIRECTORY, END, node_text, push};
 
@@ -127,11 +140,15 @@ mod tests {
             messages: 7,
             ..Default::default()
         };
+        let scrub = LastScrub { unix_s: 1_764_115_200, findings: 2, ..Default::default() };
         let status = NodeStatusReply {
             identity: Some(Identity { name: "secret-name".to_owned(), ..Default::default() }),
             groups: vec![group(DIRECTORY, "leader"), group(5, "follower")],
             uptime_s: 9,
-            volumes: vec![VolumeStatus { number: 1, free_octets: 77, ..Default::default() }],
+            volumes: vec![
+                VolumeStatus { number: 1, free_octets: 77, last_scrub: Some(scrub), ..Default::default() },
+                VolumeStatus { number: 2, ..Default::default() },
+            ],
             ..Default::default()
         };
         let text = node_text(&status).unwrap();
@@ -142,9 +159,12 @@ mod tests {
             "mailring_node_shard_messages{group=\"5\"} 7",
             "mailring_node_volume_free_octets{volume=\"1\"} 77",
             "mailring_node_volume_down{volume=\"1\"} 0",
+            "mailring_node_volume_scrubbed_unix_seconds{volume=\"1\"} 1764115200",
+            "mailring_node_volume_scrub_findings{volume=\"1\"} 2",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");
         }
+        assert!(!text.contains("scrub_findings{volume=\"2\"}"), "it was never scrubbed");
         assert!(!text.contains("secret-name") && !text.contains("shard_messages{group=\"directory\"}"));
         let mut whole = String::new();
         push(&mut whole, &text);

@@ -16,7 +16,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rocksdb::{BoundColumnFamily, Cache, DB, DBRawIterator, ReadOptions, Snapshot, WriteBatch};
+use rocksdb::{
+    BoundColumnFamily, Cache, DB, DBRawIterator, FlushOptions, ReadOptions, Snapshot, WriteBatch, WriteOptions,
+};
 
 use crate::error::StorageError;
 use crate::faults::{Faults, HalfName, Operation};
@@ -163,6 +165,23 @@ impl Half {
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
         self.before(Operation::Write)?;
         self.db.write(batch).map_err(|error| self.failure("write", &error))
+    }
+
+    /// Writes past the write-ahead log: nothing of it is durable before [`Half::flush`].
+    pub(crate) fn write_unlogged(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        self.before(Operation::Write)?;
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(batch, &options).map_err(|error| self.failure("write", &error))
+    }
+
+    /// Puts all that was written into tables. Durable on return.
+    pub(crate) fn flush(&self) -> Result<(), StorageError> {
+        self.before(Operation::Sync)?;
+        let families = Family::EVERY.map(|family| self.family(family));
+        let families = families.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let flushed = self.db.flush_cfs_opt(&families.iter().collect::<Vec<_>>(), &FlushOptions::default());
+        flushed.map_err(|error| self.failure("flush", &error))
     }
 
     /// A write may tell of damage that a compaction has met.

@@ -4,6 +4,7 @@
 //! log    group be32 | index be64                      entry without its body
 //! blob   group be32 | index be64                      a body, or a chunk of one
 //! meta   name byte  | group be32                      vote, purge mark, space, unfinished install, home, begun
+//! meta   name byte                                    what the last scrub found
 //! state  space be32 | kind u8 | ...                   see `Kind`
 //! ```
 
@@ -30,6 +31,9 @@ pub(crate) const META_INSTALL: u8 = b'i';
 pub(crate) const META_BEGUN: u8 = b'b';
 /// Which volume a shard's replica is on: kept in the node's first volume, for all of them.
 pub(crate) const META_HOME: u8 = b'h';
+
+/// When the volume was last scrubbed: no group's.
+pub(crate) const META_SCRUBBED: u8 = b'r';
 
 /// Kinds of state records. The numbers are the disk format and the order of an export.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

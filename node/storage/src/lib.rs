@@ -18,6 +18,7 @@ mod log;
 mod mark;
 mod mirror;
 mod options;
+mod pace;
 mod planted;
 mod records;
 mod resilver;
@@ -39,7 +40,7 @@ pub use identity::{FORMAT, Identity};
 pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;
-pub use scrub::{Finding, HalfScrub, ScrubOptions, ScrubProgress, ScrubReport, Verdict};
+pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
     AccountTotals, BodyId, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta, Outcome,

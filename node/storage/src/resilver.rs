@@ -1,7 +1,7 @@
 //! Making a half of a mirror anew while the volume serves.
 //!
 //! ```text
-//! snapshot of the other half at number S ──► new database ──► write-ahead log since S ──► level ──► into the order
+//! snapshot of the other half at number S ──► new tables ──► write-ahead log since S ──► level ──► into the order
 //! ```
 //!
 //! The new database lies beside whatever the directory held. The half's record, written when all is there, makes it the
@@ -24,6 +24,7 @@ use crate::half_record::HalfRecord;
 use crate::mark::{self, Mark};
 use crate::mirror::{Mirror, side, write_record};
 use crate::options::VolumeOptions;
+use crate::pace::Pace;
 use crate::store::{Family, Store, Walked, walk};
 
 /// Written to the new database at once.
@@ -32,6 +33,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const REST_BYTES_MAX: u64 = 1 << 20;
 /// How often the log is followed before writes are made to wait however much is missing.
 const ROUNDS_MAX: usize = 50;
+/// Before it is looked again whether to write: the volume may be closed, or the rate be another one.
+const WAIT_MAX: Duration = Duration::from_millis(50);
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 
@@ -57,7 +60,7 @@ pub(crate) fn run(store: &Store, options: &VolumeOptions) {
             mirror.copied_records.store(0, Ordering::Relaxed);
             mirror.records.store(0, Ordering::Relaxed);
             let begun = Instant::now();
-            let result = Resilver { store, mirror, options, name, begun }.run();
+            let result = Resilver { store, mirror, options, name }.run();
             *mirror.resilvering.lock() = None;
             let ms = begun.elapsed().as_millis() as u64;
             match result {
@@ -101,7 +104,6 @@ struct Resilver<'a> {
     mirror: &'a Mirror,
     options: &'a VolumeOptions,
     name: HalfName,
-    begun: Instant,
 }
 
 impl Resilver<'_> {
@@ -152,10 +154,13 @@ impl Resilver<'_> {
         }
         let estimates = Family::EVERY.map(|family| source.records_estimated(family));
         self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
+        let mut copy = Copying { resilver: self, new: &new, pace: self.pace() };
         for family in Family::EVERY {
-            self.copy(&sources, family, &new)?;
+            copy.family(&sources, family)?;
         }
-        drop(sources);
+        drop((copy, sources));
+        // The copy is in no log: what follows it is.
+        new.flush()?;
         // Each record of the copy had a number of its own once, so the copy has used no more of them.
         let used = new.db.latest_sequence_number();
         new.offset = number.checked_sub(used).ok_or_else(|| StorageError::corrupt("resilver", "too many records"))?;
@@ -172,9 +177,26 @@ impl Resilver<'_> {
         self.join(source, new)
     }
 
+    fn pace(&self) -> Pace<'_> {
+        Pace::new(&self.store.round_times, self.options.resilver_bytes_per_s, Instant::now())
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        if self.mirror.rebuild.lock().closing { Err(StorageError::Closed) } else { self.store.check() }
+    }
+}
+
+/// What is copied as it was at one moment.
+struct Copying<'a> {
+    resilver: &'a Resilver<'a>,
+    new: &'a Half,
+    pace: Pace<'a>,
+}
+
+impl Copying<'_> {
     /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
-    fn copy(&self, sources: &[(&Arc<Half>, Snapshot<'_>)], family: Family, new: &Half) -> Result<(), StorageError> {
-        let handle = new.family(family)?;
+    fn family(&mut self, sources: &[(&Arc<Half>, Snapshot<'_>)], family: Family) -> Result<(), StorageError> {
+        let handle = self.new.family(family)?;
         let (mut from, end) = (Vec::new(), vec![u8::MAX; 64]);
         let (mut walked, mut at) = (Walked::default(), 0);
         let mut stuck = false;
@@ -186,7 +208,7 @@ impl Resilver<'_> {
             let broken = walk(iterator, family, &from, &mut walked, |key, value| {
                 batch.put_cf(&handle, key, value);
                 if batch.size_in_bytes() >= BATCH_BYTES {
-                    self.write(new, std::mem::take(&mut batch))?;
+                    self.write(std::mem::take(&mut batch))?;
                 }
                 Ok(true)
             })?;
@@ -202,25 +224,22 @@ impl Resilver<'_> {
             warn!(half = %half.name, %error, "mirror half is damaged");
             (stuck, at) = (true, 1 - at);
         }
-        if batch.is_empty() { Ok(()) } else { self.write(new, batch) }
+        if batch.is_empty() { Ok(()) } else { self.write(batch) }
     }
 
-    fn write(&self, new: &Half, batch: WriteBatch) -> Result<(), StorageError> {
-        self.check()?;
-        let bytes = batch.size_in_bytes() as u64;
-        self.mirror.copied_records.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        new.write(batch)?;
-        let copied = self.mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(copied as f64 / self.options.resilver_bytes_per_s.max(1) as f64);
-        while let Some(early) = due.checked_sub(self.begun.elapsed()).filter(|early| !early.is_zero()) {
-            self.check()?;
-            thread::sleep(early.min(Duration::from_millis(50)));
+    fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError> {
+        while let Some(early) = self.pace.wait(Instant::now()) {
+            self.resilver.check()?;
+            thread::sleep(early.min(WAIT_MAX));
         }
+        self.resilver.check()?;
+        let mirror = self.resilver.mirror;
+        let (bytes, records) = (batch.size_in_bytes() as u64, batch.len() as u64);
+        self.new.write_unlogged(batch)?;
+        self.pace.wrote(bytes);
+        mirror.copied_records.fetch_add(records, Ordering::Relaxed);
+        mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
-    }
-
-    fn check(&self) -> Result<(), StorageError> {
-        if self.mirror.rebuild.lock().closing { Err(StorageError::Closed) } else { self.store.check() }
     }
 }
 
@@ -234,11 +253,18 @@ impl Resilver<'_> {
         let mut order = mirror.order.lock();
         let there = order.halves.iter().any(|half| Arc::ptr_eq(half, source));
         let limit = Some(Instant::now() + self.options.hang_max);
+        let lost = || StorageError::io("resilver", "the other half was lost meanwhile");
         if !there || source.wait_written(order.number, limit) != Progress::Made {
-            return Err(StorageError::io("resilver", "the other half was lost meanwhile"));
+            return Err(lost());
         }
+        // The two must be level on their disks too: the new one's log does not go back to before the copy, and could not
+        // give the other what a crash takes from it.
+        source.want_sync(order.number);
         replay(&source.db, source.offset, &new, order.number)?;
         new.sync()?;
+        if source.wait_synced(order.number, Some(Instant::now() + self.options.hang_max)) != Progress::Made {
+            return Err(lost());
+        }
         let new = Arc::new(new);
         new.start()?;
         let (own, kept) = side(&mut sides, self.name);

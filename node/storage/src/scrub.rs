@@ -13,6 +13,7 @@ mod cursor;
 mod merge;
 mod repair;
 mod report;
+mod scrubbed;
 mod verdict;
 mod walk;
 
@@ -25,6 +26,9 @@ use crate::group::Group;
 use crate::keys::GroupId;
 use crate::store::Family;
 use crate::volume::Shared;
+
+pub use scrubbed::{ScrubHistory, Scrubbed};
+pub(crate) use scrubbed::{ScrubbedRecord, history, note};
 
 /// Findings that a report lists; more are only counted.
 pub const FINDINGS_MAX: usize = 1000;

@@ -14,6 +14,7 @@ use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
+use crate::pace::RoundTimes;
 use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -104,6 +105,7 @@ pub(crate) struct Store {
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
     pub(crate) under_way: UnderWay,
+    pub(crate) round_times: RoundTimes,
 }
 
 /// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
@@ -123,6 +125,7 @@ impl Store {
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             under_way: UnderWay::default(),
+            round_times: RoundTimes::default(),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::options::VolumeOptions;
 use crate::planted;
 use crate::records;
 use crate::resilver;
-use crate::scrub::{self, ScrubOptions, ScrubProgress, ScrubReport};
+use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::writer::Writer;
@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     /// Bytes of recent entries over all groups.
     pub tail_bytes: AtomicUsize,
     space_next: AtomicU32,
+    /// As on the disk.
+    pub scrubs: Mutex<ScrubHistory>,
 }
 
 impl Shared {
@@ -91,6 +93,7 @@ impl Volume {
             tail_bytes_max: options.tail_bytes_max,
             tail_bytes: AtomicUsize::new(0),
             space_next: AtomicU32::new(space_next(&store)?),
+            scrubs: Mutex::new(scrub::history(&store)),
             store,
         });
         remove_unfinished(&shared)?;
@@ -205,6 +208,21 @@ impl Volume {
     pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
         let opened = self.inner.groups.lock().values().cloned().collect();
         scrub::run(&self.inner.shared, opened, options, progress)
+    }
+
+    /// When the volume was last scrubbed, and what was found. Never waits for the disk.
+    pub fn scrub_history(&self) -> ScrubHistory {
+        *self.inner.shared.scrubs.lock()
+    }
+
+    /// Records that all of the volume has been scrubbed. Durable on return.
+    pub fn note_scrubbed(&self, scrubbed: Scrubbed) -> Result<(), StorageError> {
+        scrub::note(&self.inner.shared, ScrubHistory { since_unix_s: Some(scrubbed.unix_s), last: Some(scrubbed) })
+    }
+
+    /// Records from when on the time to the first scrub counts. Durable on return.
+    pub fn note_unscrubbed(&self, since_unix_s: i64) -> Result<(), StorageError> {
+        scrub::note(&self.inner.shared, ScrubHistory { since_unix_s: Some(since_unix_s), ..self.scrub_history() })
     }
 
     /// Whether a write or sync has failed: then the volume only reads.

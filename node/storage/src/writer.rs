@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use tracing::error;
@@ -199,6 +200,7 @@ impl Writer {
         if changes.is_empty() {
             return self.store.check();
         }
+        let begun = Instant::now();
         if planted(Bug::AcknowledgeBeforeSync) {
             self.store.sync()?;
             self.store.write(self.store.batch(&changes)?)?;
@@ -206,6 +208,7 @@ impl Writer {
             self.store.write(self.store.batch(&changes)?)?;
             self.store.sync()?;
         }
+        self.store.round_times.note(begun.elapsed());
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.entries.fetch_add(jobs.iter().map(|job| job.entries).sum(), Ordering::Relaxed);
         Ok(())

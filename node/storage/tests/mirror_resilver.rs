@@ -197,6 +197,38 @@ fn a_half_that_was_made_anew_catches_up_after_a_crash() {
     }
 }
 
+/// What the source has not synced when it is copied is in no log of the copy, which could not give it back.
+#[test]
+fn a_half_that_was_made_anew_is_level_with_its_source_on_the_disk() {
+    for lost in BOTH {
+        let root = tempfile::tempdir().unwrap();
+        let volume = open_mirror(root.path());
+        let group = volume.group(SHARD).unwrap();
+        fill(&group, 1, 20);
+        std::fs::remove_dir_all(directory(root.path(), lost)).unwrap();
+        put(&group, 21);
+        wait_until("the loss is noticed", || !is_current(&volume, lost));
+        group.set_applied(marker(21)).unwrap(); // no sync takes it along
+        std::fs::create_dir(directory(root.path(), lost)).unwrap();
+        volume.resilver(lost).unwrap();
+        wait_whole(&volume);
+        let crash = tempfile::tempdir().unwrap();
+        copy_mirror(root.path(), crash.path());
+        drop((group, volume));
+        let wal = newest_wal(&directory(crash.path(), lost.other()));
+        let whole = std::fs::read(&wal).unwrap();
+        let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        std::fs::write(&wal, &whole[..end - 10]).unwrap();
+        let volume = open_mirror(crash.path());
+        wait_whole(&volume);
+        let group = volume.group(SHARD).unwrap();
+        assert_entries(&group, 21);
+        assert_eq!(group.applied().unwrap(), Some(marker(21)));
+        drop((group, volume));
+        assert_equal_halves(crash.path());
+    }
+}
+
 #[test]
 fn an_empty_disk_put_in_place_is_filled_when_somebody_asks() {
     for name in BOTH {

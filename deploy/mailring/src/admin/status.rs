@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::admin::client::AdminClient;
 use crate::admin::survey::{ShardRow, Survey};
-use crate::admin::volume;
+use crate::admin::volume::{self, ScrubRow};
 use crate::cli::OutputArgs;
 use crate::failure::Failure;
 use crate::output::octets;
@@ -30,7 +30,43 @@ struct StatusReport {
     accounts: usize,
     messages: u64,
     octets: u64,
+    scrub: Scrubs,
     problems: Vec<String>,
+}
+
+/// The last scrubs of the volumes that are up.
+#[derive(Debug, Default, Serialize)]
+struct Scrubs {
+    volumes: usize,
+    scrubbed: usize,
+    /// When that of the volume ended that was scrubbed longest ago.
+    oldest: Option<String>,
+    findings: u64,
+    /// Records that had no good copy on their volume; other replicas may have one.
+    lost: u64,
+}
+
+impl Scrubs {
+    fn of(survey: &Survey) -> Scrubs {
+        let statuses = survey.nodes.iter().filter_map(|node| node.status.as_ref().ok());
+        let volumes: Vec<_> = statuses.flat_map(|status| &status.volumes).collect();
+        let last: Vec<_> = volumes.iter().filter_map(|volume| volume.last_scrub.as_ref()).collect();
+        Scrubs {
+            volumes: volumes.len(),
+            scrubbed: last.len(),
+            oldest: last.iter().min_by_key(|last| last.unix_s).map(|last| ScrubRow::new(last).ended),
+            findings: last.iter().map(|last| last.findings).sum(),
+            lost: last.iter().map(|last| last.lost).sum(),
+        }
+    }
+
+    fn said(&self) -> String {
+        let Scrubs { volumes, scrubbed, oldest, findings, .. } = self;
+        match oldest {
+            Some(oldest) => format!("{scrubbed} of {volumes} volumes, oldest {oldest}, {findings} findings"),
+            None => format!("0 of {volumes} volumes"),
+        }
+    }
 }
 
 pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failure> {
@@ -51,6 +87,7 @@ pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), 
         ("domains", report.domains.to_string()),
         ("accounts", report.accounts.to_string()),
         ("messages", format!("{} ({})", report.messages, octets(report.octets))),
+        ("scrubbed", report.scrub.said()),
     ];
     fields.extend(report.problems.iter().take(PROBLEMS_SHOWN_MAX).map(|problem| ("problem", problem.clone())));
     if report.problems.len() > PROBLEMS_SHOWN_MAX {
@@ -107,6 +144,7 @@ fn report(survey: &Survey) -> StatusReport {
         accounts: survey.view.accounts.len(),
         messages: shards.iter().map(|shard| shard.messages).sum(),
         octets: shards.iter().map(|shard| shard.octets).sum(),
+        scrub: Scrubs::of(survey),
         problems,
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proto::wire::change_volume_request::Change;
-use proto::wire::{ChangeVolumeRequest, HalfStatus, VolumeStatus};
+use proto::wire::{ChangeVolumeRequest, HalfStatus, LastScrub, VolumeStatus};
 use proto::{DirectoryStore, GrpcNode};
 use serde::Serialize;
 use tokio::time::sleep;
@@ -13,7 +14,7 @@ use crate::admin::client::AdminClient;
 use crate::admin::survey::{Survey, SurveyedNode};
 use crate::cli::{HalfArgs, OutputArgs, VolumeVerb};
 use crate::failure::Failure;
-use crate::output::octets;
+use crate::output::{counted, octets};
 
 /// Between two looks at a resilver that is waited for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -38,6 +39,48 @@ struct DiskRow {
     records: u64,
     /// Reads that met damage here, since the node started.
     damage_found: u64,
+    /// Of all of the volume.
+    last_scrub: Option<ScrubRow>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScrubRow {
+    /// When it ended, as in RFC 3339.
+    pub ended: String,
+    pub records: u64,
+    pub octets: u64,
+    pub findings: u64,
+    /// Of the findings: with no good copy on the volume; halves that differ, and nothing tells which is right.
+    pub lost: u64,
+    pub differing: u64,
+    pub rewritten: u64,
+}
+
+impl ScrubRow {
+    pub fn new(last: &LastScrub) -> ScrubRow {
+        let LastScrub { unix_s, records, octets, findings, lost, differing, rewritten } = *last;
+        let ended = Timestamp::from_second(unix_s).map(|time| time.to_string());
+        ScrubRow {
+            ended: ended.unwrap_or_else(|_| unix_s.to_string()),
+            records,
+            octets,
+            findings,
+            lost,
+            differing,
+            rewritten,
+        }
+    }
+
+    fn said(&self) -> String {
+        let ended = &self.ended;
+        match (self.findings, self.lost, self.differing) {
+            (0, _, _) => format!("{ended}: nothing wrong"),
+            (findings, 0, 0) => format!("{ended}: {}", counted(findings as usize, "finding")),
+            (findings, lost, differing) => {
+                format!("{ended}: {}, {lost} lost, {differing} undecided", counted(findings as usize, "finding"))
+            }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -59,7 +102,7 @@ async fn list(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failur
     let survey = Survey::take(client).await?;
     let mut rows: Vec<DiskRow> = survey.nodes.iter().flat_map(rows).collect();
     rows.sort_by(|a, b| (&a.node, a.volume, &a.half).cmp(&(&b.node, b.volume, &b.half)));
-    let header = ["node", "volume", "half", "directory", "state", "replicas", "free"];
+    let header = ["node", "volume", "half", "directory", "state", "replicas", "free", "scrubbed"];
     output.list(&header, &rows, |row| {
         vec![
             row.node.clone(),
@@ -69,6 +112,7 @@ async fn list(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failur
             state(row),
             row.replicas.to_string(),
             octets(row.free_octets),
+            row.last_scrub.as_ref().map_or_else(|| "never".to_owned(), ScrubRow::said),
         ]
     })?;
     Ok(())
@@ -119,6 +163,7 @@ fn rows_of(node: &str, volume: &VolumeStatus) -> Vec<DiskRow> {
         copied_records: half.map_or(0, |half| half.copied_records),
         records: half.map_or(0, |half| half.records),
         damage_found: half.map_or(0, |half| half.damage_found),
+        last_scrub: volume.last_scrub.as_ref().map(ScrubRow::new),
     };
     match volume.halves.is_empty() {
         true => volume.disks.iter().map(|disk| row(None, disk)).collect(),
@@ -192,9 +237,9 @@ async fn until_whole(api: &GrpcNode, node: &str, volume: u32, output: OutputArgs
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::{HalfStatus, VolumeStatus};
+    use proto::wire::{HalfStatus, LastScrub, VolumeStatus};
 
-    use super::{problems, progress, rows_of, state};
+    use super::{ScrubRow, problems, progress, rows_of, state};
 
     fn half(name: &str, state: &str, reason: &str) -> HalfStatus {
         HalfStatus { name: name.to_owned(), state: state.to_owned(), reason: reason.to_owned(), ..Default::default() }
@@ -219,6 +264,16 @@ mod tests {
         assert_eq!(rows_of("n1", &volume).iter().map(state).collect::<Vec<_>>(), ["current"]);
         let down = VolumeStatus { down_because: "gone".to_owned(), ..volume };
         assert_eq!(rows_of("n1", &down).iter().map(state).collect::<Vec<_>>(), ["down: gone"]);
+    }
+
+    #[test]
+    fn the_last_scrub_is_told_with_when_it_ended() {
+        let last = LastScrub { unix_s: 1_764_115_200, records: 5, ..Default::default() };
+        assert_eq!(ScrubRow::new(&last).said(), "2025-11-26T00:00:00Z: nothing wrong");
+        let some = LastScrub { findings: 3, ..last };
+        assert_eq!(ScrubRow::new(&some).said(), "2025-11-26T00:00:00Z: 3 findings");
+        let lost = LastScrub { findings: 3, lost: 1, ..last };
+        assert_eq!(ScrubRow::new(&lost).said(), "2025-11-26T00:00:00Z: 3 findings, 1 lost, 0 undecided");
     }
 
     #[test]

@@ -5,9 +5,10 @@ use prost::Message;
 
 use crate::error::StorageError;
 use crate::group::SpaceRecord;
-use crate::keys::{META_BEGUN, META_HOME, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, printable};
+use crate::keys::{META_BEGUN, META_HOME, META_INSTALL, META_PURGED, META_SCRUBBED, META_SPACE, META_VOTE, printable};
 use crate::log::{BodyCheck, check_entry};
 use crate::records::{decode, payload};
+use crate::scrub::ScrubbedRecord;
 use crate::state::check_record;
 use crate::store::Family;
 use crate::tail::PurgedRecord;
@@ -40,6 +41,7 @@ fn meta(key: &[u8], value: &[u8]) -> Result<(), StorageError> {
         Some(&META_VOTE) => payload(Family::Meta, key, value).map(drop),
         Some(&META_PURGED) => record::<PurgedRecord>(key, value),
         Some(&META_SPACE | &META_INSTALL) => record::<SpaceRecord>(key, value),
+        Some(&META_SCRUBBED) => record::<ScrubbedRecord>(key, value),
         Some(&META_HOME | &META_BEGUN) if payload(Family::Meta, key, value)?.len() == 8 => Ok(()),
         Some(&META_HOME | &META_BEGUN) => Err(StorageError::corrupt(printable(Family::Meta, key), "wrong length")),
         _ => Err(StorageError::corrupt(printable(Family::Meta, key), "unknown kind of record")),
