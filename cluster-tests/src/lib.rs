@@ -16,6 +16,7 @@ mod process;
 mod proxy;
 mod quantiles;
 mod reading;
+mod replicas;
 mod rows;
 mod scenario;
 mod smtp;
