@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use proto::wire::{DigestShardReply, DigestShardRequest};
-use proto::{ClusterTls, ClusterTlsFiles, DirectoryStore, GrpcNode};
+use proto::ClusterTlsFiles;
 use tempfile::TempDir;
 
 use crate::clock::Clock;
@@ -137,6 +136,10 @@ impl Cluster {
         })
     }
 
+    pub(crate) fn options(&self) -> ClusterOptions {
+        self.options
+    }
+
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -235,55 +238,6 @@ impl Cluster {
             let led = |shard: &serde_json::Value| shard["leader"].as_str().is_some_and(|leader| !leader.is_empty());
             if shards.is_empty() || !shards.iter().all(led) {
                 bail!("a shard has no leader: {shards:?}");
-            }
-            Ok(())
-        })
-    }
-
-    /// The octets of all shards, if every replica of each is at the same index and holds the same.
-    pub fn compare_replicas(&self) -> Result<u64> {
-        let files = self.tls_files("admin");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let tls = ClusterTls::load(&files)?.client;
-            let mut octets = 0;
-            let nodes: Vec<GrpcNode> = self
-                .grpc
-                .iter()
-                .map(|address| Ok(GrpcNode::new(proto::connect(&address.to_string(), tls.clone())?)))
-                .collect::<Result<_>>()?;
-            for shard in 0..self.options.shards {
-                let mut known: Option<DigestShardReply> = None;
-                for (node, process) in nodes.iter().zip(&self.nodes).filter(|(_, process)| process.child.is_some()) {
-                    let digest = match node.digest_shard(DigestShardRequest { shard, ..Default::default() }).await {
-                        Ok(digest) => digest,
-                        // It holds no replica of this shard.
-                        Err(types::MailError::NotLeader { .. }) => continue,
-                        Err(error) => bail!("shard {shard} on {}: {error}", process.name),
-                    };
-                    let other = known.get_or_insert_with(|| digest.clone());
-                    if *other != digest {
-                        bail!("shard {shard} on {} differs: {digest:?}, elsewhere {other:?}", process.name);
-                    }
-                }
-                octets += known.with_context(|| format!("shard {shard} is nowhere"))?.octets;
-            }
-            Ok(octets)
-        })
-    }
-
-    /// Waits until every replica has applied what the others have. Nobody may write meanwhile.
-    pub fn wait_caught_up(&self) -> Result<()> {
-        eventually("all replicas have applied the same", START_MAX, || {
-            for shard in 0..self.options.shards {
-                let shard: serde_json::Value =
-                    serde_json::from_str(&self.admin(&["shard", "show", &shard.to_string(), "--json"])?)?;
-                let replicas = shard["replicas"].as_array().context("replicas")?;
-                let applied: Vec<_> = replicas.iter().map(|replica| replica["applied_index"].as_u64()).collect();
-                let same = applied.first().is_some_and(|first| first.is_some() && applied.iter().all(|a| a == first));
-                if applied.len() != self.options.replicas as usize || !same {
-                    bail!("{shard}");
-                }
             }
             Ok(())
         })

@@ -34,13 +34,40 @@ pub struct Scenario {
     away: Mutex<BTreeMap<&'static str, Vec<Duration>>>,
 }
 
+/// With MAILRING_LONG=1 a run has so many times as many rounds as else.
+const LONG_TIMES: u64 = 10;
+
 /// A number from the environment, by which a run is repeated or made longer.
 pub fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+    let times = if name == "MAILRING_ROUNDS" && is_long() { LONG_TIMES } else { 1 };
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default * times)
+}
+
+/// Faults last as long as docs/reliability.md says, and runs have more rounds: hours in all.
+pub fn is_long() -> bool {
+    std::env::var_os("MAILRING_LONG").is_some_and(|value| value == "1")
+}
+
+/// The command that repeats the test that calls this.
+fn command_again(seed: u64, rounds: u64) -> String {
+    let binary = std::env::current_exe().unwrap_or_default();
+    let stem = binary.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    // Cargo adds a hash: `kill-0123456789abcdef`.
+    let file = stem.rsplit_once('-').map_or(stem.as_str(), |(file, _)| file);
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or_default();
+    let long = if is_long() { "MAILRING_LONG=1 " } else { "" };
+    format!(
+        "{long}MAILRING_SEED={seed} MAILRING_ROUNDS={rounds} cargo test --release -p cluster-tests --test {file} -- --exact \
+         --nocapture {name}"
+    )
 }
 
 impl Scenario {
     pub fn start(options: ClusterOptions, seed: u64, rounds: u64) -> Result<Scenario> {
+        let again = command_again(seed, rounds);
+        // Shown with a failure of whatever kind.
+        println!("{again}");
         let cluster = Cluster::start(options)?;
         let locals: Vec<String> = (0..ACCOUNTS).map(|i| format!("user{i}")).collect();
         cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -52,7 +79,6 @@ impl Scenario {
             writers: WRITERS,
             readers: READERS,
         })?;
-        let again = format!("MAILRING_SEED={seed} MAILRING_ROUNDS={rounds}");
         Ok(Scenario { load, cluster, again, away: Mutex::default() })
     }
 
@@ -114,7 +140,7 @@ impl Scenario {
     pub fn finish(&mut self) -> Result<()> {
         let checked = self.stop_and_check();
         let octets = checked.with_context(|| self.again.clone())?;
-        println!("{}: {} acknowledged, replicas of {octets} octets are the same", self.again, self.load.tally());
+        println!("{} acknowledged, replicas of {octets} octets are the same", self.load.tally());
         for (done, times) in std::mem::take(self.away.get_mut().unwrap_or_else(PoisonError::into_inner)) {
             println!("every account served after {done}: {}", Quantiles::of(times)?);
         }
@@ -126,6 +152,7 @@ impl Scenario {
         eventually("every mailbox is readable", PATIENCE, || self.load.read_all())?;
         let faults = check(&self.load.history.entries());
         ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+        eventually("every shard counts right", PATIENCE, || self.cluster.check_totals())?;
         eventually("all replicas are the same", PATIENCE, || self.cluster.compare_replicas())
     }
 }

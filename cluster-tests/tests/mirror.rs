@@ -81,7 +81,7 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
 
 #[test]
 fn a_node_with_a_mirror_killed_under_load_loses_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 4));
+    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 6));
     let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress_by(PROVEN)?;

@@ -29,6 +29,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// An operation gives up after this where some replica answers but most are known not to: that one is cut off from them,
 /// or they are gone, and nothing says that they come back soon.
 const MINORITY_MAX: Duration = Duration::from_millis(1_500);
+/// How often an attempt that takes long looks whether it waits in vain. Most take less, and never look.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Cloning shares.
 #[derive(Clone)]
@@ -38,18 +40,28 @@ pub struct ShardClient {
     operation_max: Duration,
 }
 
+/// What an attempt without an answer leaves open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing: the next answer is as good.
+    Read,
+    /// Whether it was done.
+    Change,
+}
+
 /// Operations that are a request and a reply, by the shard in the request. Reads and what is done twice without harm go
 /// as they are; a change gets an id, by which nodes know its attempts from each other.
 macro_rules! operations {
     ($(read $name:ident($request:ty) -> $reply:ty;)* $(change $changes:ident($change:ty) -> $changed:ty;)*) => {
         $(pub async fn $name(&self, request: $request) -> MailResult<$reply> {
             let request = &request;
-            self.call(ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
+            self.call(Kind::Read, ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
         })*
         $(pub async fn $changes(&self, mut request: $change) -> MailResult<$changed> {
             request.request_id = fresh_id()?;
             let request = &request;
-            self.call(ShardId(request.shard), |node| async move { node.$changes(request.clone()).await }).await
+            let change = |node: Arc<dyn NodeApi>| async move { node.$changes(request.clone()).await };
+            self.call(Kind::Change, ShardId(request.shard), change).await
         })*
     };
 }
@@ -107,14 +119,14 @@ impl ShardClient {
     pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         let (request, body) = (&request, &body);
         let deliver = |node: Arc<dyn NodeApi>| async move { node.deliver(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), deliver).await
+        self.call(Kind::Change, ShardId(request.shard), deliver).await
     }
 
     pub async fn append(&self, mut request: AppendRequest, body: Body) -> MailResult<AppendReply> {
         request.request_id = fresh_id()?;
         let (request, body) = (&request, &body);
         let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), append).await
+        self.call(Kind::Change, ShardId(request.shard), append).await
     }
 
     /// Messages in ascending UID order. Goes on after a change of leader, even within a section.
@@ -129,7 +141,7 @@ impl ShardClient {
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<ItemStream<T>>>,
     {
-        let (id, stream) = self.call_leader(shard, attempt).await?;
+        let (id, stream) = self.call_leader(Kind::Read, shard, attempt).await?;
         let client = self.clone();
         Ok(Box::pin(stream.inspect(move |item| match item {
             Err(MailError::Unavailable | MailError::Deadline) => client.no_answer(shard, id),
@@ -139,16 +151,17 @@ impl ShardClient {
     }
 
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
-    /// the node bounds it. [`MailError::Unavailable`]: certainly not done. [`MailError::Deadline`]: nobody knows.
-    pub async fn call<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<T>
+    /// the node bounds it, unless it waits in vain. [`MailError::Unavailable`]: certainly not done.
+    /// [`MailError::Deadline`]: nobody knows.
+    async fn call<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<T>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
     {
-        self.call_leader(shard, attempt).await.map(|(_, done)| done)
+        self.call_leader(kind, shard, attempt).await.map(|(_, done)| done)
     }
 
-    async fn call_leader<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
+    async fn call_leader<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
@@ -160,6 +173,7 @@ impl ShardClient {
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
         loop {
             let suspected = |id| self.shared.is_suspected(id);
+            let leader = tour.first;
             let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
                 let until = if self.shared.is_in_minority(shard) { given_up_at } else { deadline };
@@ -171,7 +185,14 @@ impl ShardClient {
                 continue;
             };
             let Some(node) = self.shared.node(id) else { continue };
-            match attempt(node).await {
+            // It may be late for what it is sent, which its leader takes in.
+            let spared = leader.filter(|leader| *leader == id);
+            let answer = tokio::select! {
+                biased;
+                answer = attempt(node) => answer,
+                () = self.waits_in_vain(shard, spared, given_up_at) => return Err(MailError::Deadline),
+            };
+            match answer {
                 Ok(done) => {
                     self.leaders.lock().insert(shard, id);
                     return Ok((id, done));
@@ -186,11 +207,27 @@ impl ShardClient {
                     self.no_answer(shard, id);
                     unknown = true;
                 }
+                Err(error) if unknown && kind == Kind::Change && !is_of_all_attempts(&error) => {
+                    debug!(%shard, node = %id, %error, "refused after an attempt of unknown outcome");
+                    return Err(MailError::Deadline);
+                }
                 Err(error) => return Err(error),
             }
             debug!(%shard, node = %id, "replica did not answer as leader");
             if Instant::now() >= deadline {
                 return Err(gave_up(unknown));
+            }
+        }
+    }
+
+    /// Returns once an attempt has lasted until `at`, and the shard has no majority that could answer it.
+    async fn waits_in_vain(&self, shard: ShardId, spared: Option<NodeId>, at: Instant) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.shared.inquire(shard);
+            if Instant::now() >= at && self.shared.is_in_vain(shard, spared) {
+                debug!(%shard, "given up: most replicas do not answer");
+                return;
             }
         }
     }
@@ -214,6 +251,32 @@ impl ShardClient {
         let others: Vec<NodeId> = view.nodes().filter(|id| !all.contains(id)).collect();
         all.extend(others);
         all
+    }
+}
+
+/// A refusal that says of every attempt of a change that it was not done: one that the request's own words call for, or
+/// that replicas remember with its id, so that an attempt that was done is not answered with it. Others may come of the
+/// moment: a full disk says nothing of the attempt before, nor does a mailbox that has gone since.
+fn is_of_all_attempts(error: &MailError) -> bool {
+    match error {
+        MailError::MailboxExists
+        | MailError::MessagesGone
+        | MailError::OverQuota
+        | MailError::Invalid(_)
+        | MailError::CannotDo(_) => true,
+        MailError::NotLeader { .. }
+        | MailError::Unavailable
+        | MailError::Deadline
+        | MailError::Busy
+        | MailError::NoSuchAccount
+        | MailError::NoSuchMailbox
+        | MailError::MailboxGone
+        | MailError::DiskFull
+        | MailError::Limit(_)
+        | MailError::InUse
+        | MailError::Corrupt { .. }
+        | MailError::Denied
+        | MailError::Internal(_) => false,
     }
 }
 

@@ -28,6 +28,8 @@ pub const UID_VALIDITY: u32 = 77;
 /// What [`proto::connect`] takes to find a peer silent, and to find that it cannot be connected to.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// What a leader waits for the others.
+const HANGS: Duration = Duration::from_secs(10);
 /// Sections larger than this follow their message in pieces.
 const INLINE_OCTETS: usize = 16;
 
@@ -55,8 +57,13 @@ impl Node {
             Some((on, _)) if *on == shard => planned.pop_front().map(|(_, fault)| fault),
             _ => None,
         };
+        drop(state);
         match fault {
             Some(Fault::Before(error)) => Err(error),
+            Some(Fault::Hangs) => {
+                tokio::time::sleep(HANGS).await;
+                Err(MailError::Deadline)
+            }
             other => Ok(other),
         }
     }
