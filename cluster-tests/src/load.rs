@@ -351,7 +351,7 @@ impl Worker {
         let value = 1 + self.random.below(VALUES) as u32;
         let began = self.begin();
         // Some are read and some are not, so that there is something to count.
-        let seen = if value % 2 == 0 { "\\Seen " } else { "" };
+        let seen = if value.is_multiple_of(2) { "\\Seen " } else { "" };
         let store = format!("UID STORE {} FLAGS.SILENT ({seen}$v{value})", own.uid);
         if let Some((_, outcome)) = self.change(&own, &store) {
             match outcome {
