@@ -43,6 +43,18 @@ impl Node {
     async fn enter(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
         *self.cluster.state.lock().asked.entry(self.id).or_default() += 1;
         self.awake().await?;
+        match self.planned(operation, shard)? {
+            Some(Fault::Before(error)) => Err(error),
+            Some(Fault::Hangs) => {
+                tokio::time::sleep(HANGS).await;
+                Err(MailError::Deadline)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The fault that was planned for this call, if this node is up and leads.
+    fn planned(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
         let mut state = self.cluster.state.lock();
         *state.calls.entry(operation).or_default() += 1;
         if state.down.contains(&self.id) {
@@ -53,19 +65,10 @@ impl Node {
             hint => return Err(MailError::NotLeader { hint: hint.map(|id| NodeId(*id)) }),
         }
         let planned = state.faults.entry(operation).or_default();
-        let fault = match planned.front() {
+        Ok(match planned.front() {
             Some((on, _)) if *on == shard => planned.pop_front().map(|(_, fault)| fault),
             _ => None,
-        };
-        drop(state);
-        match fault {
-            Some(Fault::Before(error)) => Err(error),
-            Some(Fault::Hangs) => {
-                tokio::time::sleep(HANGS).await;
-                Err(MailError::Deadline)
-            }
-            other => Ok(other),
-        }
+        })
     }
 
     /// A node that is paused does not answer; the connection to it is found dead after a while.
