@@ -24,7 +24,7 @@ pub use change::{Change, ChangedRecord};
 pub use command::{Command, NewAccount, NewNode};
 pub use error::{DirectoryError, RecipientError};
 pub use hash::shard_of;
-pub use plan::{Move, PlacementNode, moves, propose};
+pub use plan::{Move, PlacementNode, Warning, moves, propose, warnings};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{

@@ -6,8 +6,11 @@
 //! 3. each node holds its share by weight, rounded down or up: closer than the 10 % above the mean that the design
 //!    allows;
 //! 4. a replica stays where it is unless a rule above makes it go, so that little data moves;
-//! 5. a new replica goes where the ring prefers it;
-//! 6. each node is the preferred leader (the first in the list) of its share of shards, as far as its replicas allow.
+//! 5. octets are even, too: of the shards that could move as well as others those do that even them out. A node with
+//!    more than its share of octets and 20 %, and 256 MiB, changes a few shards for lighter ones even if nothing else
+//!    moves;
+//! 6. a new replica goes where the ring prefers it;
+//! 7. each node is the preferred leader (the first in the list) of its share of shards, as far as its replicas allow.
 //!
 //! Rules 1 to 3 can always be kept together: fair shares solve the assignment in fractions, and a flow problem with
 //! whole bounds that has a solution in fractions has one in whole numbers. The planner starts from what is and
@@ -17,6 +20,10 @@
 
 mod balance;
 mod leaders;
+mod octets;
+mod warnings;
+
+pub use warnings::{Warning, warnings};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +31,7 @@ use types::{NodeId, ShardId};
 
 use crate::ring::Ring;
 use crate::share::{Band, Claim, bands};
+use octets::{RING_FILL, Weights};
 
 /// A node as the plan sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,23 +55,28 @@ pub struct Move {
 /// The wanted nodes of shards 0 to `shards`-1, the preferred leader first.
 ///
 /// `current` is the placement wanted so far; what it says of other nodes, or of shards that are not, is dropped.
-/// Depends on nothing but its arguments, and given its own outcome proposes the same again. Where no node is
-/// eligible, `current` is left as it is.
+/// `octets` is what one replica of each shard has; a shard that is missing has none. Where all shards have the same,
+/// they play no part.
+///
+/// Depends on nothing but its arguments, and given its own outcome proposes the same again, unless it left nodes too
+/// heavy because it allows itself few exchanges for each. Where no node is eligible, `current` is left as it is.
 pub fn propose(
     shards: u32,
     replicas: u32,
     nodes: &[PlacementNode],
     current: &BTreeMap<ShardId, Vec<NodeId>>,
+    octets: &BTreeMap<ShardId, u64>,
 ) -> BTreeMap<ShardId, Vec<NodeId>> {
     let now = |shard: ShardId| current.get(&shard).cloned().unwrap_or_default();
     let candidates = candidates(nodes);
     if candidates.is_empty() || replicas == 0 {
         return (0..shards).map(|shard| (ShardId(shard), now(ShardId(shard)))).collect();
     }
-    let mut plan = Plan::new(shards, replicas, candidates, current);
+    let mut plan = Plan::new(shards, replicas, candidates, current, octets);
     plan.drop_surplus();
     plan.fill_vacancies();
     plan.balance();
+    plan.relieve();
     let leaders = plan.leaders();
     (0..shards).map(ShardId).zip(plan.ordered(&leaders)).collect()
 }
@@ -117,6 +130,16 @@ fn zone_bound(nodes: &[Candidate], replicas: usize) -> usize {
         .unwrap_or(replicas)
 }
 
+/// What each node is due of `shards` shards with `replicas` replicas each, in units of 1/`scale` of a shard.
+fn shares(shards: u32, replicas: usize, nodes: &[Candidate], scale: u32) -> Vec<Band> {
+    // No more than SHARDS_MAX shards.
+    let most = shards.saturating_mul(scale);
+    let claim = |node: &Candidate| Claim { weight: node.weight, zone: node.zone, most };
+    let claims: Vec<Claim> = nodes.iter().map(claim).collect();
+    let zone_most = u64::from(most) * zone_bound(nodes, replicas) as u64;
+    bands(u64::from(most) * replicas as u64, &claims, Some(zone_most))
+}
+
 struct Plan {
     nodes: Vec<Candidate>,
     /// Replicas of each shard.
@@ -131,6 +154,7 @@ struct Plan {
     owners: Vec<Vec<usize>>,
     /// By node: how many shards it owns.
     counts: Vec<u32>,
+    weights: Weights,
     /// By shard: all nodes, the ring's favourite first.
     preference: Vec<Vec<usize>>,
     /// By shard and node: the node's place in `preference`.
@@ -138,13 +162,15 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(shards: u32, replicas: u32, nodes: Vec<Candidate>, current: &BTreeMap<ShardId, Vec<NodeId>>) -> Plan {
+    fn new(
+        shards: u32,
+        replicas: u32,
+        nodes: Vec<Candidate>,
+        current: &BTreeMap<ShardId, Vec<NodeId>>,
+        octets: &BTreeMap<ShardId, u64>,
+    ) -> Plan {
         let replicas = (replicas as usize).min(nodes.len());
         let zone_bound = zone_bound(&nodes, replicas);
-        let claim = |node: &Candidate| Claim { weight: node.weight, zone: node.zone, most: shards };
-        let claims: Vec<Claim> = nodes.iter().map(claim).collect();
-        let bands = bands(u64::from(shards) * replicas as u64, &claims, Some(u64::from(shards) * zone_bound as u64));
-
         let index: BTreeMap<NodeId, usize> = nodes.iter().enumerate().map(|(index, node)| (node.id, index)).collect();
         let indexes = |ids: &[NodeId]| -> Vec<usize> { ids.iter().filter_map(|id| index.get(id).copied()).collect() };
         let before = |shard| current.get(&shard).map(|ids| indexes(ids)).unwrap_or_default();
@@ -158,7 +184,8 @@ impl Plan {
         Plan {
             replicas,
             zone_bound,
-            bands,
+            bands: shares(shards, replicas, &nodes, 1),
+            weights: Weights::new(shards, replicas, &nodes, octets),
             before: (0..shards).map(ShardId).map(before).collect(),
             owners: vec![Vec::new(); shards as usize],
             counts: vec![0; nodes.len()],
@@ -179,12 +206,16 @@ impl Plan {
     fn add(&mut self, shard: usize, node: usize) {
         self.owners[shard].push(node);
         self.counts[node] += 1;
+        self.weights.load[node] += self.weights.octets[shard];
     }
 
     fn remove(&mut self, shard: usize, node: usize) {
         let owners = self.owners[shard].len();
         self.owners[shard].retain(|owner| *owner != node);
-        self.counts[node] -= u32::from(self.owners[shard].len() < owners);
+        if self.owners[shard].len() < owners {
+            self.counts[node] -= 1;
+            self.weights.load[node] -= self.weights.octets[shard];
+        }
     }
 
     /// Keeps the owners that may stay. Of replicas beyond the number wanted, in all or in a zone, those go that are
@@ -215,19 +246,24 @@ impl Plan {
         let any_crowded = owners.iter().any(crowded);
         let candidates = owners.iter().filter(|node| if any_crowded { crowded(node) } else { too_many });
         let above = |node: usize| i64::from(self.counts[node]) - i64::from(self.bands[node].high);
+        let fill = |node: usize| self.weights.fill(node, 0);
         // Of equally full ones the last, since the first in the list leads.
-        candidates.copied().max_by_key(|node| above(*node))
+        candidates.copied().max_by(|a, b| above(*a).cmp(&above(*b)).then(fill(*a).total_cmp(&fill(*b))))
     }
 
-    /// Gives each shard the replicas that it lacks, to nodes below their share as the ring prefers them.
+    /// Gives each shard the replicas that it lacks, the heaviest first, to nodes below their share: as the ring prefers
+    /// them while they have few octets, then to the one that has least.
     fn fill_vacancies(&mut self) {
-        for shard in 0..self.owners.len() {
+        for shard in self.weights.heaviest_first() {
+            let octets = self.weights.octets[shard];
             while self.owners[shard].len() < self.replicas {
                 let below = |bound: fn(&Band) -> u32| {
                     let fits = |node: &&usize| {
                         self.counts[**node] < bound(&self.bands[**node]) && self.fits(shard, **node, None)
                     };
-                    self.preference[shard].iter().find(fits).copied()
+                    let fill = |node: usize| self.weights.fill(node, octets).max(RING_FILL);
+                    let fitting = self.preference[shard].iter().filter(fits).copied();
+                    fitting.min_by(|a, b| fill(*a).total_cmp(&fill(*b)))
                 };
                 let chosen = below(|band| band.low).or_else(|| below(|band| band.high)).or_else(|| below(|_| u32::MAX));
                 // By the choice of `zone_bound` some node always fits.

@@ -21,6 +21,12 @@ pub(crate) struct Band {
     pub high: u32,
 }
 
+impl Band {
+    pub fn middle(self) -> f64 {
+        f64::from(self.low) / 2.0 + f64::from(self.high) / 2.0
+    }
+}
+
 /// A ratio; `den` is not 0.
 #[derive(Clone, Copy)]
 struct Ratio {

@@ -12,7 +12,7 @@ use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
 use crate::change::{Change, ChangedRecord};
 use crate::error::DirectoryError;
 use crate::limits::ACCOUNTS_PAGE_MAX;
-use crate::plan::{PlacementNode, propose};
+use crate::plan::{PlacementNode, Warning, propose, warnings};
 use crate::record;
 use crate::values::{Account, Alias, Cluster, Domain, Node, NodeState, Placement, Rebalance};
 
@@ -245,31 +245,51 @@ impl Directory {
         self.rebalance.as_ref()
     }
 
-    /// What [`Directory::propose_placements`] says. `octets`: of a copy of each shard; they do not count yet.
-    pub fn propose_rebalance(&self, octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
-        let _ = octets;
-        self.propose_placements()
-    }
-
     /// What the plan makes of the nodes as they are; the shards whose placement would stay are left out.
     /// Empty until the cluster is created.
     pub fn propose_placements(&self) -> BTreeMap<ShardId, Vec<NodeId>> {
+        self.propose_rebalance(&BTreeMap::new())
+    }
+
+    /// The same with what a replica of each shard has in octets, a missing one none: the targets of a rebalance.
+    ///
+    /// Planned from what is wanted, so that moves under way are let go on where they are in place, and what is queued
+    /// is planned anew: it belongs to a [`StartRebalance`](crate::Command::StartRebalance) that replaces the queue.
+    pub fn propose_rebalance(&self, octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
         let Some(cluster) = &self.cluster else { return BTreeMap::new() };
-        let nodes: Vec<PlacementNode> = self
-            .nodes
-            .values()
-            .filter(|node| node.state != NodeState::Removed)
-            .map(|node| PlacementNode {
-                id: node.id,
-                zone: node.zone.clone(),
-                weight: node.weight,
-                eligible: node.state == NodeState::Active,
-            })
-            .collect();
-        let current = self.placements.values().map(|it| (it.shard, it.wanted.clone())).collect();
-        let mut wanted = propose(cluster.shards, cluster.replicas, &nodes, &current);
-        wanted.retain(|shard, nodes| current.get(shard) != Some(nodes) && !nodes.is_empty());
-        wanted
+        let current = self.wanted();
+        let mut targets = propose(cluster.shards, cluster.replicas, &self.placement_nodes(), &current, octets);
+        targets.retain(|shard, nodes| current.get(shard) != Some(nodes) && !nodes.is_empty());
+        targets
+    }
+
+    /// What an operator should know of the placement that a rebalance to these targets leads to, with the replicas'
+    /// octets as for [`Directory::propose_rebalance`].
+    pub fn rebalance_warnings(
+        &self,
+        targets: &BTreeMap<ShardId, Vec<NodeId>>,
+        octets: &BTreeMap<ShardId, u64>,
+    ) -> Vec<Warning> {
+        let Some(cluster) = &self.cluster else { return Vec::new() };
+        let mut wanted = self.wanted();
+        wanted.extend(targets.iter().map(|(shard, nodes)| (*shard, nodes.clone())));
+        warnings(cluster.shards, cluster.replicas, &self.placement_nodes(), &wanted, octets)
+    }
+
+    fn wanted(&self) -> BTreeMap<ShardId, Vec<NodeId>> {
+        self.placements.values().map(|it| (it.shard, it.wanted.clone())).collect()
+    }
+
+    /// The nodes that are not removed, as the plan sees them.
+    fn placement_nodes(&self) -> Vec<PlacementNode> {
+        let present = self.nodes.values().filter(|node| node.state != NodeState::Removed);
+        let placement_node = |node: &Node| PlacementNode {
+            id: node.id,
+            zone: node.zone.clone(),
+            weight: node.weight,
+            eligible: node.state == NodeState::Active,
+        };
+        present.map(placement_node).collect()
     }
 
     pub(crate) fn advance(&mut self, revision: u64) {

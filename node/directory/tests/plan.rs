@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use directory::{PlacementNode, moves, propose};
+use directory::{PlacementNode, moves};
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, proptest};
 use proptest::{collection, test_runner::Config};
 use types::{NodeId, ShardId};
@@ -11,6 +11,11 @@ type Wanted = BTreeMap<ShardId, Vec<NodeId>>;
 
 fn node(id: u64, zone: &str, weight: u32) -> PlacementNode {
     PlacementNode { id: NodeId(id), zone: zone.to_owned(), weight, eligible: true }
+}
+
+/// The plan for shards that are equally heavy.
+fn propose(shards: u32, replicas: u32, nodes: &[PlacementNode], current: &Wanted) -> Wanted {
+    directory::propose(shards, replicas, nodes, current, &BTreeMap::new())
 }
 
 /// Equal nodes in one zone, with ids as scattered as real ones.

@@ -150,17 +150,19 @@ fn rich() -> Story {
     story.alias("sales@example.test", &["alice@example.test"]).unwrap();
     story.must(Command::SetPostmaster { account: Some(name("alice@example.test")) });
     story.must(Command::SetPlacements { wanted: story.directory.propose_placements() });
-    story.must(Command::StartRebalance {
-        targets: BTreeMap::from([(ShardId(5), vec![NodeId(2)])]),
-        replace: true,
-        unix_s: 1_800_000_000,
-    });
+    story
+}
+
+fn rebalancing() -> Story {
+    let mut story = rich();
+    let targets = BTreeMap::from([(ShardId(5), vec![NodeId(2)])]);
+    story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000 });
     story
 }
 
 #[test]
 fn a_damaged_record_is_an_error_that_names_its_key_and_never_absent() {
-    let story = rich();
+    let story = rebalancing();
     for key in story.disk.keys() {
         let shown = key.escape_ascii().to_string();
         let whole = &story.disk[key];
@@ -189,7 +191,7 @@ fn a_damaged_record_is_an_error_that_names_its_key_and_never_absent() {
 
 #[test]
 fn a_lost_record_that_others_lean_on_is_noticed() {
-    let story = rich();
+    let story = rebalancing();
     for lost in [&b"c"[..], b"dexample.test", b"aalice@example.test", b"n\0\0\0\0\0\0\0\x02", b"r"] {
         let mut disk = story.disk.clone();
         assert!(disk.remove(lost).is_some());

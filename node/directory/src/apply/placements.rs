@@ -203,7 +203,7 @@ impl<'a> Draft<'a> {
     /// The moves of a rebalance that goes on with the placements as they are now: those done so far, and those left.
     fn moves(&self, rebalance: &Rebalance) -> u32 {
         let before = Draft::of(self.directory).pending();
-        rebalance.moves.saturating_sub(before) + self.pending()
+        rebalance.moves.saturating_sub(before).saturating_add(self.pending())
     }
 
     /// The records that change, if this is what becomes of the rebalance. One that runs with nothing left to move

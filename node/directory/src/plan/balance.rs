@@ -91,6 +91,13 @@ impl Plan {
             offers.extend(offered.map(|&from| (self.cost(shard, from, needy), Step { shard, from, to: needy })));
         }
         offers.sort_by_key(|(cost, step)| (*cost, step.shard, step.from));
+        if self.weights.matter {
+            let anyway = offers.partition_point(|((data, _), _)| *data == 0);
+            let steps: Vec<Step> = offers.into_iter().map(|(_, step)| step).collect();
+            self.take_octets(needy, &giver, &steps[..anyway]);
+            self.take_octets(needy, &giver, &steps[anyway..]);
+            return;
+        }
         for (_, step) in offers {
             if self.counts[needy] >= self.bands[needy].low {
                 break;
@@ -112,7 +119,7 @@ impl Plan {
         (data, self.rank[shard][to])
     }
 
-    fn perform(&mut self, step: Step) {
+    pub(super) fn perform(&mut self, step: Step) {
         self.remove(step.shard, step.from);
         self.add(step.shard, step.to);
     }
