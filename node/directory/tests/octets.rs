@@ -77,7 +77,7 @@ fn a_fourth_node_takes_a_quarter_of_the_shards_and_of_the_octets() {
         assert!(moved.iter().all(|it| it.to == Some(NodeId(4)) && it.from.is_some()), "{moved:?}");
         assert_eq!(moved.len() as u32, shards * replicas / 4);
         let percent = largest_percent(&loads(&after, &octets));
-        assert!(percent <= 115, "{shards} shards of {replicas} replicas: {percent} %");
+        assert!(percent <= 120, "{shards} shards of {replicas} replicas: {percent} %");
     }
 }
 
