@@ -7,9 +7,9 @@ use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
-    CompareShardRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus,
-    Identity, NewAccounts, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest, ScrubEvent,
-    ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
+    GroupStatus, Identity, NewAccounts, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::HalfName;
@@ -163,7 +163,8 @@ impl DirectoryStore for Node {
         let statuses = blocking(move || {
             let mut statuses = vec![all.directory.status()];
             for shard in all.shards() {
-                let totals = shard.state().totals()?;
+                // What cannot be read must not keep the node from saying how it is.
+                let totals = shard.state().totals().unwrap_or_default();
                 statuses.push(GroupStatus {
                     accounts: totals.accounts,
                     messages: totals.messages,
@@ -187,6 +188,9 @@ impl DirectoryStore for Node {
             lost_shards: groups.lost().iter().map(|shard| shard.0).collect(),
             disk_stalled: groups.stall.is_on(),
             absent_shards: groups.absent().iter().map(|shard| shard.0).collect(),
+            damaged_shards: (groups.damaged().into_iter())
+                .map(|(shard, reason)| DamagedShard { shard: shard.0, reason })
+                .collect(),
         })
     }
 

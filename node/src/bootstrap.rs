@@ -9,15 +9,16 @@ use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
 use proto::wire::{Identity, RegisterNodeRequest};
 use proto::{DirectoryStore, GrpcNode, connect};
-use storage::{GroupId, Volume};
+use storage::GroupId;
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId};
 
 use crate::Node;
 use crate::directory_group::DirectoryState;
 use crate::group::GroupContext;
-use crate::mail::blocking;
+use crate::groups::unreadable;
 use crate::raft::Reply;
+use crate::volumes::NodeVolume;
 
 /// Between attempts to reach the others.
 const RETRY: Duration = Duration::from_millis(300);
@@ -30,10 +31,11 @@ const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// Before any group starts: an error if the node whose data this is runs elsewhere, where the directory last saw it.
 /// Two voters of one id could promise two things.
-pub async fn refuse_copy(volume: &Volume, context: &GroupContext, advertise: &str) -> Result<()> {
-    let (volume, own) = (volume.clone(), context.own);
-    let state = blocking(move || Ok(DirectoryState::open(volume.group(GroupId::DIRECTORY)?)?)).await;
-    let seen_at = state.context("read the directory")?.read().node(own).map(|known| known.address.clone());
+pub async fn refuse_copy(first: &NodeVolume, context: &GroupContext, advertise: &str) -> Result<()> {
+    let (own, volume) = (context.own, first.volume().context("the first volume")?);
+    let opening = tokio::task::spawn_blocking(move || DirectoryState::open(volume.group(GroupId::DIRECTORY)?));
+    let state = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
+    let seen_at = state.read().node(own).map(|known| known.address.clone());
     match seen_at {
         Some(address) if address != advertise && runs_at(context, own, &address).await => {
             bail!("node {own} is running at {address}: is this a copy of its data?")

@@ -88,7 +88,7 @@ impl Node {
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default() };
-        let first = volumes.first().context("the first volume")?;
+        let first = volumes.numbered(1).context("the first volume")?;
         bootstrap::refuse_copy(&first, &context, settings.advertise()).await?;
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
@@ -125,12 +125,14 @@ impl Node {
         self.inner.groups.own
     }
 
-    /// Knows the directory, and every shard that it should hold is running.
+    /// Knows the directory, and every shard that it should hold is running, unless it is damaged and has no other copy.
     pub fn ready(&self) -> bool {
         let groups = &self.inner.groups;
         let directory = groups.directory_state.read();
         let placed = directory.cluster().is_some_and(|cluster| directory.placements().count() as u32 == cluster.shards);
-        placed && directory.placements_on(self.id()).count() <= groups.shards().len()
+        let held = directory.placements_on(self.id()).count();
+        drop(directory);
+        placed && held <= groups.shards().len() + groups.damaged().len()
     }
 
     /// Hands leaders over where it can, finishes what is under way, and stops.

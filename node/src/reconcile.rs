@@ -36,6 +36,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut round: u64 = 0;
     loop {
         check_volumes(&node).await;
+        node.groups().stop_damaged().await;
         measure_space(&node).await;
         for shard in node.groups().shards() {
             shard.forget_old_mark();

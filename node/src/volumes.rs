@@ -219,6 +219,11 @@ impl NodeVolume {
         Ok(first.homes()?.values().any(|home| !elsewhere.contains(home)))
     }
 
+    /// Its disks' directories, for whoever reads a log.
+    pub fn shown(&self) -> String {
+        shown(&self.disks)
+    }
+
     /// Unless it is down.
     pub fn volume(&self) -> Option<Volume> {
         match &*self.state.read() {

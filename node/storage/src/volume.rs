@@ -131,10 +131,14 @@ impl Volume {
         Ok(found)
     }
 
-    /// Removes a group: log, votes, state and bodies. Durable on return. Handles of it answer `Dropped` from now on.
+    /// Removes a group: log, votes, state and bodies, even where its log cannot be read. Durable on return. Handles of it
+    /// answer `Dropped` from now on.
     pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
-        let group = self.group(id)?;
-        group.remove()?;
+        match self.group(id) {
+            Ok(group) => group.remove()?,
+            Err(StorageError::Corrupt { .. }) => group::remove_unread(&self.inner.shared, id)?,
+            Err(error) => return Err(error),
+        }
         self.inner.groups.lock().remove(&id);
         Ok(())
     }
