@@ -1,15 +1,15 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash};
+use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
     CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
-    GroupStatus, Identity, NewAccounts, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
-    ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::HalfName;
@@ -31,6 +31,10 @@ pub fn directory_error(error: &DirectoryError) -> MailError {
         DirectoryError::Invalid(_) => MailError::Invalid(error.to_string()),
         DirectoryError::Corrupt { key, .. } => MailError::Corrupt { key: key.clone() },
     }
+}
+
+fn start(wire: NodeStart) -> Start {
+    Start { starts: wire.starts, run: wire.run }
 }
 
 fn domain(name: &str) -> MailResult<DomainName> {
@@ -123,13 +127,18 @@ impl DirectoryStore for Node {
         match known {
             Some(address) if address == request.address => {}
             Some(address) => {
-                if runs_at(&self.groups().context, NodeId(request.id), &address).await {
+                if runs_at(&self.groups().peers, NodeId(request.id), &address).await {
                     return Err(MailError::CannotDo(format!("node {} is running at {address}", request.id)));
                 }
                 let (id, address) = (NodeId(request.id), request.address.clone());
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
             None => propose(self, &Command::RegisterNode(new_node(&request, voter))).await?,
+        }
+        let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
+        let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
+        if known != Some(now) {
+            propose(self, &Command::NoteNodeStart { id: NodeId(request.id), before, now }).await?;
         }
         // Every node follows the directory, whether it votes or not.
         self.groups().peers.set_address(request.id, &request.address);
@@ -139,6 +148,19 @@ impl DirectoryStore for Node {
             group.raft.add_learner(request.id, learner, false).await.map_err(fatal)?;
         }
         Ok(())
+    }
+
+    async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
+        let node = request.node;
+        let recorded = self.groups().directory_state.read().node(NodeId(node)).map(|known| known.start);
+        let mut said = self.groups().starts.lock();
+        let newest = [recorded, said.get(&node).copied()].into_iter().flatten().max_by_key(|start| start.starts);
+        let known = newest.unwrap_or_default();
+        // Few beyond those that the directory knows, so that nobody fills the memory.
+        if request.starts > known.starts && (recorded.is_some() || said.len() < directory::limits::NODES_MAX) {
+            said.insert(node, start(request));
+        }
+        Ok(NodeStart { node, starts: known.starts, run: known.run })
     }
 
     async fn identify(&self) -> MailResult<Identity> {

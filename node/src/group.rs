@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use directory::Start;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant, RaftMetrics, ReadPolicy, ServerState};
@@ -41,6 +42,15 @@ pub struct GroupContext {
     pub peers: Arc<Peers>,
     pub log_entries_kept: u64,
     pub stall: Stall,
+    pub start: StartCount,
+}
+
+/// Of this process: what tells it from one on an old copy of its disks.
+#[derive(Clone, Copy, Debug)]
+pub struct StartCount {
+    /// As the disks had it.
+    pub before: Start,
+    pub now: Start,
 }
 
 #[derive(Clone)]

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use directory::Start;
 use parking_lot::{Mutex, RwLock};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -36,6 +37,8 @@ pub struct Groups {
     /// Replicas that cannot be read, and why. What they hold stays on disk until their group has gone on without them and
     /// its leader has them begun anew; the next start tries again, with all that they have promised.
     damaged: Mutex<BTreeMap<ShardId, String>>,
+    /// The last starts of other nodes, as they have said to this one.
+    pub starts: Mutex<BTreeMap<u64, Start>>,
     /// Held while a replica is started.
     starting: tokio::sync::Mutex<()>,
 }
@@ -58,7 +61,7 @@ impl Groups {
         let (own, peers, stall) = (context.own, context.peers.clone(), context.stall.clone());
         let (homes, shards) = (Mutex::new(homes), RwLock::default());
         let starting = tokio::sync::Mutex::default();
-        let damaged = Mutex::default();
+        let (damaged, starts) = (Mutex::default(), Mutex::default());
         let groups = Groups {
             own,
             peers,
@@ -70,6 +73,7 @@ impl Groups {
             directory,
             shards,
             damaged,
+            starts,
             starting,
         };
         let groups = Arc::new(groups);

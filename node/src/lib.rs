@@ -87,9 +87,9 @@ impl Node {
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
-        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default() };
         let first = volumes.numbered(1).context("the first volume")?;
-        bootstrap::refuse_copy(&first, &context, settings.advertise()).await?;
+        let start = bootstrap::count_start(&first, &peers, &settings).await?;
+        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
