@@ -3,6 +3,7 @@
 
 mod admin;
 mod bootstrap;
+mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
@@ -27,7 +28,7 @@ use anyhow::{Context, Result, anyhow};
 use proto::wire::directory_server::DirectoryServer;
 use proto::wire::mail_server::MailServer;
 use proto::wire::raft_server::RaftServer;
-use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers};
+use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -79,6 +80,7 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Node> {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
+        descriptors::raise_limit();
         let of_volumes = settings.clone();
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
         let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
@@ -176,6 +178,8 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
     let raft = RaftServer::new(RaftService::new(node.groups().clone()))
         .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX);
+    let reserve = descriptors::reserve(node.settings().databases());
+    let peers = accept_peers_while(listener, &tls, move |stream| descriptors::leaves(reserve, stream));
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
@@ -187,7 +191,7 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
         .add_service(mail)
         .add_service(directory)
         .add_service(raft)
-        .serve_with_incoming_shutdown(accept_peers(listener, &tls), async move {
+        .serve_with_incoming_shutdown(peers, async move {
             drop(stopped.wait_for(|stop| *stop).await);
         })
         .await;

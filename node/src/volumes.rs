@@ -15,6 +15,7 @@ use storage::{
 };
 use types::{MailError, MailResult, NodeId};
 
+use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
 use crate::space::Space;
 
@@ -186,6 +187,7 @@ impl NodeVolume {
         options.resilver_bytes_per_s = settings.resilver_octets_per_s;
         options.block_cache_bytes /= share;
         options.memtable_bytes /= share;
+        options.open_files_max = i32::try_from(files_max(settings.databases())).unwrap_or(i32::MAX);
         let identity = match (looked.identity, looked.error) {
             (Some(identity), _) if identity.volume == 0 => Ok(Identity { volume: random()?, ..identity }),
             (Some(identity), _) => Ok(identity),
