@@ -12,13 +12,13 @@ use proto::wire::{
     RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use storage::HalfName;
+use storage::{GroupId, HalfName};
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
 use crate::mail::blocking;
-use crate::raft::{Reply, fatal};
+use crate::raft::{RaftGroups, Reply, fatal};
 use crate::shard::unix_ms;
 
 pub fn directory_error(error: &DirectoryError) -> MailError {
@@ -92,6 +92,9 @@ impl DirectoryStore for Node {
 
     async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply> {
         let request = request.request.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
+        if !self.groups().takes_entries(GroupId::DIRECTORY) {
+            return Err(MailError::DiskFull);
+        }
         let head = command(request)?.encode().map_err(|e| directory_error(&e))?;
         let reply = match self.groups().directory.propose(head, None).await?.0 {
             Reply::Directory(reply) => reply.map_err(|e| directory_error(&e))?,

@@ -110,6 +110,7 @@ impl Node {
         let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
         let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
+        let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
         node.inner.tasks.lock().extend([
             serving,
@@ -118,6 +119,7 @@ impl Node {
             reconciling,
             changing,
             conducting,
+            measuring,
             scrubbing,
         ]);
         Ok(node)

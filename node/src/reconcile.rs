@@ -37,7 +37,6 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     loop {
         check_volumes(&node).await;
         node.groups().stop_damaged().await;
-        measure_space(&node).await;
         for shard in node.groups().shards() {
             shard.forget_old_mark();
             shard.group.stand_if_due();
@@ -77,18 +76,6 @@ async fn check_volumes(node: &Node) {
         }
         tracing::error!(volume = volume.number, %error, "volume failed, its replicas are gone");
         node.groups().give_up_volume(volume, &error.to_string()).await;
-    }
-}
-
-async fn measure_space(node: &Node) {
-    let groups = node.groups().clone();
-    let measured = tokio::task::spawn_blocking(move || {
-        let mut open = groups.volumes.list().iter().filter(|volume| volume.id().is_some());
-        open.try_for_each(|volume| volume.space.measure())
-    })
-    .await;
-    if let Err(error) = measured.map_err(std::io::Error::other).flatten() {
-        tracing::error!(%error, "room on the disk cannot be told");
     }
 }
 

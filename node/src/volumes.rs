@@ -17,7 +17,7 @@ use types::{MailError, MailResult, NodeId};
 
 use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
-use crate::space::Space;
+use crate::space::{BALLAST, Space};
 
 /// Below a disk's directory.
 const DATABASE: &str = "db";
@@ -195,6 +195,11 @@ impl NodeVolume {
             (None, None) if may_be_new => Ok(Identity::new(node, random()?)),
             (None, None) => Err((format!("{}: a volume was expected there", shown(&disks)), true)),
         };
+        // A database that is opened makes files.
+        let space = Space::new(settings.disk_reserve_octets);
+        if let (Ok(_), Err(error)) = (&identity, space.measure(&disks)) {
+            tracing::warn!(volume = number, %error, "room on a disk cannot be told");
+        }
         let state = match identity {
             Err((reason, is_empty)) => State::Down { reason, is_empty },
             Ok(identity) => match start((number, &disks), &options, &identity, &settings.cluster.id) {
@@ -205,7 +210,6 @@ impl NodeVolume {
         if let State::Down { reason, .. } = &state {
             tracing::error!(volume = number, reason, "volume is not open");
         }
-        let space = Space::new(disks.clone(), settings.disk_reserve_octets);
         Ok(NodeVolume { number, disks, space, options, state: RwLock::new(state) })
     }
 
@@ -224,6 +228,22 @@ impl NodeVolume {
     /// Its disks' directories, for whoever reads a log.
     pub fn shown(&self) -> String {
         shown(&self.disks)
+    }
+
+    /// Looks how much room there is. Blocks.
+    pub fn measure(&self) -> std::io::Result<()> {
+        self.space.measure(&self.in_use())
+    }
+
+    /// The disks that acknowledged mail is on: not those of halves that are stale, or not filled yet.
+    fn in_use(&self) -> Vec<PathBuf> {
+        let halves = self.volume().map(|volume| volume.halves()).unwrap_or_default();
+        if halves.is_empty() {
+            return self.disks.clone();
+        }
+        let current = halves.iter().filter(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        let current: Vec<PathBuf> = current.filter_map(|half| half.directory.parent().map(Path::to_owned)).collect();
+        if current.is_empty() { self.disks.clone() } else { current }
     }
 
     /// Unless it is down.
@@ -396,7 +416,7 @@ fn empty_disk(disk: &Path) -> MailResult<()> {
         .map_err(|e| MailError::CannotDo(format!("{}: {e}; put an empty directory there", disk.display())))?;
     for entry in entries {
         let name = entry.map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?.file_name();
-        if name != "lost+found" {
+        if name != "lost+found" && name != BALLAST {
             return Err(MailError::CannotDo(format!(
                 "{} is not empty: it holds {}",
                 disk.display(),
