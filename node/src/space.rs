@@ -6,7 +6,8 @@
 mod ballast;
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ pub use ballast::NAME as BALLAST;
 
 /// The floor's share of the reserve: what stands between them is for expunges, flags, and the database's own needs.
 const FLOOR_DIVISOR: u64 = 4;
+/// Of `st_blocks` (POSIX leaves it open, Linux does not).
+const BLOCK_OCTETS: u64 = 512;
 /// Between looks: other programs fill a disk at a gigabyte a second.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -76,7 +79,7 @@ impl Space {
     }
 
     /// Makes the ballast where there is room for it, and gives it up where there is none; what is free then.
-    fn balance(&self, disk: &std::path::Path, free: u64) -> u64 {
+    fn balance(&self, disk: &Path, free: u64) -> u64 {
         let ballast = ballast::octets(self.reserve_octets);
         if free < ballast {
             if ballast::release(disk) {
@@ -120,9 +123,20 @@ impl Space {
 }
 
 /// What a file system has for us.
-pub fn free_on(disk: &std::path::Path) -> io::Result<u64> {
+pub fn free_on(disk: &Path) -> io::Result<u64> {
     let found = rustix::fs::statvfs(disk)?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// What the files below a directory take; what goes meanwhile is left out.
+pub fn used_in(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let used = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let data = entry.metadata().ok()?;
+        Some(if data.is_dir() { used_in(&entry.path()) } else { data.blocks().saturating_mul(BLOCK_OCTETS) })
+    });
+    used.sum()
 }
 
 #[cfg(test)]
@@ -131,7 +145,7 @@ mod tests {
 
     use types::MailError;
 
-    use super::{BALLAST, Space, free_on};
+    use super::{BALLAST, Space, free_on, used_in};
 
     #[test]
     fn mail_is_refused_below_the_reserve_and_entries_below_the_floor() {
@@ -153,6 +167,16 @@ mod tests {
         assert!(space.takes_entries());
         assert!(directory.path().join(BALLAST).exists(), "there is room for it");
         assert!(space.measure(&[]).is_err());
+    }
+
+    #[test]
+    fn what_files_take_is_counted_over_all_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("below")).unwrap();
+        std::fs::write(directory.path().join("below/file"), vec![1; 100_000]).unwrap();
+        std::fs::write(directory.path().join("file"), vec![1; 100_000]).unwrap();
+        assert!(used_in(directory.path()) >= 200_000);
+        assert_eq!(used_in(&directory.path().join("gone")), 0);
     }
 
     #[test]

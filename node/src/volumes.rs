@@ -17,7 +17,7 @@ use types::{MailError, MailResult, NodeId};
 
 use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
-use crate::space::{BALLAST, Space};
+use crate::space::{self, BALLAST, Space};
 
 /// Below a disk's directory.
 const DATABASE: &str = "db";
@@ -278,6 +278,7 @@ impl NodeVolume {
             let half = self.lost_half(&volume, half)?;
             let disk = half.directory.parent().unwrap_or(&half.directory);
             empty_disk(disk)?;
+            self.check_room(&volume, disk)?;
             let Some(id) = self.id() else { return Err(MailError::Unavailable) };
             Identity::new(node, id).bound(disk, cluster_id)?.write(disk)?;
             return Ok(volume.resilver(half.name)?);
@@ -301,7 +302,29 @@ impl NodeVolume {
         let Some(volume) = self.volume() else {
             return Err(MailError::CannotDo(format!("volume {} is down: nothing to copy from", self.number)));
         };
-        Ok(volume.resilver(self.lost_half(&volume, half)?.name)?)
+        let half = self.lost_half(&volume, half)?;
+        if half.directory.is_dir() {
+            self.check_room(&volume, half.directory.parent().unwrap_or(&half.directory))?;
+        }
+        Ok(volume.resilver(half.name)?)
+    }
+
+    /// Refuses a disk that what the half in use holds does not fit on.
+    fn check_room(&self, volume: &Volume, disk: &Path) -> MailResult<()> {
+        let halves = volume.halves();
+        let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        let Some(source) = source else { return Ok(()) };
+        let needed = space::used_in(&source.directory);
+        let free = space::free_on(disk).map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?;
+        // What it holds goes.
+        if free.saturating_add(space::used_in(&disk.join(DATABASE))) < needed {
+            return Err(MailError::CannotDo(format!(
+                "{} is too small: {free} octets are free, half {} holds {needed}",
+                disk.display(),
+                source.name
+            )));
+        }
+        Ok(())
     }
 
     /// The half that is not in use: the one that was named, or the only one.
