@@ -38,7 +38,7 @@ pub struct NodeVolume {
 
 enum State {
     Open { id: u64, volume: Volume },
-    Down { reason: String, is_empty: bool },
+    Down { reason: String },
 }
 
 /// What the disks of a volume say.
@@ -75,7 +75,7 @@ impl Volumes {
             };
             let is_first = list.is_empty();
             let opened = NodeVolume::open(settings, volume, one, (node, may_be_new))?;
-            if let (true, State::Down { reason, .. }) = (is_first, &*opened.state.read()) {
+            if let (true, State::Down { reason }) = (is_first, &*opened.state.read()) {
                 bail!("volume 1, which holds the directory's replica: {reason}");
             }
             list.push(Arc::new(opened));
@@ -191,9 +191,9 @@ impl NodeVolume {
         let identity = match (looked.identity, looked.error) {
             (Some(identity), _) if identity.volume == 0 => Ok(Identity { volume: random()?, ..identity }),
             (Some(identity), _) => Ok(identity),
-            (None, Some(error)) => Err((error.to_string(), false)),
+            (None, Some(error)) => Err(error.to_string()),
             (None, None) if may_be_new => Ok(Identity::new(node, random()?)),
-            (None, None) => Err((format!("{}: a volume was expected there", shown(&disks)), true)),
+            (None, None) => Err(format!("{}: a volume was expected there", shown(&disks))),
         };
         // A database that is opened makes files.
         let space = Space::new(settings.disk_reserve_octets);
@@ -201,13 +201,13 @@ impl NodeVolume {
             tracing::warn!(volume = number, %error, "room on a disk cannot be told");
         }
         let state = match identity {
-            Err((reason, is_empty)) => State::Down { reason, is_empty },
+            Err(reason) => State::Down { reason },
             Ok(identity) => match start((number, &disks), &options, &identity, &settings.cluster.id) {
                 Ok(volume) => State::Open { id: identity.volume, volume },
-                Err(error) => State::Down { reason: error.to_string(), is_empty: false },
+                Err(error) => State::Down { reason: error.to_string() },
             },
         };
-        if let State::Down { reason, .. } = &state {
+        if let State::Down { reason } = &state {
             tracing::error!(volume = number, reason, "volume is not open");
         }
         Ok(NodeVolume { number, disks, space, options, state: RwLock::new(state) })
@@ -264,7 +264,7 @@ impl NodeVolume {
 
     /// Nothing more is read or written here until the process starts again. The handle is to be let go off the async threads.
     pub fn give_up(&self, reason: &str) -> Option<Volume> {
-        let down = State::Down { reason: reason.to_owned(), is_empty: false };
+        let down = State::Down { reason: reason.to_owned() };
         match std::mem::replace(&mut *self.state.write(), down) {
             State::Open { volume, .. } => Some(volume),
             State::Down { .. } => None,
@@ -286,9 +286,7 @@ impl NodeVolume {
         if half.is_some() {
             return cannot(format!("volume {} is down as a whole: replace it without --half", self.number));
         }
-        if let State::Down { reason, is_empty: false } = &*self.state.read() {
-            return cannot(format!("volume {} is not empty: {reason}", self.number));
-        }
+        // The disks tell, not why the volume went down.
         self.disks.iter().try_for_each(|disk| empty_disk(disk))?;
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
         let volume = start((self.number, &self.disks), &self.options, &Identity::new(node, id), cluster_id)?;
@@ -355,7 +353,7 @@ impl NodeVolume {
             ..Default::default()
         };
         match &*self.state.read() {
-            State::Down { reason, .. } => status.down_because.clone_from(reason),
+            State::Down { reason } => status.down_because.clone_from(reason),
             State::Open { volume, .. } => {
                 let statistics = volume.statistics();
                 status.synced_writes = statistics.synced_writes;
