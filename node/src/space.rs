@@ -78,6 +78,15 @@ impl Space {
         Ok(())
     }
 
+    /// Before anything is written: gives up the ballast of disks with nothing else left.
+    pub fn relieve(&self, disks: &[PathBuf]) {
+        for disk in disks {
+            if free_on(disk).is_ok_and(|free| free < ballast::octets(self.reserve_octets)) {
+                ballast::release(disk);
+            }
+        }
+    }
+
     /// Makes the ballast where there is room for it, and gives it up where there is none; what is free then.
     fn balance(&self, disk: &Path, free: u64) -> u64 {
         let ballast = ballast::octets(self.reserve_octets);

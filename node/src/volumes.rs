@@ -197,9 +197,7 @@ impl NodeVolume {
         };
         // A database that is opened makes files.
         let space = Space::new(settings.disk_reserve_octets);
-        if let (Ok(_), Err(error)) = (&identity, space.measure(&disks)) {
-            tracing::warn!(volume = number, %error, "room on a disk cannot be told");
-        }
+        space.relieve(&disks);
         let state = match identity {
             Err(reason) => State::Down { reason },
             Ok(identity) => match start((number, &disks), &options, &identity, &settings.cluster.id) {
@@ -210,7 +208,12 @@ impl NodeVolume {
         if let State::Down { reason } = &state {
             tracing::error!(volume = number, reason, "volume is not open");
         }
-        Ok(NodeVolume { number, disks, space, options, state: RwLock::new(state) })
+        let is_open = matches!(state, State::Open { .. });
+        let volume = NodeVolume { number, disks, space, options, state: RwLock::new(state) };
+        if is_open && let Err(error) = volume.measure() {
+            tracing::warn!(volume = number, %error, "room on a disk cannot be told");
+        }
+        Ok(volume)
     }
 
     /// Whether this volume, the first, knows of replicas on a volume that is not among those that are open.
