@@ -245,6 +245,12 @@ impl Group {
         self.metrics().state == ServerState::Leader
     }
 
+    /// It leads, and a majority has answered it lately.
+    pub fn leads_majority(&self) -> bool {
+        let metrics = self.metrics();
+        metrics.state == ServerState::Leader && has_majority(&metrics)
+    }
+
     pub fn status(&self) -> GroupStatus {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();

@@ -31,6 +31,8 @@ use crate::volumes::NodeVolume;
 const TELL: Duration = Duration::from_millis(500);
 /// How long the replica that is to lead is asked whether it does.
 const HEIR_MAX: Duration = Duration::from_secs(15);
+/// From the proposal of a membership to its being applied.
+const REMOVE_MAX: Duration = Duration::from_secs(15);
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 
@@ -276,8 +278,11 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
         };
     }
     // What is committed without it is on a majority of the others before its copy goes.
-    if let Err(error) = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false).await {
-        return format!("nothing: {error}");
+    let removed = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false);
+    match tokio::time::timeout(REMOVE_MAX, removed).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return format!("nothing: {error}"),
+        Err(_) => return "nothing: no majority answers".to_owned(),
     }
     match membership::begin_at(node, shard, wrong, true).await {
         Ok(()) => "made anew from the others".to_owned(),
