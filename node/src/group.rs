@@ -245,6 +245,11 @@ impl Group {
         self.metrics().state == ServerState::Leader
     }
 
+    /// The log index of the newest membership that it knows, committed or not.
+    pub fn membership_index(&self) -> u64 {
+        self.metrics().membership_config.log_id().as_ref().map_or(0, |id| id.index)
+    }
+
     /// It leads, and a majority has answered it lately.
     pub fn leads_majority(&self) -> bool {
         let metrics = self.metrics();

@@ -188,20 +188,20 @@ impl Groups {
         self.start_unless_damaged(id, &volume).await
     }
 
-    /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded and does
-    /// not lead; the number of the volume that it is on now. `None` where none is to begin, or no volume is left.
+    /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded, does not
+    /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now. `None` where none is to begin, or no volume is left.
     ///
     /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
     pub async fn begin_replica(
         &self,
         id: ShardId,
-        discard: bool,
+        discard: Option<u64>,
         vote: Bytes,
         votes_from: u64,
     ) -> io::Result<Option<u32>> {
         let _starting = self.starting.lock().await;
-        if discard {
-            self.discard(id).await?;
+        if let Some(membership) = discard {
+            self.discard(id, membership).await?;
         }
         if !self.lost().contains(&id) && !self.absent().contains(&id) {
             return Ok(None);
@@ -227,10 +227,10 @@ impl Groups {
     }
 
     /// Drops a replica with its votes. From then on it is lost: nothing of it comes back by itself.
-    async fn discard(&self, id: ShardId) -> io::Result<()> {
-        let Some(shard) = self.shards.read().get(&id).cloned().filter(|shard| !shard.group.leads()) else {
-            return Ok(());
-        };
+    async fn discard(&self, id: ShardId, membership: u64) -> io::Result<()> {
+        // It may be a member again by now, and the call late.
+        let is_discarded = |shard: &Arc<Shard>| !shard.group.leads() && shard.group.membership_index() <= membership;
+        let Some(shard) = self.shards.read().get(&id).cloned().filter(is_discarded) else { return Ok(()) };
         self.settle(GroupId(id.0), NOWHERE).await?;
         self.shards.write().remove(&id);
         drop(shard.group.raft.shutdown().await);

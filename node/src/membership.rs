@@ -208,8 +208,10 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
     // So that it is no leader of long ago that says so, and what it has applied is all that was ever acknowledged.
     shard.group.read_barrier().await?;
     let (vote, votes_from) = shard.group.standing()?;
+    let membership = shard.group.membership_index();
     let peer = at(node, replica).ok_or(MailError::Unavailable)?;
-    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from }).await
+    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership })
+        .await
 }
 
 /// On the replica's node: begins an empty replica where there is none, or in the place of one that was lost, or that is
@@ -217,7 +219,8 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
 pub async fn begin(node: &Node, request: BeginReplicaRequest) -> MailResult<()> {
     let shard = ShardId(request.shard);
     let vote = crate::raft::vote_record(request.vote).map_err(|e| MailError::Invalid(e.to_string()))?;
-    let begun = node.groups().begin_replica(shard, request.discard, vote, request.votes_from).await;
+    let discard = request.discard.then_some(request.membership);
+    let begun = node.groups().begin_replica(shard, discard, vote, request.votes_from).await;
     match begun.map_err(|error| MailError::Internal(error.to_string()))? {
         Some(volume) => {
             tracing::info!(shard = shard.0, volume, "replica begun");

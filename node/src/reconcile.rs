@@ -172,7 +172,7 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
-        if !shard.group.has_caught_up(preferred) || shard.comparisons.load(Ordering::Relaxed) > 0 {
+        if !shard.group.has_caught_up(preferred) || shard.is_compared.load(Ordering::Relaxed) {
             steady.remove(&shard.id);
             continue;
         }
