@@ -171,7 +171,8 @@ impl Group {
         }
     }
 
-    fn has_others(&self) -> bool {
+    /// Others vote, too.
+    pub fn has_others(&self) -> bool {
         self.metrics().membership_config.membership().voter_ids().any(|voter| voter != self.own.0)
     }
 

@@ -356,7 +356,10 @@ impl NodeVolume {
             ..Default::default()
         };
         match &*self.state.read() {
-            State::Down { reason } => status.down_because.clone_from(reason),
+            State::Down { reason } => {
+                status.down_because.clone_from(reason);
+                (status.free_octets, status.full) = (0, false);
+            }
             State::Open { volume, .. } => {
                 let statistics = volume.statistics();
                 status.synced_writes = statistics.synced_writes;
