@@ -157,9 +157,9 @@ impl Groups {
 
     /// The shards whose replica here cannot be read and is not made anew from others, since too few would be left, and why.
     pub fn damaged(&self) -> Vec<(ShardId, String)> {
-        let lost = self.lost();
-        let damaged = self.damaged.lock();
-        damaged.iter().filter(|(id, _)| !lost.contains(id)).map(|(id, why)| (*id, why.clone())).collect()
+        let (directory, damaged) = (self.directory_state.read(), self.damaged.lock());
+        let kept = directory.placements_on(self.own).filter(|placement| placement.wanted.len() < REPLICAS_TO_MEND);
+        kept.filter_map(|placement| Some((placement.shard, damaged.get(&placement.shard)?.clone()))).collect()
     }
 
     /// Starts this node's replica of a shard unless it runs. `None` where its volume is lost, and where there is none yet:
@@ -189,7 +189,8 @@ impl Groups {
     }
 
     /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded, does not
-    /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now. `None` where none is to begin, or no volume is left.
+    /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now.
+    /// `None` where none is to begin, or no volume is left.
     ///
     /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
     pub async fn begin_replica(
@@ -210,6 +211,10 @@ impl Groups {
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
+        if self.damaged.lock().contains_key(&id) {
+            // Once its votes have gone nothing may start in its place by itself.
+            self.settle(group, NOWHERE).await?;
+        }
         blocking(move || {
             if opened.groups()?.contains(&group) {
                 opened.drop_group(group)?;
