@@ -68,9 +68,9 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
 fn old_copy(disks: &str, before: Start, known: Start) -> String {
     let (before, known) = (before.starts, known.starts);
     format!(
-        "{disks}: an old copy of this node's disks: they know of start {before}, other nodes of start {known} of newer ones, and what was \
-         acknowledged since is not on them; put the newest disks back, or remove the node with `mailring node remove` and \
-         let it join again with empty disks"
+        "{disks}: an old copy of this node's disks: they know of its start number {before}, other nodes of number {known} \
+         from newer ones, and what was acknowledged since is not on them; put the newest disks back, or remove the node \
+         with `mailring node remove` and let it join again with empty disks"
     )
 }
 
