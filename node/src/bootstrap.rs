@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use directory::Start;
+use directory::{NodeState, Start};
 use futures_util::future::join_all;
 use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
@@ -141,10 +141,13 @@ async fn step(node: &Node) -> MailResult<bool> {
     Ok(known_as_is(node))
 }
 
+/// One that was removed is known for ever, and has nothing more to say.
 fn known_as_is(node: &Node) -> bool {
     let (directory, start) = (node.groups().directory_state.read(), node.groups().context.start);
-    let known = directory.node(node.id());
-    known.is_some_and(|known| known.address == node.settings().advertise() && known.start == start.now)
+    directory.node(node.id()).is_some_and(|known| {
+        let is_as_known = known.address == node.settings().advertise() && known.start == start.now;
+        is_as_known || known.state == NodeState::Removed
+    })
 }
 
 /// Another process of this node has started later on its disks: nothing more may be promised from these. Nobody who knew
