@@ -292,7 +292,9 @@ impl NodeVolume {
         // The disks tell, not why the volume went down.
         self.disks.iter().try_for_each(|disk| empty_disk(disk))?;
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
-        let volume = start((self.number, &self.disks), &self.options, &Identity::new(node, id), cluster_id)?;
+        let identity = Identity::new(node, id);
+        let started = start((self.number, &self.disks), &self.options, &identity, cluster_id);
+        let volume = started.inspect_err(|_| self.disks.iter().for_each(|disk| leave_empty(disk)))?;
         *self.state.write() = State::Open { id, volume };
         tracing::info!(volume = self.number, "volume made anew");
         Ok(())
@@ -435,6 +437,17 @@ fn start(
 
 fn is_same(disk: &Path, identity: &Identity) -> bool {
     Identity::read(disk).is_ok_and(|found| found.as_ref() == Some(identity))
+}
+
+/// Takes back what was begun in a directory that was empty, so that it can be taken another time.
+fn leave_empty(disk: &Path) {
+    for undone in [Identity::remove(disk), std::fs::remove_dir_all(disk.join(DATABASE))] {
+        if let Err(error) = undone
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(disk = %disk.display(), %error, "what was begun on a disk cannot be removed");
+        }
+    }
 }
 
 /// Refuses a directory that is not there, or that holds anything.
