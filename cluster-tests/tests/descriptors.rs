@@ -1,6 +1,7 @@
-//! A router runs out of file descriptors: clients are turned away in their protocol's words, sessions under way go on,
+//! A router or a node runs out of file descriptors: clients are turned away in their protocol's words, sessions under way go on,
 //! and all is well again when there are descriptors.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -61,4 +62,38 @@ fn a_router_out_of_descriptors_turns_clients_away_and_recovers() -> Result<()> {
     })?;
     println!("{greeted} clients greeted, {turned_away} turned away, {limit} descriptors");
     cluster.check_logs(&["clients are turned away", "accept failed"])
+}
+
+#[test]
+fn a_node_out_of_descriptors_turns_strangers_away_and_serves_on() -> Result<()> {
+    let options = ClusterOptions { nodes: 1, replicas: 1, shards: 4, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    cluster.add_accounts(&["ann"])?;
+    let mut busy = cluster.smtp_client()?;
+    let mut deliver = |subject: usize| -> Result<()> {
+        let message = format!("Subject: {subject}\r\n\r\nx\r\n");
+        let (code, text) = busy.deliver("s@x.test", &["ann@example.test"], message.as_bytes())?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    };
+    deliver(0)?;
+    let last = cluster.nodes[0].descriptors()?.into_iter().max().unwrap_or(0);
+    cluster.nodes[0].limit_descriptors(last + 1 + ROOM)?;
+    let mut strangers = Vec::new();
+    let mut delivered = 1;
+    // Longer than between two looks at the write-ahead log.
+    let until = std::time::Instant::now() + PATIENCE / 6;
+    while std::time::Instant::now() < until {
+        // They say nothing, and stay for as long as they are let.
+        strangers.extend((0..ROOM).filter_map(|_| TcpStream::connect(cluster.grpc(0)).ok()));
+        strangers.drain(..strangers.len().saturating_sub(4 * ROOM));
+        deliver(delivered)?;
+        delivered += 1;
+        ensure!(cluster.nodes[0].is_running(), "the node has ended");
+    }
+    drop(strangers);
+    let mut reader = cluster.imap_client("ann@example.test")?;
+    ensure!(reader.select("INBOX")? as usize == delivered, "not all of {delivered} messages are there");
+    println!("{delivered} deliveries beside strangers");
+    cluster.check_logs(&["peers are turned away", "accept failed"])
 }

@@ -10,6 +10,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Below the reserve, above the floor of a quarter of it.
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
 const SHARDS: usize = 8;
+/// More than there was room for in what a write-ahead log had been given already.
+const REFUSALS: usize = 300;
 const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
 
 fn deliver(cluster: &Cluster, subject: &str) -> Result<(u16, String)> {
@@ -54,6 +56,56 @@ fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> 
     })?;
     ensure!(cluster.nodes[0].is_running(), "the node has ended");
     cluster.check_logs(&["disk is full, new mail is refused"])
+}
+
+#[test]
+fn a_disk_with_no_room_at_all_takes_nothing_but_expunges() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    cluster.add_accounts(&["ann"])?;
+    for subject in ["one", "two"] {
+        let (code, text) = deliver(&cluster, subject)?;
+        ensure!(code == 250, "{code} {text}");
+    }
+    let ballast = cluster.disks[0].path().join("BALLAST");
+    eventually("there is ballast", PATIENCE, || {
+        ensure!(ballast.exists());
+        Ok(())
+    })?;
+    // All at once, before the node sees anything of it.
+    cluster.nodes[0].signal("STOP")?;
+    cluster.disks[0].fill(0)?;
+    cluster.nodes[0].signal("CONT")?;
+    eventually("new mail is refused", PATIENCE, || {
+        let (code, text) = deliver(&cluster, "late")?;
+        ensure!(code == 452 && !ballast.exists(), "{code} {text}");
+        Ok(())
+    })?;
+    let mut imap = cluster.imap_client("ann@example.test")?;
+    let exists = imap.select("INBOX")?;
+    for number in 0..REFUSALS {
+        let sign = if number % 2 == 0 { '+' } else { '-' };
+        for command in [format!("STORE 1 {sign}FLAGS (\\Flagged)"), format!("CREATE box{number}")] {
+            let tag = imap.send(&command)?;
+            let (_, tagged) = imap.finish(&tag)?;
+            ensure!(tagged.starts_with("NO [LIMIT]"), "{command}: {tagged}");
+        }
+    }
+    ensure!(imap.body(1)?.is_some(), "reads are refused");
+    imap.ok("STORE 1 +FLAGS (\\Deleted)")?;
+    imap.ok("EXPUNGE")?;
+    ensure!(imap.select("INBOX")? == exists - 1, "nothing was expunged");
+    ensure!(cluster.nodes[0].is_running(), "the node has ended");
+    cluster.disks[0].empty()?;
+    eventually("mail is taken again, and there is ballast again", PATIENCE, || {
+        let (code, text) = deliver(&cluster, "again")?;
+        ensure!(code == 250 && ballast.exists(), "{code} {text}");
+        Ok(())
+    })?;
+    cluster.check_logs(&["disk is full, new mail is refused", "the ballast is given up"])
 }
 
 #[test]

@@ -80,6 +80,41 @@ fn another_clusters_data_a_newer_format_and_a_copy_are_refused_by_name() -> Resu
     cluster.compare_replicas().map(drop)
 }
 
+#[test]
+fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
+    let mut cluster = start()?;
+    deliver(&cluster)?;
+    let disk = cluster.disk(VICTIM);
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.nodes[VICTIM].kill()?;
+    fs::rename(&disk, &newest)?;
+    copy(&old, &disk)?;
+    refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks", "put the newest disks back"])?;
+    // Again: what it had counted before it was refused makes no newer disks of them.
+    refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks"])?;
+    deliver(&cluster)?;
+
+    // Started with the others, while nobody is there to ask: the directory knows.
+    cluster.kill_all()?;
+    cluster.start_all()?;
+    let (code, said) = cluster.nodes[VICTIM].ended()?;
+    ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "{code:?} {said}");
+
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
+
 /// The write-ahead log that was written last.
 fn live_log(disk: &Path) -> Result<PathBuf> {
     let mut logs: Vec<PathBuf> = fs::read_dir(disk.join("db/db"))?

@@ -86,6 +86,30 @@ fn a_volume_that_comes_back_after_its_replicas_were_rebuilt_brings_nothing_back(
 }
 
 #[test]
+fn a_volume_that_is_deleted_while_the_node_runs_is_replaced_while_it_runs() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 74), setting("MAILRING_ROUNDS", 1));
+    let options = ClusterOptions { volumes: 2, shards: 6, ..ClusterOptions::default() };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        let disk = scenario.cluster.disk_directories(0)[1].clone();
+        fs::remove_dir_all(&disk)?;
+        fs::create_dir(&disk)?;
+        eventually("the volume is given up", PATIENCE, || {
+            let found = volumes(&scenario)?;
+            ensure!(found[1] == (0, true), "{found:?}");
+            Ok(())
+        })?;
+        eventually("an empty disk is taken in its place", PATIENCE, || {
+            scenario.cluster.admin(&["volume", "replace", "node1", "2"]).map(drop)
+        })?;
+        eventually("all is well", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
+    }
+    scenario.progress()?;
+    scenario.finish()
+}
+
+#[test]
 fn another_volume_named_first_is_refused() -> Result<()> {
     let options = ClusterOptions { nodes: 1, replicas: 1, volumes: 2, ..ClusterOptions::DEFAULT };
     let mut cluster = Cluster::start(options)?;

@@ -1,24 +1,24 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash};
+use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
-    CompareShardRequest, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, GroupStatus,
-    Identity, NewAccounts, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest, ScrubEvent,
-    ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
+    GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use storage::HalfName;
+use storage::{GroupId, HalfName};
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
 use crate::mail::blocking;
-use crate::raft::{Reply, fatal};
+use crate::raft::{RaftGroups, Reply, fatal};
 use crate::shard::unix_ms;
 
 pub fn directory_error(error: &DirectoryError) -> MailError {
@@ -31,6 +31,10 @@ pub fn directory_error(error: &DirectoryError) -> MailError {
         DirectoryError::Invalid(_) => MailError::Invalid(error.to_string()),
         DirectoryError::Corrupt { key, .. } => MailError::Corrupt { key: key.clone() },
     }
+}
+
+fn start(wire: NodeStart) -> Start {
+    Start { starts: wire.starts, run: wire.run }
 }
 
 fn domain(name: &str) -> MailResult<DomainName> {
@@ -88,6 +92,9 @@ impl DirectoryStore for Node {
 
     async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply> {
         let request = request.request.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
+        if !self.groups().takes_entries(GroupId::DIRECTORY) {
+            return Err(MailError::DiskFull);
+        }
         let head = command(request)?.encode().map_err(|e| directory_error(&e))?;
         let reply = match self.groups().directory.propose(head, None).await?.0 {
             Reply::Directory(reply) => reply.map_err(|e| directory_error(&e))?,
@@ -123,13 +130,18 @@ impl DirectoryStore for Node {
         match known {
             Some(address) if address == request.address => {}
             Some(address) => {
-                if runs_at(&self.groups().context, NodeId(request.id), &address).await {
+                if runs_at(&self.groups().peers, NodeId(request.id), &address).await {
                     return Err(MailError::CannotDo(format!("node {} is running at {address}", request.id)));
                 }
                 let (id, address) = (NodeId(request.id), request.address.clone());
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
             None => propose(self, &Command::RegisterNode(new_node(&request, voter))).await?,
+        }
+        let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
+        let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
+        if known != Some(now) {
+            propose(self, &Command::NoteNodeStart { id: NodeId(request.id), before, now }).await?;
         }
         // Every node follows the directory, whether it votes or not.
         self.groups().peers.set_address(request.id, &request.address);
@@ -139,6 +151,19 @@ impl DirectoryStore for Node {
             group.raft.add_learner(request.id, learner, false).await.map_err(fatal)?;
         }
         Ok(())
+    }
+
+    async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
+        let node = request.node;
+        let recorded = self.groups().directory_state.read().node(NodeId(node)).map(|known| known.start);
+        let mut said = self.groups().starts.lock();
+        let newest = [recorded, said.get(&node).copied()].into_iter().flatten().max_by_key(|start| start.starts);
+        let known = newest.unwrap_or_default();
+        // Few beyond those that the directory knows, so that nobody fills the memory.
+        if request.starts > known.starts && (recorded.is_some() || said.len() < directory::limits::NODES_MAX) {
+            said.insert(node, start(request));
+        }
+        Ok(NodeStart { node, starts: known.starts, run: known.run })
     }
 
     async fn identify(&self) -> MailResult<Identity> {
@@ -163,7 +188,8 @@ impl DirectoryStore for Node {
         let statuses = blocking(move || {
             let mut statuses = vec![all.directory.status()];
             for shard in all.shards() {
-                let totals = shard.state().totals()?;
+                // What cannot be read must not keep the node from saying how it is.
+                let totals = shard.state().totals().unwrap_or_default();
                 statuses.push(GroupStatus {
                     accounts: totals.accounts,
                     messages: totals.messages,
@@ -187,6 +213,9 @@ impl DirectoryStore for Node {
             lost_shards: groups.lost().iter().map(|shard| shard.0).collect(),
             disk_stalled: groups.stall.is_on(),
             absent_shards: groups.absent().iter().map(|shard| shard.0).collect(),
+            damaged_shards: (groups.damaged().into_iter())
+                .map(|(shard, reason)| DamagedShard { shard: shard.0, reason })
+                .collect(),
         })
     }
 

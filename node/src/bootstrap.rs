@@ -4,20 +4,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use directory::{NodeState, Start};
+use futures_util::future::join_all;
 use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
-use proto::wire::{Identity, RegisterNodeRequest};
+use proto::wire::{Identity, NodeStart, RegisterNodeRequest};
 use proto::{DirectoryStore, GrpcNode, connect};
-use storage::{GroupId, Volume};
+use storage::{GroupId, StorageError};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId};
 
 use crate::Node;
 use crate::directory_group::DirectoryState;
-use crate::group::GroupContext;
-use crate::mail::blocking;
-use crate::raft::Reply;
+use crate::group::StartCount;
+use crate::groups::unreadable;
+use crate::raft::{Peers, Reply};
+use crate::settings::NodeSettings;
+use crate::volumes::NodeVolume;
 
 /// Between attempts to reach the others.
 const RETRY: Duration = Duration::from_millis(300);
@@ -27,15 +31,60 @@ const MANY_NODES: usize = 5;
 
 /// A node that runs answers within this.
 const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
+/// As any start that is refused.
+const EXIT_OLD_COPY: i32 = 1;
 
-/// Before any group starts: an error if the node whose data this is runs elsewhere, where the directory last saw it.
-/// Two voters of one id could promise two things.
-pub async fn refuse_copy(volume: &Volume, context: &GroupContext, advertise: &str) -> Result<()> {
-    let (volume, own) = (volume.clone(), context.own);
-    let state = blocking(move || Ok(DirectoryState::open(volume.group(GroupId::DIRECTORY)?)?)).await;
-    let seen_at = state.context("read the directory")?.read().node(own).map(|known| known.address.clone());
-    match seen_at {
-        Some(address) if address != advertise && runs_at(context, own, &address).await => {
+/// Before any group starts and anything is said to others: an error if these disks are not the node's newest. Counts the
+/// start, and lets others know of it.
+pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<StartCount> {
+    let (own, volume) = (NodeId(peers.own_id()), first.volume().context("the first volume")?);
+    let opened = volume.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let (starts, run) = opened.starts()?;
+        Ok::<_, StorageError>((DirectoryState::open(opened.group(GroupId::DIRECTORY)?)?, Start { starts, run }))
+    });
+    let (state, before) = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
+    let nodes: Vec<(NodeId, String)> = state.read().nodes().map(|node| (node.id, node.address.clone())).collect();
+    refuse_copy(own, &nodes, peers, settings.advertise()).await?;
+    let mut others: BTreeSet<&str> = settings.cluster.nodes.iter().map(String::as_str).collect();
+    others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.as_str()));
+    others.remove(settings.advertise());
+    let asked = NodeStart { node: own.0, ..Default::default() };
+    let answers =
+        join_all(others.iter().map(async |address| (*address, note_start(peers, address, asked).await))).await;
+    let newer = answers.iter().filter_map(|(_, known)| *known).find(|known| before.is_before(*known));
+    if let Some(newer) = newer {
+        bail!("{}", old_copy(&first.shown(), before, newer));
+    }
+    let now = Start { starts: before.starts + 1, run: getrandom::u64().map_err(|e| anyhow!("{e}"))? };
+    let counting = tokio::task::spawn_blocking(move || volume.set_starts(now.starts, now.run));
+    counting.await?.context("count the start")?;
+    let told = NodeStart { node: own.0, starts: now.starts, run: now.run };
+    let there = answers.iter().filter(|(_, known)| known.is_some());
+    join_all(there.map(|(address, _)| note_start(peers, address, told))).await;
+    Ok(StartCount { before, now })
+}
+
+fn old_copy(disks: &str, before: Start, known: Start) -> String {
+    let (before, known) = (before.starts, known.starts);
+    format!(
+        "{disks}: an old copy of this node's disks: they know of its start number {before}, other nodes of number {known} \
+         from newer ones, and what was acknowledged since is not on them; put the newest disks back, or remove the node \
+         with `mailring node remove` and let it join again with empty disks"
+    )
+}
+
+async fn note_start(peers: &Peers, address: &str, start: NodeStart) -> Option<Start> {
+    let asked = GrpcNode::new(connect(address, peers.tls()).ok()?);
+    let answer = tokio::time::timeout(COPY_ANSWERS_MAX, asked.note_start(start)).await;
+    answer.ok()?.ok().map(|known| Start { starts: known.starts, run: known.run })
+}
+
+/// An error if the node whose data this is runs elsewhere, where the directory last saw it. Two voters of one id could
+/// promise two things.
+async fn refuse_copy(own: NodeId, nodes: &[(NodeId, String)], peers: &Peers, advertise: &str) -> Result<()> {
+    match nodes.iter().find(|(id, _)| *id == own) {
+        Some((_, address)) if address != advertise && runs_at(peers, own, address).await => {
             bail!("node {own} is running at {address}: is this a copy of its data?")
         }
         Some(_) | None => Ok(()),
@@ -43,8 +92,8 @@ pub async fn refuse_copy(volume: &Volume, context: &GroupContext, advertise: &st
 }
 
 /// Whether that very node answers at an address.
-pub async fn runs_at(context: &GroupContext, id: NodeId, address: &str) -> bool {
-    let Ok(channel) = connect(address, context.peers.tls()) else { return false };
+pub async fn runs_at(peers: &Peers, id: NodeId, address: &str) -> bool {
+    let Ok(channel) = connect(address, peers.tls()) else { return false };
     let asked = GrpcNode::new(channel);
     let answered = tokio::time::timeout(COPY_ANSWERS_MAX, asked.identify()).await;
     answered.is_ok_and(|answer| answer.is_ok_and(|identity| identity.node_id == id.0))
@@ -71,6 +120,7 @@ async fn find_cluster(node: &Node) {
 /// True once the directory knows this node as it is now.
 async fn step(node: &Node) -> MailResult<bool> {
     let settings = node.settings();
+    refuse_old_copy(node).await;
     if known_as_is(node) {
         return Ok(true);
     }
@@ -91,9 +141,28 @@ async fn step(node: &Node) -> MailResult<bool> {
     Ok(known_as_is(node))
 }
 
+/// One that was removed is known for ever, and has nothing more to say.
 fn known_as_is(node: &Node) -> bool {
-    let directory = node.groups().directory_state.read();
-    directory.node(node.id()).is_some_and(|known| known.address == node.settings().advertise())
+    let (directory, start) = (node.groups().directory_state.read(), node.groups().context.start);
+    directory.node(node.id()).is_some_and(|known| {
+        let is_as_known = known.address == node.settings().advertise() && known.start == start.now;
+        is_as_known || known.state == NodeState::Removed
+    })
+}
+
+/// Another process of this node has started later on its disks: nothing more may be promised from these. Nobody who knew
+/// was there to ask before.
+async fn refuse_old_copy(node: &Node) {
+    let StartCount { before, now } = node.groups().context.start;
+    let known = node.groups().directory_state.read().node(node.id()).map(|known| known.start);
+    let Some(known) = known.filter(|known| *known != now && before.is_before(*known)) else { return };
+    let Some(first) = node.groups().volumes.list().first().cloned() else { return };
+    tracing::error!(reason = old_copy(&first.shown(), before, known), "process ends");
+    if let Some(volume) = first.volume() {
+        // This start must not make them newer: the next one is refused, too.
+        drop(tokio::task::spawn_blocking(move || volume.set_starts(before.starts, before.run)).await);
+    }
+    std::process::exit(EXIT_OLD_COPY);
 }
 
 /// All founding nodes, this one among them, in the settings' order.
@@ -177,7 +246,8 @@ pub async fn propose(node: &Node, command: &directory::Command) -> MailResult<()
 }
 
 fn own_registration(node: &Node) -> RegisterNodeRequest {
-    let settings = node.settings();
+    let (settings, start) = (node.settings(), node.groups().context.start);
+    let wire = |start: Start| NodeStart { node: node.id().0, starts: start.starts, run: start.run };
     RegisterNodeRequest {
         id: node.id().0,
         name: settings.name.clone(),
@@ -185,6 +255,8 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
         zone: settings.zone.clone(),
         weight: settings.weight,
         cluster_id: settings.cluster.id.clone(),
+        start_before: Some(wire(start.before)),
+        start: Some(wire(start.now)),
     }
 }
 

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use directory::Start;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant, RaftMetrics, ReadPolicy, ServerState};
 use proto::wire::{self, GroupStatus};
-use storage::GroupId;
+use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId};
 
 use crate::raft::{
-    Applier, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
+    Applier, Damage, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
 };
 use crate::step_aside::Stall;
 
@@ -41,6 +42,15 @@ pub struct GroupContext {
     pub peers: Arc<Peers>,
     pub log_entries_kept: u64,
     pub stall: Stall,
+    pub start: StartCount,
+}
+
+/// Of this process: what tells it from one on an old copy of its disks.
+#[derive(Clone, Copy, Debug)]
+pub struct StartCount {
+    /// As the disks had it.
+    pub before: Start,
+    pub now: Start,
 }
 
 #[derive(Clone)]
@@ -51,6 +61,7 @@ pub struct Group {
     own: NodeId,
     peers: Arc<Peers>,
     stall: Stall,
+    damage: Damage,
     /// As [`storage::Group::votes_from`] has it.
     votes_from: Option<u64>,
 }
@@ -63,19 +74,21 @@ impl Group {
     ) -> io::Result<Group> {
         let id = storage.id();
         let opened = storage.clone();
+        let damage = Damage::default();
+        let noted = damage.clone();
         let opening = tokio::task::spawn_blocking(move || {
-            let log = GroupLog::open(opened.clone())?;
-            let votes_from = opened.votes_from().map_err(io::Error::other)?;
-            let machine = Machine::new(opened, applier, log.synced())?;
+            let log = GroupLog::open(opened.clone(), noted.clone())?;
+            let votes_from = opened.votes_from().map_err(|e| noted.note(e))?;
+            let machine = Machine::new(opened, applier, log.synced(), noted)?;
             io::Result::Ok((log, machine, votes_from))
         });
         let (log, machine, votes_from) = opening.await.map_err(io::Error::other)??;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
-            .map_err(io::Error::other)?;
+            .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
         let (peers, stall) = (context.peers.clone(), context.stall.clone());
-        let group = Group { id, raft, storage, own: context.own, peers, stall, votes_from };
+        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from };
         if !group.takes_part() {
             group.raft.runtime_config().elect(false);
         }
@@ -139,6 +152,11 @@ impl Group {
         tokio::time::timeout(READ_MAX, barrier).await.unwrap_or(Err(MailError::Unavailable))
     }
 
+    /// It has stopped, since a record of its own cannot be read.
+    pub fn stopped_by_damage(&self) -> Option<StorageError> {
+        self.damage.found().filter(|_| self.metrics().running_state.is_err())
+    }
+
     /// The disk stalls and another replica may lead: this node answers as one that does not, whatever its group still
     /// believes, which waits for the disk.
     fn stands_aside(&self) -> bool {
@@ -153,7 +171,8 @@ impl Group {
         }
     }
 
-    fn has_others(&self) -> bool {
+    /// Others vote, too.
+    pub fn has_others(&self) -> bool {
         self.metrics().membership_config.membership().voter_ids().any(|voter| voter != self.own.0)
     }
 
@@ -225,6 +244,17 @@ impl Group {
 
     pub fn leads(&self) -> bool {
         self.metrics().state == ServerState::Leader
+    }
+
+    /// The log index of the newest membership that it knows, committed or not.
+    pub fn membership_index(&self) -> u64 {
+        self.metrics().membership_config.log_id().as_ref().map_or(0, |id| id.index)
+    }
+
+    /// It leads, and a majority has answered it lately.
+    pub fn leads_majority(&self) -> bool {
+        let metrics = self.metrics();
+        metrics.state == ServerState::Leader && has_majority(&metrics)
     }
 
     pub fn status(&self) -> GroupStatus {

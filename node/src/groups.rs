@@ -6,19 +6,22 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use directory::Start;
 use parking_lot::{Mutex, RwLock};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
-use crate::raft::{Peers, Raft, RaftGroups};
+use crate::raft::{Peers, Raft, RaftGroups, damage_in};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
 /// No volume has this id.
 const NOWHERE: u64 = 0;
+/// Of so many replicas a damaged one is made anew: without it the others still are more than one, and go on.
+const REPLICAS_TO_MEND: usize = 3;
 
 pub struct Groups {
     pub own: NodeId,
@@ -31,6 +34,11 @@ pub struct Groups {
     pub directory_state: Arc<DirectoryState>,
     pub directory: Group,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
+    /// Replicas that cannot be read, and why. What they hold stays on disk until their group has gone on without them and
+    /// its leader has them begun anew; the next start tries again, with all that they have promised.
+    damaged: Mutex<BTreeMap<ShardId, String>>,
+    /// The last starts of other nodes, as they have said to this one.
+    pub starts: Mutex<BTreeMap<u64, Start>>,
     /// Held while a replica is started.
     starting: tokio::sync::Mutex<()>,
 }
@@ -39,19 +47,35 @@ impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
     pub async fn start(volumes: Volumes, context: GroupContext) -> io::Result<Arc<Groups>> {
         let first = volumes.first().map_err(io::Error::other)?;
+        let disk = volumes.list().first().map(|volume| volume.shown()).unwrap_or_default();
         let opening = tokio::task::spawn_blocking(move || {
             let storage = first.group(GroupId::DIRECTORY)?;
             let directory_state = DirectoryState::open(storage.clone())?;
             Ok::<_, StorageError>((storage, directory_state, first.homes()?))
         });
-        let (storage, directory_state, homes) = opening.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let (storage, directory_state, homes) =
+            opening.await.map_err(io::Error::other)?.map_err(|e| unreadable(&disk, e))?;
         let applier = Arc::new(DirectoryApplier(directory_state.clone()));
-        let directory = Group::start(storage, applier, &context).await?;
+        let directory = Group::start(storage, applier, &context).await;
+        let directory = directory.map_err(|e| damage_in(&e).map_or(e, |damage| unreadable(&disk, damage)))?;
         let (own, peers, stall) = (context.own, context.peers.clone(), context.stall.clone());
         let (homes, shards) = (Mutex::new(homes), RwLock::default());
         let starting = tokio::sync::Mutex::default();
-        let groups =
-            Groups { own, peers, context, stall, volumes, homes, directory_state, directory, shards, starting };
+        let (damaged, starts) = (Mutex::default(), Mutex::default());
+        let groups = Groups {
+            own,
+            peers,
+            context,
+            stall,
+            volumes,
+            homes,
+            directory_state,
+            directory,
+            shards,
+            damaged,
+            starts,
+            starting,
+        };
         let groups = Arc::new(groups);
         for volume in groups.volumes.list() {
             groups.start_all_on(volume).await?;
@@ -63,7 +87,15 @@ impl Groups {
     async fn start_all_on(&self, volume: &Arc<NodeVolume>) -> io::Result<()> {
         let (Some(id), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(()) };
         let listing = opened.clone();
-        let on_disk = blocking(move || listing.groups()).await?;
+        let on_disk = match tokio::task::spawn_blocking(move || listing.groups()).await.map_err(io::Error::other)? {
+            Ok(on_disk) => on_disk,
+            Err(error) if volume.number == 1 => return Err(io::Error::other(error)),
+            Err(error) => {
+                tracing::error!(volume = volume.number, %error, "volume cannot be read, its replicas are gone");
+                self.give_up_volume(volume, &error.to_string()).await;
+                return Ok(());
+            }
+        };
         for group in on_disk.into_iter().filter(|group| *group != GroupId::DIRECTORY) {
             let home = self.homes.lock().get(&group).copied();
             match home {
@@ -73,16 +105,61 @@ impl Groups {
                         volume = volume.number,
                         "replica that was made anew elsewhere dropped"
                     );
-                    let opened = opened.clone();
-                    blocking(move || opened.drop_group(group)).await?;
+                    self.drop_leftover(group, volume).await;
                     continue;
                 }
                 Some(_) => {}
                 None => self.settle(group, id).await?,
             }
-            self.start_on(ShardId(group.0), volume).await?;
+            self.start_unless_damaged(ShardId(group.0), volume).await?;
         }
         Ok(())
+    }
+
+    /// What nobody counts on any more. It is never started, whether it goes or not.
+    async fn drop_leftover(&self, group: GroupId, volume: &NodeVolume) {
+        let Some(opened) = volume.volume() else { return };
+        if let Err(error) = blocking(move || opened.drop_group(group)).await {
+            tracing::error!(shard = group.0, volume = volume.number, %error, "leftover of a replica cannot be dropped");
+        }
+    }
+
+    /// `None`: it cannot be read, and is noted as damaged.
+    async fn start_unless_damaged(&self, id: ShardId, volume: &Arc<NodeVolume>) -> io::Result<Option<Arc<Shard>>> {
+        match self.start_on(id, volume).await {
+            Ok(shard) => Ok(Some(shard)),
+            Err(error) => match damage_in(&error) {
+                Some(damage) => {
+                    self.note_damage(id, volume, &damage);
+                    Ok(None)
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    fn note_damage(&self, id: ShardId, volume: &NodeVolume, damage: &StorageError) {
+        let disk = volume.shown();
+        tracing::error!(shard = id.0, volume = volume.number, disk, error = %damage, "replica is damaged");
+        self.damaged.lock().insert(id, format!("on {disk}: {damage}"));
+    }
+
+    /// Takes out of service what has stopped since it cannot be read.
+    pub async fn stop_damaged(&self) {
+        for shard in self.shards() {
+            let Some(damage) = shard.group.stopped_by_damage() else { continue };
+            let _starting = self.starting.lock().await;
+            self.shards.write().remove(&shard.id);
+            drop(shard.group.raft.shutdown().await);
+            self.note_damage(shard.id, &shard.volume, &damage);
+        }
+    }
+
+    /// The shards whose replica here cannot be read and is not made anew from others, since too few would be left, and why.
+    pub fn damaged(&self) -> Vec<(ShardId, String)> {
+        let (directory, damaged) = (self.directory_state.read(), self.damaged.lock());
+        let kept = directory.placements_on(self.own).filter(|placement| placement.wanted.len() < REPLICAS_TO_MEND);
+        kept.filter_map(|placement| Some((placement.shard, damaged.get(&placement.shard)?.clone()))).collect()
     }
 
     /// Starts this node's replica of a shard unless it runs. `None` where its volume is lost, and where there is none yet:
@@ -91,6 +168,9 @@ impl Groups {
         let _starting = self.starting.lock().await;
         if let Some(shard) = self.shards.read().get(&id) {
             return Ok(Some(shard.clone()));
+        }
+        if self.damaged.lock().contains_key(&id) {
+            return Ok(None);
         }
         let home = self.homes.lock().get(&GroupId(id.0)).copied();
         let volume = match home {
@@ -105,23 +185,24 @@ impl Groups {
             }
         };
         let Some(volume) = volume else { return Ok(None) };
-        self.start_on(id, &volume).await.map(Some)
+        self.start_unless_damaged(id, &volume).await
     }
 
-    /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded and does
-    /// not lead; the number of the volume that it is on now. `None` where none is to begin, or no volume is left.
+    /// Starts an empty replica where there is none, in the place of a lost one, or of one that is to be discarded, does not
+    /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now.
+    /// `None` where none is to begin, or no volume is left.
     ///
     /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
     pub async fn begin_replica(
         &self,
         id: ShardId,
-        discard: bool,
+        discard: Option<u64>,
         vote: Bytes,
         votes_from: u64,
     ) -> io::Result<Option<u32>> {
         let _starting = self.starting.lock().await;
-        if discard {
-            self.discard(id).await?;
+        if let Some(membership) = discard {
+            self.discard(id, membership).await?;
         }
         if !self.lost().contains(&id) && !self.absent().contains(&id) {
             return Ok(None);
@@ -129,6 +210,11 @@ impl Groups {
         let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
+        let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
+        if self.damaged.lock().contains_key(&id) {
+            // Once its votes have gone nothing may start in its place by itself.
+            self.settle(group, NOWHERE).await?;
+        }
         blocking(move || {
             if opened.groups()?.contains(&group) {
                 opened.drop_group(group)?;
@@ -137,15 +223,19 @@ impl Groups {
         })
         .await?;
         self.settle(group, home).await?;
+        self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
+        if let Some(before) = before.and_then(|before| self.volumes.with_id(before)) {
+            self.drop_leftover(group, &before).await;
+        }
         Ok(Some(volume.number))
     }
 
     /// Drops a replica with its votes. From then on it is lost: nothing of it comes back by itself.
-    async fn discard(&self, id: ShardId) -> io::Result<()> {
-        let Some(shard) = self.shards.read().get(&id).cloned().filter(|shard| !shard.group.leads()) else {
-            return Ok(());
-        };
+    async fn discard(&self, id: ShardId, membership: u64) -> io::Result<()> {
+        // It may be a member again by now, and the call late.
+        let is_discarded = |shard: &Arc<Shard>| !shard.group.leads() && shard.group.membership_index() <= membership;
+        let Some(shard) = self.shards.read().get(&id).cloned().filter(is_discarded) else { return Ok(()) };
         self.settle(GroupId(id.0), NOWHERE).await?;
         self.shards.write().remove(&id);
         drop(shard.group.raft.shutdown().await);
@@ -167,7 +257,7 @@ impl Groups {
         let volume = shard.volume.clone();
         drop(shard);
         if is_member().await != Some(false) {
-            return self.start_on(id, &volume).await.map(|_| false);
+            return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
@@ -189,18 +279,20 @@ impl Groups {
         placed.map(|placement| placement.shard).filter(none).collect()
     }
 
-    /// The shards whose replica should be here and was on a volume that is lost.
+    /// The shards whose replica should be here and was on a volume that is lost, or is damaged where enough others are.
     pub fn lost(&self) -> Vec<ShardId> {
-        let wanted: Vec<ShardId> = {
+        let wanted: Vec<(ShardId, usize)> = {
             let directory = self.directory_state.read();
-            directory.placements_on(self.own).map(|placement| placement.shard).collect()
+            directory.placements_on(self.own).map(|placement| (placement.shard, placement.wanted.len())).collect()
         };
-        let (homes, shards) = (self.homes.lock(), self.shards.read());
-        let is_lost = |shard: &ShardId| {
+        let (homes, shards, damaged) = (self.homes.lock(), self.shards.read(), self.damaged.lock());
+        let is_lost = |(shard, replicas): &(ShardId, usize)| {
             let home = homes.get(&GroupId(shard.0));
-            !shards.contains_key(shard) && home.is_some_and(|home| self.volumes.with_id(*home).is_none())
+            let has_none = home.is_some_and(|home| self.volumes.with_id(*home).is_none());
+            let is_mended = *replicas >= REPLICAS_TO_MEND && damaged.contains_key(shard);
+            !shards.contains_key(shard) && (has_none || is_mended)
         };
-        wanted.into_iter().filter(is_lost).collect()
+        wanted.into_iter().filter(is_lost).map(|(shard, _)| shard).collect()
     }
 
     async fn start_on(&self, id: ShardId, volume: &Arc<NodeVolume>) -> io::Result<Arc<Shard>> {
@@ -303,6 +395,15 @@ impl RaftGroups for Groups {
         }
         self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.storage.clone())
     }
+}
+
+/// The node cannot run without its replica of the directory: says what to do.
+pub fn unreadable(disk: &str, error: StorageError) -> io::Error {
+    let StorageError::Corrupt { key, reason } = error else { return io::Error::other(error) };
+    io::Error::other(format!(
+        "the directory's replica on {disk} is damaged: record {key}: {reason}; if other nodes have the directory, remove \
+         this node with `mailring node remove`, and let it join again with empty disks"
+    ))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StorageError> + Send + 'static) -> io::Result<T> {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bootstrap;
+mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
@@ -27,7 +28,7 @@ use anyhow::{Context, Result, anyhow};
 use proto::wire::directory_server::DirectoryServer;
 use proto::wire::mail_server::MailServer;
 use proto::wire::raft_server::RaftServer;
-use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers};
+use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -79,6 +80,7 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Node> {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
+        descriptors::raise_limit();
         let of_volumes = settings.clone();
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
         let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
@@ -87,9 +89,9 @@ impl Node {
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
-        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default() };
-        let first = volumes.first().context("the first volume")?;
-        bootstrap::refuse_copy(&first, &context, settings.advertise()).await?;
+        let first = volumes.numbered(1).context("the first volume")?;
+        let start = bootstrap::count_start(&first, &peers, &settings).await?;
+        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -108,6 +110,7 @@ impl Node {
         let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
         let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
+        let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
         node.inner.tasks.lock().extend([
             serving,
@@ -116,6 +119,7 @@ impl Node {
             reconciling,
             changing,
             conducting,
+            measuring,
             scrubbing,
         ]);
         Ok(node)
@@ -125,12 +129,14 @@ impl Node {
         self.inner.groups.own
     }
 
-    /// Knows the directory, and every shard that it should hold is running.
+    /// Knows the directory, and every shard that it should hold is running, unless it is damaged and has no other copy.
     pub fn ready(&self) -> bool {
         let groups = &self.inner.groups;
         let directory = groups.directory_state.read();
         let placed = directory.cluster().is_some_and(|cluster| directory.placements().count() as u32 == cluster.shards);
-        placed && directory.placements_on(self.id()).count() <= groups.shards().len()
+        let held = directory.placements_on(self.id()).count();
+        drop(directory);
+        placed && held <= groups.shards().len() + groups.damaged().len()
     }
 
     /// Hands leaders over where it can, finishes what is under way, and stops.
@@ -174,6 +180,8 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
     let raft = RaftServer::new(RaftService::new(node.groups().clone()))
         .max_decoding_message_size(GRPC_MESSAGE_OCTETS_MAX)
         .max_encoding_message_size(GRPC_MESSAGE_OCTETS_MAX);
+    let reserve = descriptors::reserve(node.settings().databases());
+    let peers = accept_peers_while(listener, &tls, move |stream| descriptors::leaves(reserve, stream));
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
@@ -185,7 +193,7 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
         .add_service(mail)
         .add_service(directory)
         .add_service(raft)
-        .serve_with_incoming_shutdown(accept_peers(listener, &tls), async move {
+        .serve_with_incoming_shutdown(peers, async move {
             drop(stopped.wait_for(|stop| *stop).await);
         })
         .await;

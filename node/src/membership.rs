@@ -4,14 +4,17 @@
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use directory::RebalanceState;
+use futures_util::future::join_all;
 use openraft::{BasicNode, ChangeMembers};
 use proto::wire::{BeginReplicaRequest, NodeStatusReply, ShardMembersReply, ShardMembersRequest};
 use proto::{DirectoryStore, GrpcNode};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use self::step::{Replica, Step, View};
@@ -22,13 +25,17 @@ use crate::step_aside;
 const ROUND: Duration = Duration::from_millis(500);
 /// A node that does not say within this how it is will be asked again.
 const STATUS_MAX: Duration = Duration::from_secs(2);
-/// Steps of one round: each may wait for a majority.
+/// Steps under way at once: each waits for a majority.
 const STEPS_MAX: usize = 8;
+/// A step whose majority does not answer is given up, and looked at again; what it has proposed may still come about.
+const STEP_MAX: Duration = Duration::from_secs(15);
 
 pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
+    let mut steps = Steps::default();
     loop {
-        round(&node).await;
+        steps.end();
+        round(&node, &mut steps).await;
         drop_unwanted(&node).await;
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -38,43 +45,90 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     }
 }
 
+/// The steps that are under way: one of a shard, and none waits for that of another.
+#[derive(Default)]
+struct Steps {
+    tasks: JoinSet<ShardId>,
+    shards: BTreeSet<ShardId>,
+}
+
+impl Steps {
+    /// Lets those go that have ended.
+    fn end(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            match ended {
+                Ok(shard) => drop(self.shards.remove(&shard)),
+                Err(error) => tracing::error!(%error, "step broken off"),
+            }
+        }
+        if self.tasks.is_empty() {
+            self.shards.clear();
+        }
+    }
+
+    fn begin(&mut self, id: ShardId, taking: impl Future<Output = ()> + Send + 'static) {
+        self.shards.insert(id);
+        self.tasks.spawn(async move {
+            if tokio::time::timeout(STEP_MAX, taking).await.is_err() {
+                tracing::debug!(shard = id.0, "step not taken in time");
+            }
+            id
+        });
+    }
+
+    fn takes(&self, shard: ShardId) -> bool {
+        self.tasks.len() < STEPS_MAX && !self.shards.contains(&shard)
+    }
+}
+
 /// One round over the shards that this node leads.
-async fn round(node: &Node) {
-    let mut asked: BTreeMap<NodeId, Option<NodeStatusReply>> = BTreeMap::new();
-    let mut steps = 0;
+async fn round(node: &Node, steps: &mut Steps) {
+    let mut views = Vec::new();
     let mut copying = BTreeSet::new();
     let mut held = BTreeSet::new();
-    for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads()) {
-        let mut view = view(node, &shard);
+    let mut unsure = BTreeSet::new();
+    for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority()) {
+        let view = view(node, &shard);
         copying.extend(view.learners.iter().map(|learner| (shard.group.id, learner.0)));
         if view.is_held {
             held.insert(shard.group.id);
         }
-        if view.is_well() || steps >= STEPS_MAX {
+        if view.is_well() || !steps.takes(shard.id) {
             continue;
         }
-        let unsure = |id: &NodeId| *id != node.id() && !view.replicas.get(id).is_some_and(|replica| replica.is_heard);
-        let members = view.wanted.iter().chain(view.voters.iter().flatten()).chain(&view.learners);
-        let members: BTreeSet<NodeId> = members.copied().filter(unsure).collect();
-        for replica in members {
-            if let std::collections::btree_map::Entry::Vacant(entry) = asked.entry(replica) {
-                entry.insert(status(node, replica).await);
-            }
-            if let Some(Some(status)) = asked.get(&replica) {
-                let seen = view.replicas.entry(replica).or_default();
-                seen.is_lost = status.lost_shards.contains(&shard.id.0);
-                seen.is_absent = status.absent_shards.contains(&shard.id.0);
-                seen.runs = status.groups.iter().any(|group| group.group == shard.id.0 && group.role != "stopped");
-            }
+        unsure.extend(unheard(node, &view));
+        views.push((shard, view));
+    }
+    let asked: Vec<NodeId> = unsure.into_iter().collect();
+    let answers = join_all(asked.iter().map(|id| status(node, *id))).await;
+    let statuses: BTreeMap<NodeId, NodeStatusReply> =
+        asked.into_iter().zip(answers).filter_map(|(id, status)| Some((id, status?))).collect();
+    for (shard, mut view) in views {
+        for replica in unheard(node, &view) {
+            let Some(status) = statuses.get(&replica) else { continue };
+            let seen = view.replicas.entry(replica).or_default();
+            seen.is_lost = status.lost_shards.contains(&shard.id.0);
+            seen.is_absent = status.absent_shards.contains(&shard.id.0);
+            seen.runs = status.groups.iter().any(|group| group.group == shard.id.0 && group.role != "stopped");
         }
-        let Some(step) = step::next(&view) else { continue };
-        steps += 1;
-        match take(node, &shard, step.clone()).await {
-            Ok(()) => tracing::info!(shard = shard.id.0, ?step, "membership changed a step"),
-            Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),
-        }
+        let Some(step) = step::next(&view).filter(|_| steps.takes(shard.id)) else { continue };
+        let node = node.clone();
+        steps.begin(shard.id, async move {
+            match take(&node, &shard, step.clone()).await {
+                Ok(()) => tracing::info!(shard = shard.id.0, ?step, "membership changed a step"),
+                Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),
+            }
+        });
     }
     node.groups().peers.set_copying(copying, held);
+}
+
+/// The nodes of a shard that its leader has not heard of lately: their nodes are asked.
+fn unheard(node: &Node, view: &View) -> Vec<NodeId> {
+    let unsure = |id: &NodeId| *id != node.id() && !view.replicas.get(id).is_some_and(|replica| replica.is_heard);
+    let members: BTreeSet<NodeId> =
+        view.wanted.iter().chain(view.voters.iter().flatten()).chain(&view.learners).copied().collect();
+    members.into_iter().filter(unsure).collect()
 }
 
 fn view(node: &Node, shard: &Shard) -> View {
@@ -154,8 +208,10 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
     // So that it is no leader of long ago that says so, and what it has applied is all that was ever acknowledged.
     shard.group.read_barrier().await?;
     let (vote, votes_from) = shard.group.standing()?;
+    let membership = shard.group.membership_index();
     let peer = at(node, replica).ok_or(MailError::Unavailable)?;
-    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from }).await
+    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership })
+        .await
 }
 
 /// On the replica's node: begins an empty replica where there is none, or in the place of one that was lost, or that is
@@ -163,7 +219,8 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
 pub async fn begin(node: &Node, request: BeginReplicaRequest) -> MailResult<()> {
     let shard = ShardId(request.shard);
     let vote = crate::raft::vote_record(request.vote).map_err(|e| MailError::Invalid(e.to_string()))?;
-    let begun = node.groups().begin_replica(shard, request.discard, vote, request.votes_from).await;
+    let discard = request.discard.then_some(request.membership);
+    let begun = node.groups().begin_replica(shard, discard, vote, request.votes_from).await;
     match begun.map_err(|error| MailError::Internal(error.to_string()))? {
         Some(volume) => {
             tracing::info!(shard = shard.0, volume, "replica begun");
@@ -218,4 +275,29 @@ async fn is_member(node: &Node, shard: ShardId, others: &[NodeId]) -> Option<boo
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ShardId;
+
+    use super::{STEP_MAX, STEPS_MAX, Steps};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_does_not_end_holds_up_neither_others_nor_its_own_shard_for_ever() {
+        let mut steps = Steps::default();
+        steps.begin(ShardId(1), std::future::pending());
+        steps.begin(ShardId(2), async {});
+        assert!(!steps.takes(ShardId(1)) && steps.takes(ShardId(3)));
+        tokio::time::sleep(STEP_MAX / 2).await;
+        steps.end();
+        assert!(!steps.takes(ShardId(1)) && steps.takes(ShardId(2)));
+        tokio::time::sleep(STEP_MAX).await;
+        steps.end();
+        assert!(steps.takes(ShardId(1)));
+        for shard in 0..STEPS_MAX as u32 {
+            steps.begin(ShardId(shard), std::future::pending());
+        }
+        assert!(!steps.takes(ShardId(99)));
+    }
 }

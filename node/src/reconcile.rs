@@ -36,7 +36,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut round: u64 = 0;
     loop {
         check_volumes(&node).await;
-        measure_space(&node).await;
+        node.groups().stop_damaged().await;
         for shard in node.groups().shards() {
             shard.forget_old_mark();
             shard.group.stand_if_due();
@@ -76,18 +76,6 @@ async fn check_volumes(node: &Node) {
         }
         tracing::error!(volume = volume.number, %error, "volume failed, its replicas are gone");
         node.groups().give_up_volume(volume, &error.to_string()).await;
-    }
-}
-
-async fn measure_space(node: &Node) {
-    let groups = node.groups().clone();
-    let measured = tokio::task::spawn_blocking(move || {
-        let mut open = groups.volumes.list().iter().filter(|volume| volume.id().is_some());
-        open.try_for_each(|volume| volume.space.measure())
-    })
-    .await;
-    if let Err(error) = measured.map_err(std::io::Error::other).flatten() {
-        tracing::error!(%error, "room on the disk cannot be told");
     }
 }
 
@@ -184,7 +172,7 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
-        if !shard.group.has_caught_up(preferred) || shard.comparisons.load(Ordering::Relaxed) > 0 {
+        if !shard.group.has_caught_up(preferred) || shard.is_compared.load(Ordering::Relaxed) {
             steady.remove(&shard.id);
             continue;
         }

@@ -33,12 +33,14 @@ const TELL: Duration = Duration::from_millis(500);
 const START_MAX: Duration = Duration::from_secs(600);
 /// How long the replica that is to lead is asked whether it does.
 const HEIR_MAX: Duration = Duration::from_secs(15);
+/// From the proposal of a membership to its being applied.
+const REMOVE_MAX: Duration = Duration::from_secs(15);
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 
 /// Reads the volumes one after the other. Dropping the stream ends it.
 pub fn volumes(node: &Node, request: ScrubRequest) -> MailResult<ItemStream<ScrubEvent>> {
-    let alone = node.scrubbing().try_lock_owned().map_err(|_| MailError::InUse)?;
+    let alone = node.scrubbing().try_lock_owned().map_err(|_| busy())?;
     let options = ScrubOptions {
         group: request.shard.map(GroupId),
         bytes_per_s: node.settings().scrub_octets_per_s,
@@ -47,6 +49,10 @@ pub fn volumes(node: &Node, request: ScrubRequest) -> MailResult<ItemStream<Scru
     let (sender, receiver) = mpsc::channel(EVENTS_QUEUED_MAX);
     tokio::spawn(read_volumes(node.groups().volumes.list().to_vec(), options, sender, alone));
     Ok(ReceiverStream::new(receiver).map(Ok).boxed())
+}
+
+fn busy() -> MailError {
+    MailError::CannotDo("a scrub of this node is under way already".to_owned())
 }
 
 async fn read_volumes(
@@ -137,7 +143,7 @@ fn finding(found: Finding) -> ScrubFinding {
 /// On the shard's leader: what each replica holds when it has applied one entry, and repair of those that are wrong.
 pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> {
     let shard = node.groups().shard(id)?;
-    let _stays = Stays::new(&shard);
+    let _stays = Stays::new(&shard)?;
     let (mut voters, mut digests) = digests(node, &shard).await?;
     if digests.iter().any(|digest| matches!(digest, Err(MailError::Corrupt { .. }))) {
         // By now a mirror reads from its other half, which may be whole.
@@ -170,15 +176,19 @@ pub async fn compare(node: &Node, id: ShardId) -> MailResult<CompareShardReply> 
 struct Stays(Arc<Shard>);
 
 impl Stays {
-    fn new(shard: &Arc<Shard>) -> Stays {
-        shard.comparisons.fetch_add(1, Ordering::Relaxed);
-        Stays(shard.clone())
+    /// One comparison at a time: a second one would let go of the state that the first has marked, and might have another
+    /// replica made anew before the first one's is back.
+    fn new(shard: &Arc<Shard>) -> MailResult<Stays> {
+        match shard.is_compared.swap(true, Ordering::Relaxed) {
+            false => Ok(Stays(shard.clone())),
+            true => Err(MailError::CannotDo(format!("shard {} is being compared already", shard.id))),
+        }
     }
 }
 
 impl Drop for Stays {
     fn drop(&mut self) {
-        self.0.comparisons.fetch_sub(1, Ordering::Relaxed);
+        self.0.is_compared.store(false, Ordering::Relaxed);
     }
 }
 
@@ -284,8 +294,11 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
         };
     }
     // What is committed without it is on a majority of the others before its copy goes.
-    if let Err(error) = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false).await {
-        return format!("nothing: {error}");
+    let removed = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false);
+    match tokio::time::timeout(REMOVE_MAX, removed).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return format!("nothing: {error}"),
+        Err(_) => return "nothing: no majority answers".to_owned(),
     }
     match membership::begin_at(node, shard, wrong, true).await {
         Ok(()) => "made anew from the others".to_owned(),

@@ -131,6 +131,11 @@ impl NodeSettings {
         self.advertise.as_deref().unwrap_or(&self.listen)
     }
 
+    /// Each disk has one.
+    pub fn databases(&self) -> usize {
+        self.volumes.iter().map(|volume| volume.disks.len()).sum()
+    }
+
     /// What is wrong with the settings, before a port or a file is opened.
     pub fn validate(&self) -> Result<(), String> {
         let name_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

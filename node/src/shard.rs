@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,8 +34,8 @@ pub struct Shard {
     pub group: Group,
     /// Where its replica is.
     pub volume: Arc<NodeVolume>,
-    /// Comparisons of its replicas that are under way here.
-    pub comparisons: AtomicU32,
+    /// A comparison of its replicas is under way here.
+    pub is_compared: AtomicBool,
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
@@ -63,8 +63,8 @@ impl Shard {
             storage: storage.clone(),
         });
         let group = Group::start(storage, applier, context).await?;
-        let (maildrops, recent, comparisons) = (Arc::default(), Mutex::default(), AtomicU32::new(0));
-        Ok(Arc::new(Shard { id, group, volume, comparisons, clock, events, marks, maildrops, recent }))
+        let (maildrops, recent, is_compared) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(Arc::new(Shard { id, group, volume, is_compared, clock, events, marks, maildrops, recent }))
     }
 
     pub fn state(&self) -> ShardState {

@@ -52,8 +52,12 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
         let stalls = groups.volumes.unanswered_for() >= STALL_MAX;
         match (groups.stall.set(stalls), stalls) {
             (true, true) => {
-                tracing::warn!("disk does not answer, leaders are handed over");
-                give_away(&groups.all(), |_| true).await;
+                let all = groups.all();
+                match all.iter().any(|group| group.leads() && group.has_others()) {
+                    true => tracing::warn!("disk does not answer, leaders are handed over"),
+                    false => tracing::warn!("disk does not answer, nobody else has what is on it"),
+                }
+                give_away(&all, |_| true).await;
             }
             (true, false) => tracing::info!("disk answers again"),
             (false, _) => {}

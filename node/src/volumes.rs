@@ -15,8 +15,9 @@ use storage::{
 };
 use types::{MailError, MailResult, NodeId};
 
+use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
-use crate::space::Space;
+use crate::space::{self, BALLAST, Space};
 
 /// Below a disk's directory.
 const DATABASE: &str = "db";
@@ -37,7 +38,7 @@ pub struct NodeVolume {
 
 enum State {
     Open { id: u64, volume: Volume },
-    Down { reason: String, is_empty: bool },
+    Down { reason: String },
 }
 
 /// What the disks of a volume say.
@@ -74,7 +75,7 @@ impl Volumes {
             };
             let is_first = list.is_empty();
             let opened = NodeVolume::open(settings, volume, one, (node, may_be_new))?;
-            if let (true, State::Down { reason, .. }) = (is_first, &*opened.state.read()) {
+            if let (true, State::Down { reason }) = (is_first, &*opened.state.read()) {
                 bail!("volume 1, which holds the directory's replica: {reason}");
             }
             list.push(Arc::new(opened));
@@ -186,25 +187,33 @@ impl NodeVolume {
         options.resilver_bytes_per_s = settings.resilver_octets_per_s;
         options.block_cache_bytes /= share;
         options.memtable_bytes /= share;
+        options.open_files_max = i32::try_from(files_max(settings.databases())).unwrap_or(i32::MAX);
         let identity = match (looked.identity, looked.error) {
             (Some(identity), _) if identity.volume == 0 => Ok(Identity { volume: random()?, ..identity }),
             (Some(identity), _) => Ok(identity),
-            (None, Some(error)) => Err((error.to_string(), false)),
+            (None, Some(error)) => Err(error.to_string()),
             (None, None) if may_be_new => Ok(Identity::new(node, random()?)),
-            (None, None) => Err((format!("{}: a volume was expected there", shown(&disks)), true)),
+            (None, None) => Err(format!("{}: a volume was expected there", shown(&disks))),
         };
+        // A database that is opened makes files.
+        let space = Space::new(settings.disk_reserve_octets);
+        space.relieve(&disks);
         let state = match identity {
-            Err((reason, is_empty)) => State::Down { reason, is_empty },
+            Err(reason) => State::Down { reason },
             Ok(identity) => match start((number, &disks), &options, &identity, &settings.cluster.id) {
                 Ok(volume) => State::Open { id: identity.volume, volume },
-                Err(error) => State::Down { reason: error.to_string(), is_empty: false },
+                Err(error) => State::Down { reason: error.to_string() },
             },
         };
-        if let State::Down { reason, .. } = &state {
+        if let State::Down { reason } = &state {
             tracing::error!(volume = number, reason, "volume is not open");
         }
-        let space = Space::new(disks.clone(), settings.disk_reserve_octets);
-        Ok(NodeVolume { number, disks, space, options, state: RwLock::new(state) })
+        let is_open = matches!(state, State::Open { .. });
+        let volume = NodeVolume { number, disks, space, options, state: RwLock::new(state) };
+        if is_open && let Err(error) = volume.measure() {
+            tracing::warn!(volume = number, %error, "room on a disk cannot be told");
+        }
+        Ok(volume)
     }
 
     /// Whether this volume, the first, knows of replicas on a volume that is not among those that are open.
@@ -217,6 +226,27 @@ impl NodeVolume {
             .chain(open.iter().filter_map(|volume| volume.id()))
             .collect();
         Ok(first.homes()?.values().any(|home| !elsewhere.contains(home)))
+    }
+
+    /// Its disks' directories, for whoever reads a log.
+    pub fn shown(&self) -> String {
+        shown(&self.disks)
+    }
+
+    /// Looks how much room there is. Blocks.
+    pub fn measure(&self) -> std::io::Result<()> {
+        self.space.measure(&self.in_use())
+    }
+
+    /// The disks that acknowledged mail is on: not those of halves that are stale, or not filled yet.
+    fn in_use(&self) -> Vec<PathBuf> {
+        let halves = self.volume().map(|volume| volume.halves()).unwrap_or_default();
+        if halves.is_empty() {
+            return self.disks.clone();
+        }
+        let current = halves.iter().filter(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        let current: Vec<PathBuf> = current.filter_map(|half| half.directory.parent().map(Path::to_owned)).collect();
+        if current.is_empty() { self.disks.clone() } else { current }
     }
 
     /// Unless it is down.
@@ -237,7 +267,7 @@ impl NodeVolume {
 
     /// Nothing more is read or written here until the process starts again. The handle is to be let go off the async threads.
     pub fn give_up(&self, reason: &str) -> Option<Volume> {
-        let down = State::Down { reason: reason.to_owned(), is_empty: false };
+        let down = State::Down { reason: reason.to_owned() };
         match std::mem::replace(&mut *self.state.write(), down) {
             State::Open { volume, .. } => Some(volume),
             State::Down { .. } => None,
@@ -251,6 +281,7 @@ impl NodeVolume {
             let half = self.lost_half(&volume, half)?;
             let disk = half.directory.parent().unwrap_or(&half.directory);
             empty_disk(disk)?;
+            self.check_room(&volume, disk)?;
             let Some(id) = self.id() else { return Err(MailError::Unavailable) };
             Identity::new(node, id).bound(disk, cluster_id)?.write(disk)?;
             return Ok(volume.resilver(half.name)?);
@@ -258,12 +289,12 @@ impl NodeVolume {
         if half.is_some() {
             return cannot(format!("volume {} is down as a whole: replace it without --half", self.number));
         }
-        if let State::Down { reason, is_empty: false } = &*self.state.read() {
-            return cannot(format!("volume {} is not empty: {reason}", self.number));
-        }
+        // The disks tell, not why the volume went down.
         self.disks.iter().try_for_each(|disk| empty_disk(disk))?;
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
-        let volume = start((self.number, &self.disks), &self.options, &Identity::new(node, id), cluster_id)?;
+        let identity = Identity::new(node, id);
+        let started = start((self.number, &self.disks), &self.options, &identity, cluster_id);
+        let volume = started.inspect_err(|_| self.disks.iter().for_each(|disk| leave_empty(disk)))?;
         *self.state.write() = State::Open { id, volume };
         tracing::info!(volume = self.number, "volume made anew");
         Ok(())
@@ -274,7 +305,29 @@ impl NodeVolume {
         let Some(volume) = self.volume() else {
             return Err(MailError::CannotDo(format!("volume {} is down: nothing to copy from", self.number)));
         };
-        Ok(volume.resilver(self.lost_half(&volume, half)?.name)?)
+        let half = self.lost_half(&volume, half)?;
+        if half.directory.is_dir() {
+            self.check_room(&volume, half.directory.parent().unwrap_or(&half.directory))?;
+        }
+        Ok(volume.resilver(half.name)?)
+    }
+
+    /// Refuses a disk that what the half in use holds does not fit on.
+    fn check_room(&self, volume: &Volume, disk: &Path) -> MailResult<()> {
+        let halves = volume.halves();
+        let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        let Some(source) = source else { return Ok(()) };
+        let needed = space::used_in(&source.directory);
+        let free = space::free_on(disk).map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?;
+        // What it holds goes.
+        if free.saturating_add(space::used_in(&disk.join(DATABASE))) < needed {
+            return Err(MailError::CannotDo(format!(
+                "{} is too small: {free} octets are free, half {} holds {needed}",
+                disk.display(),
+                source.name
+            )));
+        }
+        Ok(())
     }
 
     /// The half that is not in use: the one that was named, or the only one.
@@ -305,7 +358,10 @@ impl NodeVolume {
             ..Default::default()
         };
         match &*self.state.read() {
-            State::Down { reason, .. } => status.down_because.clone_from(reason),
+            State::Down { reason } => {
+                status.down_because.clone_from(reason);
+                (status.free_octets, status.full) = (0, false);
+            }
             State::Open { volume, .. } => {
                 let statistics = volume.statistics();
                 status.synced_writes = statistics.synced_writes;
@@ -389,13 +445,24 @@ fn is_same(disk: &Path, identity: &Identity) -> bool {
     Identity::read(disk).is_ok_and(|found| found.as_ref() == Some(identity))
 }
 
+/// Takes back what was begun in a directory that was empty, so that it can be taken another time.
+fn leave_empty(disk: &Path) {
+    for undone in [Identity::remove(disk), std::fs::remove_dir_all(disk.join(DATABASE))] {
+        if let Err(error) = undone
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(disk = %disk.display(), %error, "what was begun on a disk cannot be removed");
+        }
+    }
+}
+
 /// Refuses a directory that is not there, or that holds anything.
 fn empty_disk(disk: &Path) -> MailResult<()> {
     let entries = std::fs::read_dir(disk)
         .map_err(|e| MailError::CannotDo(format!("{}: {e}; put an empty directory there", disk.display())))?;
     for entry in entries {
         let name = entry.map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?.file_name();
-        if name != "lost+found" {
+        if name != "lost+found" && name != BALLAST {
             return Err(MailError::CannotDo(format!(
                 "{} is not empty: it holds {}",
                 disk.display(),

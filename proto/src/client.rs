@@ -30,7 +30,7 @@ use crate::wire::{
     ChangeVolumeRequest, ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest,
     CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply,
     DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
-    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply,
     NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
     ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
     ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
@@ -293,6 +293,10 @@ impl DirectoryStore for GrpcNode {
 
     async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()> {
         call!(self.directory, register_node, request).map(|Done {}| ())
+    }
+
+    async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
+        call!(self.directory, note_start, request)
     }
 
     async fn identify(&self) -> MailResult<Identity> {

@@ -22,7 +22,7 @@ pub use body::{BODY_PIECE_OCTETS, Body};
 pub use client::{GrpcNode, connect, connect_for_bulk};
 pub use convert::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
 pub use error::{mail_error, status};
-pub use listen::{Peer, PeerStream, accept_peers};
+pub use listen::{Peer, PeerStream, accept_peers, accept_peers_while};
 pub use role::{PeerRole, ROLE_ADMIN, ROLE_NODE, ROLE_ROUTER};
 pub use server::{DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService};
 pub use store::{DirectoryStore, ItemStream, MailStore, NodeApi};

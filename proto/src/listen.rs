@@ -30,14 +30,29 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// Connections whose peers showed a certificate of the cluster's CA with a role in it.
 pub fn accept_peers(listener: TcpListener, tls: &ClusterTls) -> impl Stream<Item = io::Result<PeerStream>> + use<> {
+    accept_peers_while(listener, tls, |_| true)
+}
+
+/// The same; a connection for which there is no room is let go at once.
+pub fn accept_peers_while<F: Fn(&TcpStream) -> bool + Send + 'static>(
+    listener: TcpListener,
+    tls: &ClusterTls,
+    has_room: F,
+) -> impl Stream<Item = io::Result<PeerStream>> + use<F> {
     let acceptor = TlsAcceptor::from(tls.server.clone());
     let (sender, receiver) = mpsc::channel(HANDSHAKES_MAX);
-    tokio::spawn(accept_loop(listener, acceptor, sender));
+    tokio::spawn(accept_loop(listener, acceptor, sender, has_room));
     ReceiverStream::new(receiver)
 }
 
-async fn accept_loop(listener: TcpListener, acceptor: TlsAcceptor, sender: mpsc::Sender<io::Result<PeerStream>>) {
+async fn accept_loop(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    sender: mpsc::Sender<io::Result<PeerStream>>,
+    has_room: impl Fn(&TcpStream) -> bool,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut turned_away = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -52,6 +67,14 @@ async fn accept_loop(listener: TcpListener, acceptor: TlsAcceptor, sender: mpsc:
                 continue;
             }
         };
+        let has_room = has_room(&stream);
+        if !has_room && !turned_away {
+            warn!(%address, "no room for another connection, peers are turned away");
+        }
+        turned_away = !has_room;
+        if !has_room {
+            continue;
+        }
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let (acceptor, sender) = (acceptor.clone(), sender.clone());
         tokio::spawn(async move {

@@ -23,10 +23,10 @@ use crate::wire::{
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
-    Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply, NodeStatusRequest, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
-    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
-    WatchEvent, WatchRequest,
+    Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
+    SubscribeRequest, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -259,6 +259,10 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
 
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Result<Response<Done>, Status> {
         unary!(self, &[PeerRole::Node], request, register_node -> done)
+    }
+
+    async fn note_start(&self, request: Request<NodeStart>) -> Result<Response<NodeStart>, Status> {
+        unary!(self, &[PeerRole::Node], request, note_start)
     }
 
     async fn identify(&self, request: Request<IdentifyRequest>) -> Result<Response<Identity>, Status> {

@@ -13,10 +13,10 @@ use crate::wire::{
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
-    MailboxNameRequest, MailboxesReply, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
-    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest,
-    SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent,
-    WatchRequest,
+    MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    WatchEvent, WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
@@ -52,6 +52,7 @@ pub trait DirectoryStore: Send + Sync + 'static {
     async fn watch_directory(&self, request: DirectoryWatchRequest) -> MailResult<ItemStream<DirectoryEvent>>;
     async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply>;
     async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()>;
+    async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart>;
     async fn identify(&self) -> MailResult<Identity>;
     async fn node_status(&self) -> MailResult<NodeStatusReply>;
     async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply>;

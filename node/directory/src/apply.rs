@@ -68,6 +68,7 @@ impl Directory {
             Command::CreateCluster { .. } => Err(DirectoryError::AlreadyExists("the cluster".to_owned())),
             Command::RegisterNode(node) => self.register_node(node),
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
+            Command::NoteNodeStart { id, before, now } => self.note_node_start(*id, *before, *now),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
             Command::SetNodeVoter { id, voter } => self.set_node_voter(*id, *voter),
             Command::UpdateNode { id, zone, weight } => self.update_node(*id, zone, *weight),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
-use crate::values::{ClusterId, NodeState, PasswordHash, RebalanceState};
+use crate::values::{ClusterId, NodeState, PasswordHash, RebalanceState, Start};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -38,6 +38,13 @@ pub enum Command {
         id: NodeId,
         zone: String,
         weight: u32,
+    },
+    /// A process of a node says which start it is, and which one its disks knew of `before`. Refused if another process
+    /// has started from newer disks: these are an old copy.
+    NoteNodeStart {
+        id: NodeId,
+        before: Start,
+        now: Start,
     },
     CreateDomain {
         name: DomainName,

@@ -29,4 +29,5 @@ pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{
     Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
+    Start,
 };

@@ -23,6 +23,7 @@ use crate::error::DirectoryError;
 use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
 use crate::values::{
     Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
+    Start,
 };
 
 /// The format that this program writes; the only one so far.
@@ -80,6 +81,10 @@ struct NodeRecord {
     state: u32,
     #[prost(bool, tag = "6")]
     directory_voter: bool,
+    #[prost(uint64, tag = "7")]
+    starts: u64,
+    #[prost(fixed64, tag = "8")]
+    run: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -159,6 +164,8 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 weight: node.weight,
                 state: state_number(node.state),
                 directory_voter: node.directory_voter,
+                starts: node.start.starts,
+                run: node.start.run,
             })
         }),
         ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
@@ -303,6 +310,7 @@ fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
         weight: record.weight,
         state: state_of(record.state)?,
         directory_voter: record.directory_voter,
+        start: Start { starts: record.starts, run: record.run },
     })
 }
 

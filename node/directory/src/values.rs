@@ -76,6 +76,21 @@ pub enum NodeState {
     Removed,
 }
 
+/// How often a node has started, and what the last process drew at random: disks that know of an earlier start, or of
+/// another one, are an old copy.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Start {
+    pub starts: u64,
+    pub run: u64,
+}
+
+impl Start {
+    /// Whether disks that know of this start are older than those that another process has started from.
+    pub fn is_before(self, other: Start) -> bool {
+        self.starts < other.starts || self.starts == other.starts && self.run != other.run
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
     pub id: NodeId,
@@ -90,6 +105,7 @@ pub struct Node {
     pub state: NodeState,
     /// Wanted as a voter of the directory group.
     pub directory_voter: bool,
+    pub start: Start,
 }
 
 /// Where a shard's replicas should be. Where they are is known by the shard's Raft group alone.

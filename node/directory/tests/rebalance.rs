@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Story, new_node};
-use directory::{Command, DirectoryError, NodeState, Placement, Rebalance, RebalanceState, Reply};
+use directory::{Command, DirectoryError, NodeState, Placement, Rebalance, RebalanceState, Reply, Start};
 use types::{NodeId, ShardId};
 
 const START: u64 = 1_800_000_000;
@@ -309,6 +309,26 @@ fn zone_and_weight_of_a_node_can_change() {
     }
     let unknown = Command::UpdateNode { id: NodeId(99), zone: "attic".to_owned(), weight: 1 };
     assert!(matches!(story.apply(unknown), Err(DirectoryError::NotFound(_))));
+}
+
+#[test]
+fn a_process_on_an_old_copy_of_a_nodes_disks_cannot_say_that_it_starts() {
+    let mut story = settled();
+    let at = |starts, run| Start { starts, run };
+    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now };
+    story.must(start(at(2, 70), at(3, 71)));
+    assert_eq!(story.directory.node(NodeId(4)).unwrap().start, at(3, 71));
+    // The same process says it again.
+    story.must(start(at(2, 70), at(3, 71)));
+    assert!(story.last.is_empty());
+    // An old copy, and one that has started as often since.
+    for old in [start(at(2, 70), at(3, 72)), start(at(1, 69), at(2, 72)), start(at(3, 72), at(4, 73))] {
+        assert!(matches!(story.apply(old), Err(DirectoryError::Invalid(_))));
+    }
+    story.must(start(at(3, 71), at(4, 74)));
+    // A start of which the directory never heard lies between.
+    story.must(start(at(5, 75), at(6, 76)));
+    assert_eq!(story.reload().unwrap(), story.directory);
 }
 
 /// Moves that were planned are nothing without the rebalance that they are of.

@@ -79,7 +79,32 @@ impl Node {
     }
 
     async fn change(&self, shard: u32, request: u128, command: Command) -> MailResult<Outcome> {
-        self.shard(shard)?.propose_request(request, &command, None).await
+        let shard = self.shard(shard)?;
+        let space = &shard.volume.space;
+        if !space.takes_entries() && !(makes_room(&command) && space.takes_removals()) {
+            return Err(MailError::DiskFull);
+        }
+        shard.propose_request(request, &command, None).await
+    }
+}
+
+/// Whether a command is of use on a full disk: it removes messages, or says which are to go.
+fn makes_room(command: &Command) -> bool {
+    match command {
+        Command::Expunge { .. } | Command::DeleteMailbox { .. } | Command::DropAccount { .. } => true,
+        Command::Store { action: StoreAction::Add, flags, .. } => *flags == Flags::system(SystemFlags::DELETED),
+        Command::Store { .. }
+        | Command::Chunk { .. }
+        | Command::DropUpload { .. }
+        | Command::Mark { .. }
+        | Command::CreateAccount { .. }
+        | Command::Deliver { .. }
+        | Command::Settle { .. }
+        | Command::Append { .. }
+        | Command::CreateMailbox { .. }
+        | Command::RenameMailbox { .. }
+        | Command::Subscribe { .. }
+        | Command::Copy { .. } => false,
     }
 }
 

@@ -9,7 +9,7 @@ use storage::TryAppend;
 use tokio::sync::{oneshot, watch};
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
-use super::{Entry, LogId, Types, Vote};
+use super::{Damage, Entry, LogId, Types, Vote};
 
 /// Bytes of entries read for one append call. No more than the largest entry has, so that a replica that is behind gains
 /// something within a minute even over a link of 64 kbit/s.
@@ -39,13 +39,14 @@ impl Synced {
 pub struct GroupLog {
     group: storage::Group,
     synced: Synced,
+    damage: Damage,
 }
 
 impl GroupLog {
     /// Whatever the log holds when it is opened is on disk. Reads the disk.
-    pub fn open(group: storage::Group) -> io::Result<GroupLog> {
-        let last = group.last_entry().map_err(io::Error::other)?.map_or(0, |entry| entry.index);
-        Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))) })
+    pub fn open(group: storage::Group, damage: Damage) -> io::Result<GroupLog> {
+        let last = group.last_entry().map_err(|e| damage.note(e))?.map_or(0, |entry| entry.index);
+        Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))), damage })
     }
 
     pub fn synced(&self) -> Synced {
@@ -55,15 +56,17 @@ impl GroupLog {
     /// Reads `from..to`, up to `octets_max` but at least one entry, off the async threads when it may touch the disk.
     async fn read(&self, from: u64, to: u64, octets_max: usize) -> io::Result<Vec<Entry>> {
         let group = self.group.clone();
-        let entries = blocking(move || group.read(from, to, octets_max)).await?;
-        entries.into_iter().map(entry_from_disk).collect()
+        let entries = self.blocking(move || group.read(from, to, octets_max)).await?;
+        let entries: io::Result<Vec<Entry>> = entries.into_iter().map(entry_from_disk).collect();
+        entries.map_err(|e| self.damage.undecodable("log entry", e))
     }
-}
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, storage::StorageError> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, storage::StorageError> + Send + 'static,
+    ) -> io::Result<T> {
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(|e| self.damage.note(e))
+    }
 }
 
 impl RaftLogReader<Types> for GroupLog {
@@ -93,8 +96,8 @@ impl RaftLogReader<Types> for GroupLog {
 
     /// Kept in memory by the log.
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        let vote = self.group.vote().map_err(io::Error::other)?;
-        vote.map(|bytes| decode_vote(&bytes)).transpose()
+        let vote = self.group.vote().map_err(|e| self.damage.note(e))?;
+        vote.map(|bytes| decode_vote(&bytes)).transpose().map_err(|e| self.damage.undecodable("vote", e))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -107,9 +110,10 @@ impl RaftLogStorage<Types> for GroupLog {
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
         let group = self.group.clone();
-        let (purged, last) = blocking(move || Ok((group.purged()?, group.last_entry()?))).await?;
-        let purged: Option<LogId> = purged.map(|bytes| decode_log_id(&bytes)).transpose()?;
-        let last = last.map(|entry| entry_id(&entry)).transpose()?;
+        let (purged, last) = self.blocking(move || Ok((group.purged()?, group.last_entry()?))).await?;
+        let undecodable = |e: io::Error| self.damage.undecodable("log bounds", e);
+        let purged: Option<LogId> = purged.map(|bytes| decode_log_id(&bytes)).transpose().map_err(undecodable)?;
+        let last = last.map(|entry| entry_id(&entry)).transpose().map_err(undecodable)?;
         Ok(LogState { last_purged_log_id: purged, last_log_id: last.or(purged) })
     }
 
@@ -148,7 +152,7 @@ impl RaftLogStorage<Types> for GroupLog {
                 TryAppend::Full { entries: back, done: with } => (entries, done) = (back, with),
                 TryAppend::Busy { entries, done } => {
                     let group = self.group.clone();
-                    return blocking(move || group.append(entries, done)).await;
+                    return self.blocking(move || group.append(entries, done)).await;
                 }
             }
             let (notify, room) = oneshot::channel();
@@ -164,13 +168,13 @@ impl RaftLogStorage<Types> for GroupLog {
         let group = self.group.clone();
         let keep = last_log_id.map(|id| id.index);
         // Ordered behind the appends: their callbacks have run when it returns.
-        blocking(move || group.truncate_after(keep)).await?;
+        self.blocking(move || group.truncate_after(keep)).await?;
         self.synced.0.send_modify(|synced| *synced = synced.map(|synced| synced.min(keep.unwrap_or(0))));
         Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let group = self.group.clone();
-        blocking(move || group.purge_to(log_id.index, encode_log_id(log_id))).await
+        self.blocking(move || group.purge_to(log_id.index, encode_log_id(log_id))).await
     }
 }

@@ -10,7 +10,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 
-use super::{LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Synced, Types};
+use super::{Damage, LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Synced, Types};
 
 /// Entries applied in one visit to the blocking threads.
 const APPLY_BATCH_MAX: usize = 256;
@@ -63,16 +63,23 @@ pub struct Machine {
     group: storage::Group,
     applier: Arc<dyn Applier>,
     synced: Synced,
+    damage: Damage,
     /// Shared by the clones that openraft makes to build snapshots.
     marker: Arc<Mutex<Marker>>,
 }
 
 impl Machine {
     /// Reads the disk.
-    pub fn new(group: storage::Group, applier: Arc<dyn Applier>, synced: Synced) -> io::Result<Machine> {
-        let marker = group.applied().map_err(io::Error::other)?;
-        let marker = marker.map(|bytes| Marker::decode(&bytes)).transpose()?.unwrap_or_default();
-        Ok(Machine { group, applier, synced, marker: Arc::new(Mutex::new(marker)) })
+    pub fn new(
+        group: storage::Group,
+        applier: Arc<dyn Applier>,
+        synced: Synced,
+        damage: Damage,
+    ) -> io::Result<Machine> {
+        let marker = group.applied().map_err(|e| damage.note(e))?;
+        let marker = marker.map(|bytes| Marker::decode(&bytes)).transpose();
+        let marker = marker.map_err(|e| damage.undecodable("marker", e))?.unwrap_or_default();
+        Ok(Machine { group, applier, synced, damage, marker: Arc::new(Mutex::new(marker)) })
     }
 
     /// A snapshot of the state as it is now. None before anything was applied.
@@ -93,15 +100,15 @@ impl Machine {
         next.applied = Some(id);
         let reply = match payload {
             EntryPayload::Normal(proposal) => {
-                self.applier.apply(id.index, proposal, next.encode()).map_err(io::Error::other)?
+                self.applier.apply(id.index, proposal, next.encode()).map_err(|e| self.damage.note(e))?
             }
             EntryPayload::Blank => {
-                self.group.set_applied(next.encode()).map_err(io::Error::other)?;
+                self.group.set_applied(next.encode()).map_err(|e| self.damage.note(e))?;
                 Reply::None
             }
             EntryPayload::Membership(membership) => {
                 next.membership = StoredMembership::new(Some(id), membership);
-                self.group.set_applied(next.encode()).map_err(io::Error::other)?;
+                self.group.set_applied(next.encode()).map_err(|e| self.damage.note(e))?;
                 Reply::None
             }
         };

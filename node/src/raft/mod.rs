@@ -2,6 +2,7 @@
 //! behind [`Applier`].
 
 mod codec;
+mod damage;
 mod log;
 mod machine;
 mod network;
@@ -18,6 +19,7 @@ use openraft_rt_tokio::TokioRuntime;
 use types::{MailError, MailResult};
 
 pub use codec::{Marker, vote_record, vote_to_wire};
+pub use damage::{Damage, damage_in};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
 pub use network::{Peers, PeersFactory};

@@ -105,6 +105,10 @@ impl Peers {
         })
     }
 
+    pub fn own_id(&self) -> u64 {
+        self.own_id
+    }
+
     /// Says which replicas of the groups that this node leads are copied to, and which groups' copies wait.
     pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<GroupId>) {
         let mut copies = self.copies.write();

@@ -149,25 +149,41 @@ impl Group {
         let _order = inner.order.lock();
         let _apply = inner.apply.lock();
         inner.dropped.store(true, Ordering::Release);
-        let mut changes = Changes::default();
         let space = inner.space.write();
-        let whole = (log_key(inner.id, 0), log_key(inner.id, u64::MAX));
-        changes.delete_range(Family::Log, whole.clone());
-        changes.delete_range(Family::Blob, whole);
-        changes.delete_range(Family::State, space_range(space.space));
-        for name in [META_VOTE, META_PURGED, META_SPACE, META_BEGUN] {
-            changes.delete(Family::Meta, meta_key(name, inner.id));
-        }
-        let key = meta_key(META_INSTALL, inner.id);
-        if let Some(value) = inner.shared.store.get(Family::Meta, &key)? {
-            let install: SpaceRecord = decode(Family::Meta, &key, &value)?;
-            changes.delete_range(Family::State, space_range(install.space));
-            changes.delete(Family::Meta, key);
-        }
+        let changes = removal(&inner.shared.store, inner.id, Some(space.space))?;
         inner.shared.writer.write_and_wait(changes)?;
         inner.log.lock().clear(&inner.shared);
         Ok(())
     }
+}
+
+/// Removes a group that cannot be opened.
+pub(crate) fn remove_unread(shared: &Shared, id: GroupId) -> Result<(), StorageError> {
+    let key = meta_key(META_SPACE, id);
+    let space = shared.store.get(Family::Meta, &key)?.map(|value| decode::<SpaceRecord>(Family::Meta, &key, &value));
+    let changes = removal(&shared.store, id, space.transpose()?.map(|record| record.space))?;
+    shared.writer.write_and_wait(changes)
+}
+
+/// All that a group has.
+fn removal(store: &Store, id: GroupId, space: Option<u32>) -> Result<Changes, StorageError> {
+    let mut changes = Changes::default();
+    let whole = (log_key(id, 0), log_key(id, u64::MAX));
+    changes.delete_range(Family::Log, whole.clone());
+    changes.delete_range(Family::Blob, whole);
+    if let Some(space) = space {
+        changes.delete_range(Family::State, space_range(space));
+    }
+    for name in [META_VOTE, META_PURGED, META_SPACE, META_BEGUN] {
+        changes.delete(Family::Meta, meta_key(name, id));
+    }
+    let key = meta_key(META_INSTALL, id);
+    if let Some(value) = store.get(Family::Meta, &key)? {
+        let install: SpaceRecord = decode(Family::Meta, &key, &value)?;
+        changes.delete_range(Family::State, space_range(install.space));
+        changes.delete(Family::Meta, key);
+    }
+    Ok(changes)
 }
 
 impl Inner {

@@ -55,6 +55,11 @@ impl Identity {
         files::create_whole(&disk.join(NAME), self.text().as_bytes())
     }
 
+    /// Of a disk whose volume could not be made.
+    pub fn remove(disk: &Path) -> io::Result<()> {
+        std::fs::remove_file(disk.join(NAME))
+    }
+
     /// The same in a cluster. Refuses another cluster than the recorded one, by name.
     pub fn bound(&self, disk: &Path, cluster_id: &str) -> Result<Identity, StorageError> {
         match &self.cluster_id {

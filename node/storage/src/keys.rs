@@ -29,6 +29,8 @@ pub(crate) const META_SPACE: u8 = b's';
 pub(crate) const META_INSTALL: u8 = b'i';
 /// The entry before which a replica takes part in no election.
 pub(crate) const META_BEGUN: u8 = b'b';
+/// How often the node has started: kept in its first volume.
+pub(crate) const META_STARTS: u8 = b'n';
 /// Which volume a shard's replica is on: kept in the node's first volume, for all of them.
 pub(crate) const META_HOME: u8 = b'h';
 

@@ -129,7 +129,11 @@ impl Mark {
     /// Notes that everything up to this sequence number is durable.
     pub(crate) fn note(&mut self, sequence: u64) -> Result<(), StorageError> {
         let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_INTERVAL);
-        let wal = if due { live_wal(&self.database)? } else { self.slot.wal };
+        let wal = match if due { list_logs(&self.database) } else { Ok(self.slot.wal) } {
+            // The disk is well: one that was live before is a lower bound, too.
+            Err(error) if is_want(&error) => self.slot.wal,
+            found => found.map_err(|error| listing(&self.database, &error))?,
+        };
         self.slot = Slot { turn: self.slot.turn + 1, sequence: sequence.max(self.slot.sequence), wal };
         let doing = |error: io::Error| StorageError::io("writing the mark", error);
         self.file.write_all_at(&self.slot.encode(), self.slot.turn % 2 * SLOT_DISTANCE).map_err(doing)?;
@@ -208,10 +212,23 @@ fn remove_database(path: &Path) -> io::Result<()> {
 
 /// The number of the newest write-ahead log, 0 if there is none.
 fn live_wal(path: &Path) -> Result<u64, StorageError> {
-    let doing = |error: io::Error| StorageError::io(format!("listing {}", path.display()), error);
+    list_logs(path).map_err(|error| listing(path, &error))
+}
+
+fn listing(path: &Path, error: &io::Error) -> StorageError {
+    StorageError::io(format!("listing {}", path.display()), error)
+}
+
+/// Out of descriptors or memory: the process' want, not the disk's.
+fn is_want(error: &io::Error) -> bool {
+    // EMFILE, ENFILE and ENOMEM of Linux, which have no `ErrorKind` that is stable but the last.
+    error.kind() == io::ErrorKind::OutOfMemory || matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+fn list_logs(path: &Path) -> io::Result<u64> {
     let mut newest = 0;
-    for entry in std::fs::read_dir(path).map_err(doing)? {
-        let name = entry.map_err(doing)?.file_name();
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
         newest = newest.max(number.unwrap_or(0));
     }

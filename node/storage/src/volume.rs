@@ -14,7 +14,7 @@ use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
-use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, meta_key, printable, u32_at, u64_at};
+use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, meta_key, printable, u32_at, u64_at};
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::planted;
@@ -134,10 +134,14 @@ impl Volume {
         Ok(found)
     }
 
-    /// Removes a group: log, votes, state and bodies. Durable on return. Handles of it answer `Dropped` from now on.
+    /// Removes a group: log, votes, state and bodies, even where its log cannot be read. Durable on return. Handles of it
+    /// answer `Dropped` from now on.
     pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
-        let group = self.group(id)?;
-        group.remove()?;
+        match self.group(id) {
+            Ok(group) => group.remove()?,
+            Err(StorageError::Corrupt { .. }) => group::remove_unread(&self.inner.shared, id)?,
+            Err(error) => return Err(error),
+        }
         self.inner.groups.lock().remove(&id);
         Ok(())
     }
@@ -167,6 +171,25 @@ impl Volume {
     pub fn forget_home(&self, group: GroupId) -> Result<(), StorageError> {
         let mut changes = Changes::default();
         changes.delete(Family::Meta, meta_key(META_HOME, group));
+        self.inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// How often the node has started whose first volume this is, and what its last process drew, as recorded here.
+    pub fn starts(&self) -> Result<(u64, u64), StorageError> {
+        let key = meta_key(META_STARTS, GroupId::DIRECTORY);
+        let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok((0, 0)) };
+        let record = records::payload(Family::Meta, &key, &value)?;
+        match (u64_at(record, 0), u64_at(record, 8)) {
+            (Some(starts), Some(run)) => Ok((starts, run)),
+            _ => Err(StorageError::corrupt(printable(Family::Meta, &key), "short record")),
+        }
+    }
+
+    /// Durable on return.
+    pub fn set_starts(&self, starts: u64, run: u64) -> Result<(), StorageError> {
+        let mut changes = Changes::default();
+        let record = [starts.to_be_bytes(), run.to_be_bytes()].concat();
+        changes.put(Family::Meta, meta_key(META_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
         self.inner.shared.writer.write_and_wait(changes)
     }
 

@@ -65,7 +65,7 @@ pub async fn run(client: &mut AdminClient, shard: Option<u32>, output: OutputArg
     for (name, reports) in nodes.keys().zip(volumes) {
         match reports {
             Ok(reports) => reports.into_iter().for_each(|report| summary.take(name, report)),
-            Err(error) => summary.findings.push(unread(name, None, &error.to_string())),
+            Err(error) => summary.findings.push(unread(name, None, &why(&error))),
         }
     }
     let wanted: Vec<u32> = (0..count).filter(|one| shard.is_none_or(|shard| shard == *one)).collect();
@@ -135,6 +135,24 @@ async fn volumes(name: &str, node: &GrpcNode, shard: Option<u32>, output: Output
     Ok(reports)
 }
 
+/// Of a node that was asked; the errors' own words are for users of mail.
+fn why(error: &MailError) -> String {
+    match error {
+        MailError::Unavailable | MailError::Deadline => "the node does not answer".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Of a shard whose leader was looked for.
+fn no_leader(error: &MailError) -> String {
+    match error {
+        MailError::Unavailable | MailError::NotLeader { .. } => {
+            "no node leads it, or its leader does not answer".to_owned()
+        }
+        other => why(other),
+    }
+}
+
 fn unread(node: &str, volume: Option<u32>, reason: &str) -> FindingRow {
     FindingRow {
         node: node.to_owned(),
@@ -159,16 +177,20 @@ impl Summary {
             let reason = if report.error.is_empty() { "broken off" } else { &report.error };
             self.findings.push(unread(node, Some(volume), reason));
         }
-        let resilvers = report.resilvers;
+        let (resilvers, lost) = (report.resilvers, report.lost);
         self.findings.extend(report.findings.into_iter().map(|found| {
             let ScrubFinding { verdict, key, half, shard, reason, rewritten } = found;
             let resilvered = resilvers.contains(&half);
-            let repair = match (rewritten, resilvered) {
-                (true, _) => "written anew".to_owned(),
-                (false, true) => format!("half {half} is made anew"),
-                (false, false) => String::new(),
+            let (repair, mended) = match (rewritten, resilvered) {
+                (true, _) => ("written anew".to_owned(), true),
+                // What is made anew is copied from the other half, which lacks records, too.
+                (false, true) if lost > 0 => {
+                    (format!("none: half {half} cannot be made anew while records are lost"), false)
+                }
+                (false, true) => (format!("half {half} is made anew"), true),
+                (false, false) => (String::new(), false),
             };
-            let (mended, half) = (!repair.is_empty(), (!half.is_empty()).then_some(half));
+            let half = (!half.is_empty()).then_some(half);
             FindingRow {
                 node: node.to_owned(),
                 volume: Some(volume),
@@ -199,13 +221,16 @@ async fn compared(survey: &Survey, nodes: &BTreeMap<String, GrpcNode>, shard: u3
     };
     let reply = match compare(nodes, shard).await {
         Ok(reply) => reply,
-        Err(error) => return (vec![row(String::new(), "unknown", error.to_string(), String::new())], 0),
+        Err(error) => return (vec![row(String::new(), "unknown", no_leader(&error), String::new())], 0),
     };
     let count = reply.replicas.iter().filter(|replica| !replica.digest.is_empty()).count();
     let wrong = reply.replicas.into_iter().filter(|replica| replica.verdict != "good");
     let rows = wrong.map(|replica| {
         let reason = match replica.error.is_empty() {
             true => "not what the others hold".to_owned(),
+            false if replica.verdict == "unknown" && replica.error == MailError::Unavailable.to_string() => {
+                "its node does not answer".to_owned()
+            }
             false => replica.error,
         };
         row(survey.view.node_name(replica.node), &replica.verdict, reason, replica.repair)
@@ -228,5 +253,26 @@ async fn compare(nodes: &BTreeMap<String, GrpcNode>, shard: u32) -> MailResult<p
             return Err(last);
         }
         sleep(RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::wire::{ScrubFinding, ScrubReport};
+
+    use super::Summary;
+
+    #[test]
+    fn a_half_is_not_said_to_be_made_anew_where_it_cannot_be() {
+        let finding = |half: &str| ScrubFinding { half: half.to_owned(), ..Default::default() };
+        let resilvers = vec!["a".to_owned(), "b".to_owned()];
+        let report =
+            ScrubReport { complete: true, resilvers, findings: vec![finding("a"), finding("b")], ..Default::default() };
+        let mut mended = Summary::default();
+        mended.take("n1", report.clone());
+        assert!(mended.findings.iter().all(|row| row.mended && row.repair.ends_with("is made anew")));
+        let mut lost = Summary::default();
+        lost.take("n1", ScrubReport { lost: 1, ..report });
+        assert!(lost.findings.iter().all(|row| !row.mended && row.repair.starts_with("none")));
     }
 }

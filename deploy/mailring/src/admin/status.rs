@@ -103,6 +103,12 @@ fn report(survey: &Survey) -> StatusReport {
     for node in &survey.nodes {
         let name = &node.record.name;
         problems.extend(node.status.iter().flat_map(|status| volume::problems(name, &status.volumes)));
+        problems.extend(node.status.iter().flat_map(|status| &status.damaged_shards).map(|damaged| {
+            format!(
+                "the only replica of shard {} is damaged, {name} does not serve it: {}",
+                damaged.shard, damaged.reason
+            )
+        }));
         match &node.status {
             Err(reason) => problems.push(format!("{name} is down: {reason}")),
             Ok(status) if status.disk_full => {

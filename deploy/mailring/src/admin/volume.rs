@@ -19,6 +19,9 @@ use crate::output::{counted, octets};
 /// Between two looks at a resilver that is waited for.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// With fewer a node's lost replicas are not made anew: too few would be left to go on without them.
+const REPLICAS_TO_COPY_FROM: u32 = 3;
+
 /// A disk: a volume of one, or a half of a mirror.
 #[derive(Debug, Serialize)]
 struct DiskRow {
@@ -111,11 +114,16 @@ async fn list(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failur
             row.directory.clone(),
             state(row),
             row.replicas.to_string(),
-            octets(row.free_octets),
+            free(row),
             row.last_scrub.as_ref().map_or_else(|| "never".to_owned(), ScrubRow::said),
         ]
     })?;
     Ok(())
+}
+
+/// Nobody looks at the disks of a volume that is not open.
+fn free(row: &DiskRow) -> String {
+    if row.state == "down" { "-".to_owned() } else { octets(row.free_octets) }
 }
 
 fn state(row: &DiskRow) -> String {
@@ -207,7 +215,7 @@ async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: 
         Err(error) => return Err(error.into()),
     }
     if wait {
-        until_whole(&api, &node, volume, output).await?;
+        until_whole(&api, (&node, volume), survey.view.cluster.replicas, output).await?;
     }
     let sentence = match wait {
         true => format!("volume {volume} of {node} is whole again"),
@@ -217,13 +225,38 @@ async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: 
     Ok(())
 }
 
-/// Waits until no half of a volume is made anew any more, and tells how far it is.
-async fn until_whole(api: &GrpcNode, node: &str, volume: u32, output: OutputArgs) -> Result<(), Failure> {
+fn lost_for_good(shards: usize, node: &str) -> String {
+    format!(
+        "the volume is taken, but the replicas of {shards} shards on {node} are lost, and are not made anew from others: \
+         put the old disks back, or restore from a backup"
+    )
+}
+
+/// Waits until no half of a volume is made anew any more, nor any replica of its node, and tells how far it is.
+async fn until_whole(
+    api: &GrpcNode,
+    (node, volume): (&str, u32),
+    replicas: u32,
+    output: OutputArgs,
+) -> Result<(), Failure> {
     loop {
-        let status = api.node_status().await;
-        let Some(volume) = status.iter().flat_map(|status| &status.volumes).find(|found| found.number == volume) else {
+        let Ok(status) = api.node_status().await else {
             return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
         };
+        let Some(volume) = status.volumes.iter().find(|found| found.number == volume) else {
+            return Err(Failure::Refused(format!("{node} has no volume {volume}")));
+        };
+        if volume.halves.is_empty() && !status.lost_shards.is_empty() {
+            let lost = status.lost_shards.len();
+            if replicas < REPLICAS_TO_COPY_FROM {
+                return Err(Failure::Refused(lost_for_good(lost, node)));
+            }
+            if !output.json {
+                eprintln!("{lost} replicas are to be made anew from other nodes");
+            }
+            sleep(LOOK).await;
+            continue;
+        }
         if let Some(half) = volume.halves.iter().find(|half| half.state == "stale") {
             return Err(Failure::Refused(format!("half {} is not in use: {}", half.name, half.reason)));
         }
@@ -239,7 +272,7 @@ async fn until_whole(api: &GrpcNode, node: &str, volume: u32, output: OutputArgs
 mod tests {
     use proto::wire::{HalfStatus, LastScrub, VolumeStatus};
 
-    use super::{ScrubRow, problems, progress, rows_of, state};
+    use super::{ScrubRow, free, problems, progress, rows_of, state};
 
     fn half(name: &str, state: &str, reason: &str) -> HalfStatus {
         HalfStatus { name: name.to_owned(), state: state.to_owned(), reason: reason.to_owned(), ..Default::default() }
@@ -262,8 +295,10 @@ mod tests {
     fn a_volume_of_one_disk_has_a_row_and_says_why_it_is_down() {
         let volume = VolumeStatus { number: 2, disks: vec!["/d".to_owned()], ..Default::default() };
         assert_eq!(rows_of("n1", &volume).iter().map(state).collect::<Vec<_>>(), ["current"]);
+        assert_eq!(rows_of("n1", &volume).iter().map(free).collect::<Vec<_>>(), ["0 B"]);
         let down = VolumeStatus { down_because: "gone".to_owned(), ..volume };
         assert_eq!(rows_of("n1", &down).iter().map(state).collect::<Vec<_>>(), ["down: gone"]);
+        assert_eq!(rows_of("n1", &down).iter().map(free).collect::<Vec<_>>(), ["-"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::limits::{
     ADDRESS_OCTETS_MAX, LABEL_OCTETS_MAX, NODE_RECORDS_MAX, NODE_WEIGHT_MAX, NODES_MAX, REPLICAS_MAX, SHARDS_MAX,
 };
 use crate::state::Directory;
-use crate::values::{Cluster, ClusterId, Node, NodeState};
+use crate::values::{Cluster, ClusterId, Node, NodeState, Start};
 
 impl Directory {
     pub(super) fn create_cluster(
@@ -106,6 +106,15 @@ impl Directory {
         self.alter_node(id, |node| node.directory_voter = voter)
     }
 
+    pub(super) fn note_node_start(&self, id: NodeId, before: Start, now: Start) -> Decision {
+        let node = self.existing_node(id)?;
+        if before.is_before(node.start) && node.start != now {
+            let starts = node.start.starts;
+            return Err(DirectoryError::Invalid(format!("node {} has started {starts} times before", node.name)));
+        }
+        self.alter_node(id, |node| node.start = now)
+    }
+
     fn check_another_voter(&self, node: &Node) -> Result<(), DirectoryError> {
         let votes = |other: &Node| other.id != node.id && other.directory_voter;
         if !node.directory_voter || self.nodes.values().any(votes) {
@@ -168,6 +177,7 @@ fn new_node(others: &BTreeMap<NodeId, Node>, new: &NewNode) -> Result<Node, Dire
         weight: new.weight,
         state: NodeState::Active,
         directory_voter: new.voter,
+        start: Start::default(),
     })
 }
 

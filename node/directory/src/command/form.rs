@@ -8,7 +8,7 @@ use types::{NodeId, ShardId};
 
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
-use crate::values::{ClusterId, PasswordHash};
+use crate::values::{ClusterId, PasswordHash, Start};
 
 const VERSION: u8 = 1;
 
@@ -64,6 +64,8 @@ enum Kind {
     EndMoves(Shards),
     #[prost(message, tag = "22")]
     UpdateNode(NodeShare),
+    #[prost(message, tag = "23")]
+    NoteNodeStart(NodeStart),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -100,6 +102,20 @@ struct NodeAddress {
     id: u64,
     #[prost(string, tag = "2")]
     address: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NodeStart {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(uint64, tag = "2")]
+    starts_before: u64,
+    #[prost(fixed64, tag = "3")]
+    run_before: u64,
+    #[prost(uint64, tag = "4")]
+    starts: u64,
+    #[prost(fixed64, tag = "5")]
+    run: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -223,6 +239,13 @@ fn kind(command: &Command) -> Kind {
         Command::UpdateNode { id, zone, weight } => {
             Kind::UpdateNode(NodeShare { id: id.0, zone: zone.clone(), weight: *weight })
         }
+        Command::NoteNodeStart { id, before, now } => Kind::NoteNodeStart(NodeStart {
+            id: id.0,
+            starts_before: before.starts,
+            run_before: before.run,
+            starts: now.starts,
+            run: now.run,
+        }),
         Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
         Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
         Command::CreateAccount { account, unix_s } => {
@@ -307,6 +330,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetNodeState(form) => Command::SetNodeState { id: NodeId(form.id), state: state_of(form.state)? },
         Kind::SetNodeVoter(form) => Command::SetNodeVoter { id: NodeId(form.id), voter: form.voter },
         Kind::UpdateNode(form) => Command::UpdateNode { id: NodeId(form.id), zone: form.zone, weight: form.weight },
+        Kind::NoteNodeStart(form) => Command::NoteNodeStart {
+            id: NodeId(form.id),
+            before: Start { starts: form.starts_before, run: form.run_before },
+            now: Start { starts: form.starts, run: form.run },
+        },
         Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
         Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
         Kind::CreateAccount(form) => {

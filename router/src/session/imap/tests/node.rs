@@ -18,7 +18,7 @@ use proto::wire::{
     CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply,
     DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply,
     ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
-    MailboxesReply, NodeRecord, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
+    MailboxesReply, NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
     RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section,
     SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
     StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
@@ -413,6 +413,10 @@ impl DirectoryStore for MemoryNode {
     }
 
     async fn register_node(&self, _: RegisterNodeRequest) -> MailResult<()> {
+        unsupported()
+    }
+
+    async fn note_start(&self, _: NodeStart) -> MailResult<NodeStart> {
         unsupported()
     }
 
