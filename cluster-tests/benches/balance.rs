@@ -243,12 +243,10 @@ fn percent(change: &Change, row: &Row) -> f64 {
     100.0 * change.moved as f64 / (f64::from(row.shards) * f64::from(row.replicas))
 }
 
-fn panel(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    title: &str,
-    most: f64,
-    lines: &[(&str, RGBColor, Vec<(f64, f64)>)],
-) -> Result<()> {
+/// A name, a colour, and the points.
+type Line = (&'static str, RGBColor, Vec<(f64, f64)>);
+
+fn panel(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, most: f64, lines: &[Line]) -> Result<()> {
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16).into_font())
         .margin(12)

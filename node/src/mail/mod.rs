@@ -81,7 +81,8 @@ impl Node {
     async fn change(&self, shard: u32, request: u128, command: Command) -> MailResult<Outcome> {
         let shard = self.shard(shard)?;
         let space = &shard.volume.space;
-        if !space.takes_entries() && !(makes_room(&command) && space.takes_removals()) {
+        let may_pass = space.takes_entries() || makes_room(&command) && space.takes_removals();
+        if !may_pass {
             return Err(MailError::DiskFull);
         }
         shard.propose_request(request, &command, None).await
