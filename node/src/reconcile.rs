@@ -34,6 +34,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut steady: HashMap<ShardId, u32> = HashMap::new();
     let mut round: u64 = 0;
+    let mut told = false;
     loop {
         check_volumes(&node).await;
         node.groups().stop_damaged().await;
@@ -43,6 +44,10 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
         }
         step_aside::leave_full_disk(&node).await;
         learn_addresses(&node);
+        if !told && is_removed(&node) {
+            told = true;
+            tracing::warn!("this node was removed from the cluster, its process may be stopped");
+        }
         if let Err(error) = start_replicas(&node).await {
             tracing::error!(%error, "replica does not start");
         }
@@ -77,6 +82,11 @@ async fn check_volumes(node: &Node) {
         tracing::error!(volume = volume.number, %error, "volume failed, its replicas are gone");
         node.groups().give_up_volume(volume, &error.to_string()).await;
     }
+}
+
+fn is_removed(node: &Node) -> bool {
+    let directory = node.groups().directory_state.read();
+    directory.node(node.id()).is_some_and(|known| known.state == directory::NodeState::Removed)
 }
 
 fn learn_addresses(node: &Node) {
