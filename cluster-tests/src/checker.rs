@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Change, Entries, Operation, Outcome, Place, Reading, Seen};
+use crate::history::{Change, Entries, Operation, Outcome, Place, Reading, Seen, Status};
 
 /// What is wrong, in words; empty: nothing.
 pub fn check(entries: &Entries) -> Vec<String> {
@@ -172,10 +172,13 @@ impl<'a> Index<'a> {
 
 /// One reading by itself.
 fn shape(reading: &Reading, faults: &mut Vec<String>) {
-    let Reading { place, uid_next, highest_mod_seq, exists, messages, .. } = reading;
-    for (uid, Seen { marker, intact, mod_seq, .. }) in messages {
+    let Reading { place, uid_validity, uid_next, highest_mod_seq, exists, status, messages, .. } = reading;
+    for (uid, Seen { marker, intact, mod_seq, octets, size, .. }) in messages {
         if !intact {
             faults.push(format!("changed bytes: {marker}, UID {uid} of {place}"));
+        }
+        if octets != size {
+            faults.push(format!("size: {marker}, UID {uid} of {place}, has {octets} octets and says {size}"));
         }
         if uid >= uid_next {
             faults.push(format!("UIDNEXT {uid_next} of {place} is not above UID {uid}"));
@@ -186,6 +189,17 @@ fn shape(reading: &Reading, faults: &mut Vec<String>) {
     }
     if messages.len() as u64 != u64::from(*exists) {
         faults.push(format!("counters: {place} says {exists} messages and shows {}", messages.len()));
+    }
+    let Some(said) = status else { return };
+    let counted = Status {
+        messages: messages.len() as u64,
+        unseen: messages.values().filter(|message| !message.seen).count() as u64,
+        uid_next: u64::from(*uid_next),
+        uid_validity: u64::from(*uid_validity),
+        highest_mod_seq: *highest_mod_seq,
+    };
+    if *said != counted {
+        faults.push(format!("counters: STATUS of {place} says {said:?}, it is {counted:?}"));
     }
 }
 

@@ -117,8 +117,23 @@ pub struct Seen {
     pub marker: String,
     /// The bytes behind the trace header are those that were sent.
     pub intact: bool,
+    /// With the flag \Seen.
+    pub seen: bool,
     pub value: u32,
     pub mod_seq: u64,
+    /// Its octets as counted, and as RFC822.SIZE has them.
+    pub octets: u64,
+    pub size: u64,
+}
+
+/// What STATUS says of a mailbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    pub messages: u64,
+    pub unseen: u64,
+    pub uid_next: u64,
+    pub uid_validity: u64,
+    pub highest_mod_seq: u64,
 }
 
 /// A whole mailbox as one session read it.
@@ -131,6 +146,8 @@ pub struct Reading {
     pub uid_next: u32,
     pub highest_mod_seq: u64,
     pub exists: u32,
+    /// Where nothing was written meanwhile.
+    pub status: Option<Status>,
     pub messages: BTreeMap<u32, Seen>,
 }
 

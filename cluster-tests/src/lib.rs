@@ -20,6 +20,7 @@ mod replicas;
 mod rows;
 mod scenario;
 mod smtp;
+mod totals;
 mod transcript;
 
 pub use checker::check;
@@ -28,7 +29,7 @@ pub use cluster::{Cluster, ClusterOptions, PASSWORD};
 pub use corpus::{CorpusMessage, corpus};
 pub use damage::{TABLES, check_large, fill, flip};
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
-pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Tally};
+pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Status, Tally};
 pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};
 pub use load::{Load, LoadOptions, MAILBOXES, Random, message};

@@ -337,7 +337,10 @@ impl Worker {
         let Some((at, own)) = self.some_own() else { return };
         let value = 1 + self.random.below(VALUES) as u32;
         let began = self.history.now();
-        if let Some((_, outcome)) = self.change(&own, &format!("UID STORE {} FLAGS.SILENT ($v{value})", own.uid)) {
+        // Some are read and some are not, so that there is something to count.
+        let seen = if value.is_multiple_of(2) { "\\Seen " } else { "" };
+        let store = format!("UID STORE {} FLAGS.SILENT ({seen}$v{value})", own.uid);
+        if let Some((_, outcome)) = self.change(&own, &store) {
             match outcome {
                 Outcome::Ok => self.own[at].value = Some(value),
                 Outcome::Unknown => self.own[at].value = None,

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use crate::history::{Reading, Seen};
+use crate::history::{Reading, Seen, Status};
 use crate::imap::ImapClient;
 use crate::load::message;
 
-/// SELECT and FETCH of everything. `quiet`: nothing writes, so that what SELECT says must fit what FETCH shows.
+/// SELECT and FETCH of everything. `quiet`: nothing writes, so that what SELECT and STATUS say must fit what FETCH shows.
 pub(crate) fn read_mailbox(
     client: &mut ImapClient,
     account: &str,
@@ -24,7 +24,7 @@ pub(crate) fn read_mailbox(
     };
     let exists = selected.lines().find_map(|line| line.strip_prefix("* ")?.strip_suffix(" EXISTS"));
     let mut messages = BTreeMap::new();
-    for response in client.ok("UID FETCH 1:* (FLAGS MODSEQ BODY.PEEK[])")? {
+    for response in client.ok("UID FETCH 1:* (FLAGS MODSEQ RFC822.SIZE BODY.PEEK[])")? {
         if let Some((uid, seen)) = fetched(&response) {
             messages.insert(uid, seen);
         }
@@ -37,9 +37,12 @@ pub(crate) fn read_mailbox(
         uid_next: number("[UIDNEXT ")? as u32,
         highest_mod_seq: number("[HIGHESTMODSEQ ")?,
         exists: exists.context("no EXISTS")?.parse()?,
+        status: None,
         messages,
     };
-    if !quiet {
+    if quiet {
+        reading.status = Some(status(client, mailbox)?);
+    } else {
         // What came between the two commands is no fault.
         let greatest = reading.messages.last_key_value().map_or(0, |(uid, _)| *uid);
         reading.uid_next = reading.uid_next.max(greatest + 1);
@@ -48,6 +51,23 @@ pub(crate) fn read_mailbox(
         reading.highest_mod_seq = reading.highest_mod_seq.max(mod_seq);
     }
     Ok(reading)
+}
+
+/// STATUS of a mailbox.
+pub(crate) fn status(client: &mut ImapClient, mailbox: &str) -> Result<Status> {
+    let said = client.ok(&format!("STATUS {mailbox} (MESSAGES UNSEEN UIDNEXT UIDVALIDITY HIGHESTMODSEQ)"))?;
+    let said = String::from_utf8_lossy(&said.join(&b'\n')).into_owned();
+    let number = |item: &str| -> Result<u64> {
+        let value = said.split(item).nth(1).and_then(|rest| rest.trim_start().split([' ', ')']).next());
+        value.with_context(|| format!("{item} in {said}"))?.parse().with_context(|| format!("{item} in {said}"))
+    };
+    Ok(Status {
+        messages: number("MESSAGES")?,
+        unseen: number("UNSEEN")?,
+        uid_next: number("UIDNEXT")?,
+        uid_validity: number("UIDVALIDITY")?,
+        highest_mod_seq: number("HIGHESTMODSEQ")?,
+    })
 }
 
 /// One FETCH response; None for others, and for those without a body, which tell of flags alone.
@@ -65,7 +85,16 @@ fn fetched(response: &[u8]) -> Option<(u32, Seen)> {
     let marker = String::from_utf8_lossy(marker.unwrap_or_default()).trim_end().to_owned();
     let trace = body.strip_suffix(message(&marker).as_slice());
     let intact = trace.is_some_and(|trace| trace.is_empty() || trace.starts_with(b"Return-Path:"));
-    Some((number("UID ")? as u32, Seen { marker, intact, value, mod_seq: number("MODSEQ (")? }))
+    let seen = Seen {
+        marker,
+        intact,
+        seen: flags.split(' ').any(|flag| flag == "\\Seen"),
+        value,
+        mod_seq: number("MODSEQ (")?,
+        octets: body.len() as u64,
+        size: number("RFC822.SIZE ")?,
+    };
+    Some((number("UID ")? as u32, seen))
 }
 
 #[cfg(test)]
@@ -77,11 +106,12 @@ mod tests {
     fn a_fetch_response_is_read_with_what_stands_before_and_behind_its_body() {
         let body = [b"Return-Path: <>\r\nReceived: x\r\n".to_vec(), message("m1.2.3")].concat();
         let response = |body: &[u8]| {
-            let head = format!("* 4 FETCH (UID 9 FLAGS (\\Seen $v7) BODY[] {{{}}}\r\n", body.len());
+            let head = format!("* 4 FETCH (UID 9 FLAGS (\\Seen $v7) RFC822.SIZE 77 BODY[] {{{}}}\r\n", body.len());
             [head.as_bytes(), body, b" MODSEQ (55))"].concat()
         };
         let (uid, seen) = fetched(&response(&body)).unwrap();
         assert_eq!((uid, seen.marker.as_str(), seen.intact, seen.value, seen.mod_seq), (9, "m1.2.3", true, 7, 55));
+        assert_eq!((seen.seen, seen.octets, seen.size), (true, body.len() as u64, 77));
         let mut changed = body.clone();
         let last = changed.len() - 4;
         changed[last] ^= 1;

@@ -117,6 +117,7 @@ impl Scenario {
         eventually("every mailbox is readable", PATIENCE, || self.load.read_all())?;
         let faults = check(&self.load.history.entries());
         ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+        eventually("every shard counts right", PATIENCE, || self.cluster.check_totals())?;
         eventually("all replicas are the same", PATIENCE, || self.cluster.compare_replicas())
     }
 }

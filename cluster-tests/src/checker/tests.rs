@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::check;
-use crate::history::{Change, Entries, Operation, Outcome, Reading, Seen};
+use crate::history::{Change, Entries, Operation, Outcome, Reading, Seen, Status};
 
 fn create(at: u64, marker: &str, uid: Option<u32>, outcome: Outcome) -> Operation {
     let change = Change::Create { to: "a/INBOX".to_owned(), marker: marker.to_owned(), uid };
@@ -9,7 +9,15 @@ fn create(at: u64, marker: &str, uid: Option<u32>, outcome: Outcome) -> Operatio
 }
 
 fn reading(at: u64, messages: &[(u32, &str)]) -> Reading {
-    let seen = |marker: &str| Seen { marker: marker.to_owned(), intact: true, value: 0, mod_seq: 1 };
+    let seen = |marker: &str| Seen {
+        marker: marker.to_owned(),
+        intact: true,
+        seen: false,
+        value: 0,
+        mod_seq: 1,
+        octets: 5,
+        size: 5,
+    };
     Reading {
         place: "a/INBOX".to_owned(),
         began: at,
@@ -18,6 +26,7 @@ fn reading(at: u64, messages: &[(u32, &str)]) -> Reading {
         uid_next: 100,
         highest_mod_seq: 9,
         exists: messages.len() as u32,
+        status: None,
         messages: messages.iter().map(|(uid, marker)| (*uid, seen(marker))).collect::<BTreeMap<_, _>>(),
     }
 }
@@ -159,4 +168,32 @@ fn counters_that_go_back_and_bytes_that_change_are_found() {
     assert!(later(&change).contains("changed bytes"));
     let back = |reading: &mut Reading| reading.messages.values_mut().for_each(|seen| seen.mod_seq = 0);
     assert!(later(&back).contains("MODSEQ of UID 1"));
+}
+
+#[test]
+fn counters_and_sizes_that_are_not_what_is_there_are_found() {
+    let right = Status { messages: 2, unseen: 1, uid_next: 100, uid_validity: 7, highest_mod_seq: 9 };
+    let operations = || vec![create(0, "one", Some(1), Outcome::Ok), create(2, "two", Some(2), Outcome::Ok)];
+    let said = |change: &dyn Fn(&mut Status), of_message: &dyn Fn(&mut Seen)| {
+        let mut reading = reading(9, &[(1, "one"), (2, "two")]);
+        let mut status = right;
+        change(&mut status);
+        reading.status = Some(status);
+        reading.messages.get_mut(&1).unwrap().seen = true;
+        of_message(reading.messages.get_mut(&2).unwrap());
+        faults(operations(), vec![reading])
+    };
+    assert_eq!(said(&|_| {}, &|_| {}), "");
+    assert!(said(&|_| {}, &|two| two.seen = true).contains("STATUS of a/INBOX"));
+    assert!(said(&|_| {}, &|two| two.size = 6).contains("size: two"));
+    let changes: [fn(&mut Status); 5] = [
+        |status| status.messages += 1,
+        |status| status.unseen -= 1,
+        |status| status.uid_next += 1,
+        |status| status.uid_validity += 1,
+        |status| status.highest_mod_seq += 1,
+    ];
+    for change in changes {
+        assert!(said(&change, &|_| {}).contains("STATUS of a/INBOX"));
+    }
 }
