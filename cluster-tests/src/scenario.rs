@@ -39,8 +39,25 @@ pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// The command that repeats the test that calls this.
+fn command_again(seed: u64, rounds: u64) -> String {
+    let binary = std::env::current_exe().unwrap_or_default();
+    let stem = binary.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    // Cargo adds a hash: `kill-0123456789abcdef`.
+    let file = stem.rsplit_once('-').map_or(stem.as_str(), |(file, _)| file);
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or_default();
+    format!(
+        "MAILRING_SEED={seed} MAILRING_ROUNDS={rounds} cargo test --release -p cluster-tests --test {file} -- --exact \
+         --nocapture {name}"
+    )
+}
+
 impl Scenario {
     pub fn start(options: ClusterOptions, seed: u64, rounds: u64) -> Result<Scenario> {
+        let again = command_again(seed, rounds);
+        // Shown with a failure of whatever kind.
+        println!("{again}");
         let cluster = Cluster::start(options)?;
         let locals: Vec<String> = (0..ACCOUNTS).map(|i| format!("user{i}")).collect();
         cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -52,7 +69,6 @@ impl Scenario {
             writers: WRITERS,
             readers: READERS,
         })?;
-        let again = format!("MAILRING_SEED={seed} MAILRING_ROUNDS={rounds}");
         Ok(Scenario { load, cluster, again, away: Mutex::default() })
     }
 
@@ -105,7 +121,7 @@ impl Scenario {
     pub fn finish(&mut self) -> Result<()> {
         let checked = self.stop_and_check();
         let octets = checked.with_context(|| self.again.clone())?;
-        println!("{}: {} acknowledged, replicas of {octets} octets are the same", self.again, self.load.tally());
+        println!("{} acknowledged, replicas of {octets} octets are the same", self.load.tally());
         for (done, times) in std::mem::take(self.away.get_mut().unwrap_or_else(PoisonError::into_inner)) {
             println!("every account served after {done}: {}", Quantiles::of(times)?);
         }
