@@ -38,6 +38,6 @@ pub use process::{Process, binary, eventually, planted_binary};
 pub use proxy::{Link, Proxy};
 pub use quantiles::Quantiles;
 pub use rows::{Row, Step, play_rows};
-pub use scenario::{PROVEN, Scenario, setting};
+pub use scenario::{PROVEN, Scenario, is_long, setting};
 pub use smtp::{SmtpClient, dot_stuffed};
 pub use transcript::{Transcript, play};

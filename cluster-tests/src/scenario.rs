@@ -34,9 +34,18 @@ pub struct Scenario {
     away: Mutex<BTreeMap<&'static str, Vec<Duration>>>,
 }
 
+/// With MAILRING_LONG=1 a run has so many times as many rounds as else.
+const LONG_TIMES: u64 = 10;
+
 /// A number from the environment, by which a run is repeated or made longer.
 pub fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+    let times = if name == "MAILRING_ROUNDS" && is_long() { LONG_TIMES } else { 1 };
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default * times)
+}
+
+/// Faults last as long as docs/reliability.md says, and runs have more rounds: hours in all.
+pub fn is_long() -> bool {
+    std::env::var_os("MAILRING_LONG").is_some_and(|value| value == "1")
 }
 
 /// The command that repeats the test that calls this.
@@ -47,8 +56,9 @@ fn command_again(seed: u64, rounds: u64) -> String {
     let file = stem.rsplit_once('-').map_or(stem.as_str(), |(file, _)| file);
     let thread = std::thread::current();
     let name = thread.name().unwrap_or_default();
+    let long = if is_long() { "MAILRING_LONG=1 " } else { "" };
     format!(
-        "MAILRING_SEED={seed} MAILRING_ROUNDS={rounds} cargo test --release -p cluster-tests --test {file} -- --exact \
+        "{long}MAILRING_SEED={seed} MAILRING_ROUNDS={rounds} cargo test --release -p cluster-tests --test {file} -- --exact \
          --nocapture {name}"
     )
 }

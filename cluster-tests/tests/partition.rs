@@ -7,7 +7,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster_tests::{ClusterOptions, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, dot_stuffed, setting};
+use cluster_tests::{
+    ClusterOptions, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, dot_stuffed, is_long, setting,
+};
+
+/// How long a leader is in the minority, in the long form.
+const MINORITY: Duration = Duration::from_secs(30);
+/// How long a leader is paused, in turn, in the long form.
+const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 
 /// A cluster under load with a proxy before every node.
 fn start(seed: u64, rounds: u64) -> Result<Scenario> {
@@ -48,6 +55,7 @@ fn a_leader_in_the_minority_acknowledges_nothing_and_the_majority_goes_on() -> R
         let account = "user0@example.test";
         let message = format!("Subject: minority {seed}\r\n\r\nnot to be acknowledged\r\n");
         deferred(cluster.smtp(1), account, message.as_bytes())?;
+        println!("the minority refused after {:?}", cut.elapsed());
         // Whatever it answers, it shows nothing: what the majority has by now, it cannot know.
         let mut imap = ImapClient::connect(cluster.imap(1))?;
         let (_, tagged) = imap.command(&format!("LOGIN {account} {PASSWORD}"))?;
@@ -55,13 +63,16 @@ fn a_leader_in_the_minority_acknowledges_nothing_and_the_majority_goes_on() -> R
             let (_, tagged) = imap.command("SELECT INBOX")?;
             ensure!(tagged.starts_with("NO"), "the minority showed a mailbox: {tagged}");
         }
-        println!("the minority refused after {:?}", cut.elapsed());
         let again = Instant::now();
         deferred(cluster.smtp(1), account, message.as_bytes())?;
         println!("and once it knew, after {:?}", again.elapsed());
-        println!("the majority serves after {:?}", scenario.service_back()?);
+        println!("the majority serves after {:?}", scenario.service_back_after("the leader was cut off", cut)?);
+        while is_long() && cut.elapsed() < MINORITY {
+            scenario.progress()?;
+            deferred(scenario.cluster.smtp(1), account, message.as_bytes())?;
+        }
         scenario.cluster.proxy.heal();
-        println!("all serve {:?} after the cut was healed", scenario.service_back()?);
+        scenario.service_back_after("the cut was healed", Instant::now())?;
     }
     scenario.finish()
 }
@@ -127,13 +138,40 @@ fn links_that_flap_in_random_order_lose_nothing() -> Result<()> {
 fn a_leader_that_was_paused_under_load_has_nothing_stale_to_say() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 25), setting("MAILRING_ROUNDS", 2));
     let mut scenario = start(seed, rounds)?;
-    for _ in 0..rounds {
-        scenario.progress()?;
-        let leader = scenario.cluster.first_leader()?;
-        scenario.cluster.nodes[leader].signal("STOP")?;
-        println!("served {:?} after the leader was paused", scenario.service_back()?);
-        scenario.progress()?;
-        scenario.cluster.nodes[leader].signal("CONT")?;
+    for round in 0..rounds {
+        pause_the_leader(&scenario, round)?;
     }
     scenario.finish()
+}
+
+#[test]
+fn a_paused_leader_with_a_mirror_has_both_halves_when_it_goes_on() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 26), setting("MAILRING_ROUNDS", 2));
+    let options = ClusterOptions { routers: 2, mirror: true, ..ClusterOptions::default() };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
+    for round in 0..rounds {
+        let paused = pause_the_leader(&scenario, round)?;
+        scenario.progress()?;
+        let rows = scenario.cluster.volumes(&scenario.cluster.nodes[paused].name)?;
+        ensure!(rows.len() == 2 && rows.iter().all(|row| row["state"] == "current"), "{rows:?}");
+    }
+    scenario.finish()
+}
+
+/// Pauses the node that leads most until others serve, and longer in the long form; which one it was.
+fn pause_the_leader(scenario: &Scenario, round: u64) -> Result<usize> {
+    scenario.progress()?;
+    let leader = scenario.cluster.first_leader()?;
+    let paused = Instant::now();
+    scenario.cluster.nodes[leader].signal("STOP")?;
+    scenario.service_back_after("the leader was paused", paused)?;
+    loop {
+        scenario.progress()?;
+        if !is_long() || paused.elapsed() >= PAUSES[(round % 2) as usize] {
+            break;
+        }
+    }
+    scenario.cluster.nodes[leader].signal("CONT")?;
+    println!("it goes on after {:?}", paused.elapsed());
+    Ok(leader)
 }
