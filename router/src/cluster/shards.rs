@@ -38,18 +38,28 @@ pub struct ShardClient {
     operation_max: Duration,
 }
 
+/// What an attempt without an answer leaves open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing: the next answer is as good.
+    Read,
+    /// Whether it was done.
+    Change,
+}
+
 /// Operations that are a request and a reply, by the shard in the request. Reads and what is done twice without harm go
 /// as they are; a change gets an id, by which nodes know its attempts from each other.
 macro_rules! operations {
     ($(read $name:ident($request:ty) -> $reply:ty;)* $(change $changes:ident($change:ty) -> $changed:ty;)*) => {
         $(pub async fn $name(&self, request: $request) -> MailResult<$reply> {
             let request = &request;
-            self.call(ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
+            self.call(Kind::Read, ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
         })*
         $(pub async fn $changes(&self, mut request: $change) -> MailResult<$changed> {
             request.request_id = fresh_id()?;
             let request = &request;
-            self.call(ShardId(request.shard), |node| async move { node.$changes(request.clone()).await }).await
+            let change = |node: Arc<dyn NodeApi>| async move { node.$changes(request.clone()).await };
+            self.call(Kind::Change, ShardId(request.shard), change).await
         })*
     };
 }
@@ -107,14 +117,14 @@ impl ShardClient {
     pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         let (request, body) = (&request, &body);
         let deliver = |node: Arc<dyn NodeApi>| async move { node.deliver(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), deliver).await
+        self.call(Kind::Change, ShardId(request.shard), deliver).await
     }
 
     pub async fn append(&self, mut request: AppendRequest, body: Body) -> MailResult<AppendReply> {
         request.request_id = fresh_id()?;
         let (request, body) = (&request, &body);
         let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
-        self.call(ShardId(request.shard), append).await
+        self.call(Kind::Change, ShardId(request.shard), append).await
     }
 
     /// Messages in ascending UID order. Goes on after a change of leader, even within a section.
@@ -129,7 +139,7 @@ impl ShardClient {
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<ItemStream<T>>>,
     {
-        let (id, stream) = self.call_leader(shard, attempt).await?;
+        let (id, stream) = self.call_leader(Kind::Read, shard, attempt).await?;
         let client = self.clone();
         Ok(Box::pin(stream.inspect(move |item| match item {
             Err(MailError::Unavailable | MailError::Deadline) => client.no_answer(shard, id),
@@ -140,15 +150,15 @@ impl ShardClient {
 
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
     /// the node bounds it. [`MailError::Unavailable`]: certainly not done. [`MailError::Deadline`]: nobody knows.
-    pub async fn call<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<T>
+    async fn call<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<T>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
     {
-        self.call_leader(shard, attempt).await.map(|(_, done)| done)
+        self.call_leader(kind, shard, attempt).await.map(|(_, done)| done)
     }
 
-    async fn call_leader<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
+    async fn call_leader<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
         F: Future<Output = MailResult<T>>,
@@ -186,6 +196,10 @@ impl ShardClient {
                     self.no_answer(shard, id);
                     unknown = true;
                 }
+                Err(error) if unknown && kind == Kind::Change && !is_of_all_attempts(&error) => {
+                    debug!(%shard, node = %id, %error, "refused after an attempt of unknown outcome");
+                    return Err(MailError::Deadline);
+                }
                 Err(error) => return Err(error),
             }
             debug!(%shard, node = %id, "replica did not answer as leader");
@@ -214,6 +228,32 @@ impl ShardClient {
         let others: Vec<NodeId> = view.nodes().filter(|id| !all.contains(id)).collect();
         all.extend(others);
         all
+    }
+}
+
+/// A refusal that says of every attempt of a change that it was not done: one that the request's own words call for, or
+/// that replicas remember with its id, so that an attempt that was done is not answered with it. Others may come of the
+/// moment: a full disk says nothing of the attempt before, nor does a mailbox that has gone since.
+fn is_of_all_attempts(error: &MailError) -> bool {
+    match error {
+        MailError::MailboxExists
+        | MailError::MessagesGone
+        | MailError::OverQuota
+        | MailError::Invalid(_)
+        | MailError::CannotDo(_) => true,
+        MailError::NotLeader { .. }
+        | MailError::Unavailable
+        | MailError::Deadline
+        | MailError::Busy
+        | MailError::NoSuchAccount
+        | MailError::NoSuchMailbox
+        | MailError::MailboxGone
+        | MailError::DiskFull
+        | MailError::Limit(_)
+        | MailError::InUse
+        | MailError::Corrupt { .. }
+        | MailError::Denied
+        | MailError::Internal(_) => false,
     }
 }
 

@@ -85,6 +85,39 @@ async fn an_operation_of_unknown_outcome_is_asked_for_again() {
     assert_eq!(cluster.shards().status(status_of(&test, ALICE)).await, Err(MailError::Busy));
 }
 
+#[tokio::test]
+async fn a_refusal_after_an_attempt_of_unknown_outcome_is_told_only_if_it_is_of_both() {
+    let test = TestCluster::new();
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let create = async |refusal: MailError| {
+        test.plan("create_mailbox", ALICE, Fault::After(MailError::Deadline));
+        test.plan("create_mailbox", ALICE, Fault::Before(refusal));
+        cluster.shards().create_mailbox(create_for(&test, ALICE)).await
+    };
+    let of_the_moment = [
+        MailError::DiskFull,
+        MailError::NoSuchMailbox,
+        MailError::MailboxGone,
+        MailError::NoSuchAccount,
+        MailError::Busy,
+        MailError::Limit("so many runs".to_owned()),
+        MailError::Internal("x".to_owned()),
+    ];
+    for refusal in of_the_moment {
+        assert_eq!(create(refusal.clone()).await, Err(MailError::Deadline), "{refusal}");
+    }
+    for refusal in [MailError::MailboxExists, MailError::OverQuota, MailError::CannotDo("no".to_owned())] {
+        assert_eq!(create(refusal.clone()).await, Err(refusal));
+    }
+    // What reads nothing but the moment is told as it is; so is a refusal of the only attempt.
+    test.plan("status", ALICE, Fault::After(MailError::Deadline));
+    test.plan("status", ALICE, Fault::Before(MailError::NoSuchMailbox));
+    assert_eq!(cluster.shards().status(status_of(&test, ALICE)).await, Err(MailError::NoSuchMailbox));
+    test.plan("create_mailbox", ALICE, Fault::Before(MailError::DiskFull));
+    let refused = cluster.shards().create_mailbox(create_for(&test, ALICE)).await;
+    assert_eq!(refused, Err(MailError::DiskFull));
+}
+
 /// A paused node's clients find out after 4 s; an election takes up to 3 s meanwhile.
 #[tokio::test(start_paused = true)]
 async fn operations_leave_a_paused_leader_within_five_seconds_and_do_not_wait_for_it_again() {
