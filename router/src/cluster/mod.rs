@@ -53,6 +53,8 @@ struct Shared {
 /// A probe waits so long for its answer: longer than a connection to a node that does not answer is waited for, so that
 /// each probe sees the end of one.
 const PROBE_MAX: Duration = Duration::from_millis(2_500);
+/// A node that works answers a probe within this, slow links and a busy machine included.
+const PROBE_LATE: Duration = Duration::from_secs(1);
 /// How long an operation looks for its shard's leader, unless the settings say otherwise.
 const OPERATION_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -189,6 +191,26 @@ impl Shared {
         }
     }
 
+    /// An operation on the shard takes long: perhaps because replicas do not answer its leader.
+    fn inquire(self: &Arc<Shared>, shard: ShardId) {
+        for id in self.view.read().placement(shard) {
+            if self.suspects.lock().inquire(*id, Instant::now()) {
+                tokio::spawn(probe(Arc::downgrade(self), *id));
+            }
+        }
+    }
+
+    /// An operation at a replica waits in vain: so many replicas do not answer that the others are no majority.
+    /// `spared`: one that may be late for what it is sent right now.
+    fn is_in_vain(&self, shard: ShardId, spared: Option<NodeId>) -> bool {
+        let view = self.view.read();
+        let replicas = view.placement(shard);
+        let suspects = self.suspects.lock();
+        let late: Vec<NodeId> = replicas.iter().copied().filter(|id| suspects.is_late(*id)).collect();
+        let counted = late.iter().filter(|id| spared != Some(**id)).count();
+        late.len() < replicas.len() && counted * 2 >= replicas.len()
+    }
+
     /// Some replica of the shard is not silent, but too few for a majority.
     fn is_in_minority(&self, shard: ShardId) -> bool {
         let view = self.view.read();
@@ -208,11 +230,23 @@ async fn probe(shared: Weak<Shared>, id: NodeId) {
     loop {
         let Some(node) = shared.upgrade().map(|shared| shared.node(id)) else { return };
         let answered = match &node {
-            Some(node) => match timeout(PROBE_MAX, node.identify()).await {
-                Ok(Ok(_)) => true,
-                Ok(Err(error)) => !matches!(error, MailError::Unavailable | MailError::Deadline),
-                Err(_) => false,
-            },
+            Some(node) => {
+                let mut answer = node.identify();
+                let answer = match timeout(PROBE_LATE, &mut answer).await {
+                    Ok(answer) => Ok(answer),
+                    Err(_) => {
+                        let Some(shared) = shared.upgrade() else { return };
+                        shared.suspects.lock().late(id);
+                        drop(shared);
+                        timeout(PROBE_MAX.saturating_sub(PROBE_LATE), answer).await
+                    }
+                };
+                match answer {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(error)) => !matches!(error, MailError::Unavailable | MailError::Deadline),
+                    Err(_) => false,
+                }
+            }
             None => false,
         };
         let Some(shared) = shared.upgrade() else { return };

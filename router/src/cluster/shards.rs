@@ -29,6 +29,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// An operation gives up after this where some replica answers but most are known not to: that one is cut off from them,
 /// or they are gone, and nothing says that they come back soon.
 const MINORITY_MAX: Duration = Duration::from_millis(1_500);
+/// How often an attempt that takes long looks whether it waits in vain. Most take less, and never look.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Cloning shares.
 #[derive(Clone)]
@@ -149,7 +151,8 @@ impl ShardClient {
     }
 
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
-    /// the node bounds it. [`MailError::Unavailable`]: certainly not done. [`MailError::Deadline`]: nobody knows.
+    /// the node bounds it, unless it waits in vain. [`MailError::Unavailable`]: certainly not done.
+    /// [`MailError::Deadline`]: nobody knows.
     async fn call<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<T>
     where
         A: Fn(Arc<dyn NodeApi>) -> F,
@@ -170,6 +173,7 @@ impl ShardClient {
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
         loop {
             let suspected = |id| self.shared.is_suspected(id);
+            let leader = tour.first;
             let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
                 let until = if self.shared.is_in_minority(shard) { given_up_at } else { deadline };
@@ -181,7 +185,14 @@ impl ShardClient {
                 continue;
             };
             let Some(node) = self.shared.node(id) else { continue };
-            match attempt(node).await {
+            // It may be late for what it is sent, which its leader takes in.
+            let spared = leader.filter(|leader| *leader == id);
+            let answer = tokio::select! {
+                biased;
+                answer = attempt(node) => answer,
+                () = self.waits_in_vain(shard, spared, given_up_at) => return Err(MailError::Deadline),
+            };
+            match answer {
                 Ok(done) => {
                     self.leaders.lock().insert(shard, id);
                     return Ok((id, done));
@@ -205,6 +216,18 @@ impl ShardClient {
             debug!(%shard, node = %id, "replica did not answer as leader");
             if Instant::now() >= deadline {
                 return Err(gave_up(unknown));
+            }
+        }
+    }
+
+    /// Returns once an attempt has lasted until `at`, and the shard has no majority that could answer it.
+    async fn waits_in_vain(&self, shard: ShardId, spared: Option<NodeId>, at: Instant) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.shared.inquire(shard);
+            if Instant::now() >= at && self.shared.is_in_vain(shard, spared) {
+                debug!(%shard, "given up: most replicas do not answer");
+                return;
             }
         }
     }

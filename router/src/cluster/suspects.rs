@@ -10,6 +10,9 @@
 //!
 //! A node that answered an operation with an error is doubted too, where the error may also mean that it did not: its
 //! probe is answered within milliseconds, and meanwhile its replicas are as good.
+//!
+//! Nodes are also inquired after, without a doubt, where an operation elsewhere takes long: perhaps because they do not
+//! answer its leader. They are probed alike, and asked on until a probe was not answered.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,14 +24,22 @@ use types::NodeId;
 const PROBE_AGAIN_FIRST: Duration = Duration::from_millis(200);
 /// A node that comes back is asked again within about this.
 const PROBE_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// However many operations take long, a node is inquired after no more often.
+pub(super) const INQUIRE_AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
 pub(super) struct Suspects {
     nodes: HashMap<NodeId, Suspicion>,
+    /// When nodes were inquired after last.
+    inquired: HashMap<NodeId, Instant>,
 }
 
 struct Suspicion {
     since: Instant,
+    /// An operation had no answer.
+    doubted: bool,
+    /// A probe has no answer so far, later than a node that works would give it.
+    late: bool,
     /// Set by the first probe that was not answered.
     silent: bool,
     probe_again: Duration,
@@ -47,14 +58,36 @@ impl Suspects {
     /// An operation had no answer. True: the caller is to probe the node until it answers.
     pub(super) fn doubt(&mut self, id: NodeId, now: Instant) -> bool {
         let known = self.nodes.contains_key(&id);
-        if !known {
-            self.nodes.insert(id, Suspicion { since: now, silent: false, probe_again: PROBE_AGAIN_FIRST });
-        }
+        self.nodes.entry(id).or_insert(Suspicion::since(now)).doubted = true;
         !known
     }
 
+    /// An operation elsewhere takes long. True: the caller is to probe the node until it answers.
+    pub(super) fn inquire(&mut self, id: NodeId, now: Instant) -> bool {
+        let is_recent = self.inquired.get(&id).is_some_and(|last| now.duration_since(*last) < INQUIRE_AGAIN);
+        if is_recent || self.nodes.contains_key(&id) {
+            return false;
+        }
+        self.inquired.insert(id, now);
+        self.nodes.insert(id, Suspicion::since(now));
+        true
+    }
+
+    /// A node that is not to be asked.
     pub(super) fn is_suspected(&self, id: NodeId) -> bool {
-        self.nodes.contains_key(&id)
+        self.nodes.get(&id).is_some_and(|suspicion| suspicion.doubted || suspicion.silent)
+    }
+
+    /// A probe that is under way should have been answered by now.
+    pub(super) fn late(&mut self, id: NodeId) {
+        if let Some(suspicion) = self.nodes.get_mut(&id) {
+            suspicion.late = true;
+        }
+    }
+
+    /// It is not known to be silent yet, but does not answer now either.
+    pub(super) fn is_late(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|suspicion| suspicion.late || suspicion.silent)
     }
 
     /// How long a node has been suspected whose probes were not answered.
@@ -77,6 +110,13 @@ impl Suspects {
     /// The directory does not know the node any more.
     pub(super) fn forget(&mut self, id: NodeId) {
         self.nodes.remove(&id);
+        self.inquired.remove(&id);
+    }
+}
+
+impl Suspicion {
+    fn since(now: Instant) -> Suspicion {
+        Suspicion { since: now, doubted: false, late: false, silent: false, probe_again: PROBE_AGAIN_FIRST }
     }
 }
 
@@ -87,7 +127,7 @@ mod tests {
     use tokio::time::Instant;
     use types::NodeId;
 
-    use super::{PROBE_AGAIN_MAX, Suspects, Verdict};
+    use super::{INQUIRE_AGAIN, PROBE_AGAIN_MAX, Suspects, Verdict};
 
     const NODE: NodeId = NodeId(7);
 
@@ -129,5 +169,25 @@ mod tests {
         suspects.doubt(NODE, now);
         suspects.forget(NODE);
         assert!(!suspects.is_suspected(NODE));
+    }
+
+    #[test]
+    fn a_node_that_is_inquired_after_is_asked_on_until_a_probe_is_not_answered() {
+        let mut suspects = Suspects::default();
+        let start = Instant::now();
+        assert!(suspects.inquire(NODE, start) && !suspects.inquire(NODE, start + INQUIRE_AGAIN));
+        assert!(!suspects.is_suspected(NODE) && !suspects.is_late(NODE));
+        assert_eq!(suspects.probed(NODE, true, start), Verdict::Answers { silent_for: None });
+        // Many operations that take long are one inquiry at a time, and few a second.
+        assert!(!suspects.inquire(NODE, start) && suspects.inquire(NODE, start + INQUIRE_AGAIN));
+        suspects.late(NODE);
+        assert!(suspects.is_late(NODE) && !suspects.is_suspected(NODE));
+        assert!(matches!(suspects.probed(NODE, false, start), Verdict::Silent { first: true, .. }));
+        assert!(suspects.is_late(NODE) && suspects.is_suspected(NODE));
+        suspects.probed(NODE, true, start);
+        assert!(!suspects.is_late(NODE) && !suspects.is_suspected(NODE));
+        // A doubt meanwhile is one.
+        assert!(suspects.inquire(NODE, start + 2 * INQUIRE_AGAIN) && !suspects.doubt(NODE, start));
+        assert!(suspects.is_suspected(NODE));
     }
 }

@@ -118,6 +118,51 @@ async fn a_refusal_after_an_attempt_of_unknown_outcome_is_told_only_if_it_is_of_
     assert_eq!(refused, Err(MailError::DiskFull));
 }
 
+/// Its outcome is open: the leader may commit it when the others are back.
+#[tokio::test(start_paused = true)]
+async fn the_first_change_of_a_leader_in_the_minority_is_given_up_within_two_seconds() {
+    let test = TestCluster::new();
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let request = create_for(&test, ALICE);
+    test.lead(request.shard, 1);
+    cluster.shards().create_mailbox(request.clone()).await.unwrap();
+    test.pause(2);
+    test.pause(3);
+    test.plan("create_mailbox", ALICE, Fault::Hangs);
+    let start = Instant::now();
+    assert_eq!(cluster.shards().create_mailbox(request.clone()).await, Err(MailError::Deadline));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+
+    // One that has stepped down sends us to those that are silent.
+    test.state.lock().leaders.remove(&request.shard);
+    let start = Instant::now();
+    assert!(cluster.shards().create_mailbox(request.clone()).await.is_err());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// With a majority, or where nobody answers, an attempt is awaited: a large message over a slow link takes its time.
+#[tokio::test(start_paused = true)]
+async fn a_slow_change_is_awaited_where_most_replicas_answer_or_the_leader_alone_is_late() {
+    for paused in [vec![], vec![2], vec![1], vec![1, 2]] {
+        let test = TestCluster::new();
+        let cluster = followed_for(&test, Duration::from_secs(10)).await;
+        let request = create_for(&test, ALICE);
+        test.lead(request.shard, 1);
+        cluster.shards().create_mailbox(request.clone()).await.unwrap();
+        test.plan("create_mailbox", ALICE, Fault::Hangs);
+        let change = tokio::spawn({
+            let (cluster, request) = (cluster.clone(), request.clone());
+            async move { cluster.shards().create_mailbox(request).await }
+        });
+        // The request has reached the leader.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        paused.iter().for_each(|node| test.pause(*node));
+        let start = Instant::now();
+        drop(change.await.unwrap());
+        assert!(start.elapsed() > Duration::from_secs(9), "{paused:?}: {:?}", start.elapsed());
+    }
+}
+
 /// A paused node's clients find out after 4 s; an election takes up to 3 s meanwhile.
 #[tokio::test(start_paused = true)]
 async fn operations_leave_a_paused_leader_within_five_seconds_and_do_not_wait_for_it_again() {

@@ -44,6 +44,8 @@ pub enum Fault {
     Before(MailError),
     /// Done, but the answer is lost.
     After(MailError),
+    /// The leader waits for others, so long as it may.
+    Hangs,
     /// A fetch stream breaks after so many items.
     Break(usize),
 }

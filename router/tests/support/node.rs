@@ -28,6 +28,8 @@ pub const UID_VALIDITY: u32 = 77;
 /// What [`proto::connect`] takes to find a peer silent, and to find that it cannot be connected to.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// What a leader waits for the others.
+const HANGS: Duration = Duration::from_secs(10);
 /// Sections larger than this follow their message in pieces.
 const INLINE_OCTETS: usize = 16;
 
@@ -41,6 +43,17 @@ impl Node {
     async fn enter(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
         *self.cluster.state.lock().asked.entry(self.id).or_default() += 1;
         self.awake().await?;
+        match self.planned(operation, shard)? {
+            Some(Fault::Before(error)) => Err(error),
+            Some(Fault::Hangs) => {
+                tokio::time::sleep(HANGS).await;
+                Err(MailError::Deadline)
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn planned(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
         let mut state = self.cluster.state.lock();
         *state.calls.entry(operation).or_default() += 1;
         if state.down.contains(&self.id) {
@@ -51,14 +64,10 @@ impl Node {
             hint => return Err(MailError::NotLeader { hint: hint.map(|id| NodeId(*id)) }),
         }
         let planned = state.faults.entry(operation).or_default();
-        let fault = match planned.front() {
+        Ok(match planned.front() {
             Some((on, _)) if *on == shard => planned.pop_front().map(|(_, fault)| fault),
             _ => None,
-        };
-        match fault {
-            Some(Fault::Before(error)) => Err(error),
-            other => Ok(other),
-        }
+        })
     }
 
     /// A node that is paused does not answer; the connection to it is found dead after a while.
