@@ -80,6 +80,40 @@ fn what_a_scrub_found_is_known_after_a_restart_and_the_next_one_comes_by_itself(
 }
 
 #[test]
+fn damage_that_nobody_reads_is_found_and_mended_by_the_scrub_that_comes_by_itself() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 84), setting("MAILRING_ROUNDS", 1));
+    let mut random = Random::new(seed, u64::MAX);
+    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    scenario.cluster.nodes[0].reconfigure("[node]\n", "[node]\nscrub_interval_s = 1\n")?;
+    for round in 0..rounds {
+        // With empty caches, so that what lies on the disk is what is read.
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+        scenario.load.forget_errors();
+        let disk = scenario.cluster.disk_directories(0)[(round % 2) as usize].clone();
+        let before = scenario.cluster.nodes[0].logged("scrub found damage")?;
+        ensure!(flip(&disk, TABLES, &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
+        eventually("the damage is found", PATIENCE, || {
+            ensure!(scenario.cluster.nodes[0].logged("scrub found damage")? > before, "nothing is logged");
+            Ok(())
+        })?;
+        eventually("the half is made anew, and a later scrub finds nothing", PATIENCE, || {
+            let rows = scenario.cluster.volumes("node1")?;
+            let is_well = |row: &Value| row["state"] == "current" && row["last_scrub"]["findings"] == 0;
+            ensure!(rows.len() == 2 && rows.iter().all(is_well), "{rows:?}");
+            Ok(())
+        })?;
+        ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    }
+    check_large(&scenario.cluster, seed)?;
+    scenario.finish()
+}
+
+#[test]
 fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 82), setting("MAILRING_ROUNDS", 2));
     let mut random = Random::new(seed, u64::MAX);
