@@ -11,9 +11,9 @@ use proto::wire::{
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
-    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart,
-    NodeStatusReply, RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest,
-    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
+    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStatusReply,
+    RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
+    ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
     ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
@@ -53,7 +53,6 @@ impl Node {
         }
     }
 
-    /// The fault that was planned for this call, if this node is up and leads.
     fn planned(&self, operation: &'static str, shard: u32) -> MailResult<Option<Fault>> {
         let mut state = self.cluster.state.lock();
         *state.calls.entry(operation).or_default() += 1;
@@ -358,10 +357,6 @@ impl DirectoryStore for Node {
     }
 
     async fn register_node(&self, _: RegisterNodeRequest) -> MailResult<()> {
-        unsupported()
-    }
-
-    async fn note_start(&self, _: NodeStart) -> MailResult<NodeStart> {
         unsupported()
     }
 
