@@ -52,7 +52,7 @@ impl Mirror {
     }
 
     fn status_of(&self, sides: &[Side; 2]) -> Option<Vec<HalfStatus>> {
-        let Some(order) = self.order.try_lock_for(LOOK_MAX) else { return None };
+        let order = self.order.try_lock_for(LOOK_MAX)?;
         let halves = order.halves.clone();
         drop(order);
         let resilvering = *self.resilvering.lock();
