@@ -58,7 +58,7 @@ fn the_only_replica_stays_as_it_is_while_the_rest_of_the_node_serves() -> Result
     cluster.nodes[0].kill()?;
     let marker = damage(&cluster.disk(0), GroupId(DAMAGED), None)?;
     cluster.start_all()?;
-    cluster.wait_ready()?;
+    cluster.nodes[0].wait_ready()?;
     eventually("the damage is told", PATIENCE, || {
         let told = match cluster.admin(&["status"]) {
             Ok(said) => said,

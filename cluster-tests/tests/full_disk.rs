@@ -11,6 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
 const SHARDS: usize = 8;
 /// More than there was room for in what a write-ahead log had been given already.
+/// What the file system itself needs to be filled.
+const NOTHING_OCTETS: u64 = 2 * 1024 * 1024;
 const REFUSALS: usize = 300;
 const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
 
@@ -77,7 +79,7 @@ fn a_disk_with_no_room_at_all_takes_nothing_but_expunges() -> Result<()> {
     })?;
     // All at once, before the node sees anything of it.
     cluster.nodes[0].signal("STOP")?;
-    cluster.disks[0].fill(0)?;
+    cluster.disks[0].fill(NOTHING_OCTETS)?;
     cluster.nodes[0].signal("CONT")?;
     eventually("new mail is refused", PATIENCE, || {
         let (code, text) = deliver(&cluster, "late")?;
