@@ -19,6 +19,7 @@ mod mark;
 mod mirror;
 mod options;
 mod pace;
+mod patience;
 mod planted;
 mod records;
 mod resilver;

@@ -18,6 +18,7 @@ use crate::error::StorageError;
 use crate::faults::{HalfName, Operation};
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
+use crate::patience::{patiently, tick};
 use crate::store::Store;
 
 pub(crate) struct Mirror {
@@ -165,19 +166,24 @@ impl Store {
         reached: impl Fn(&Half, Option<Instant>) -> Progress,
     ) -> Result<(), StorageError> {
         loop {
-            let now = Instant::now();
-            match reached(half, Some(now + mirror.hang_max)) {
-                Progress::Made => return Ok(()),
-                Progress::Failed(reason) => return self.drop_half(mirror, half, &reason),
-                Progress::Late => {
-                    let others = mirror.halves();
-                    let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, half));
-                    if others.any(|other| reached(other, Some(now)) == Progress::Made) {
-                        let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
-                        return self.drop_half(mirror, half, &reason);
-                    }
+            let mut progress = patiently(mirror.hang_max, |deadline| reached(half, deadline));
+            if progress == Progress::Late {
+                let others = mirror.halves();
+                let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, half));
+                if !others.any(|other| reached(other, Some(Instant::now())) == Progress::Made) {
+                    continue;
                 }
+                // The two may have been woken one after the other.
+                progress = reached(half, Some(Instant::now() + tick(mirror.hang_max)));
             }
+            return match progress {
+                Progress::Made => Ok(()),
+                Progress::Failed(reason) => self.drop_half(mirror, half, &reason),
+                Progress::Late => {
+                    let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
+                    self.drop_half(mirror, half, &reason)
+                }
+            };
         }
     }
 
@@ -240,7 +246,7 @@ impl Store {
         }
         let order = mirror.order.lock();
         let other = order.halves.iter().find(|one| !std::ptr::eq(&raw const ***one, &raw const *half))?.clone();
-        if other.wait_written(order.number, Some(Instant::now() + mirror.hang_max)) != Progress::Made {
+        if patiently(mirror.hang_max, |deadline| other.wait_written(order.number, deadline)) != Progress::Made {
             return None;
         }
         mirror.served_elsewhere.fetch_add(1, Ordering::Relaxed);
@@ -283,7 +289,12 @@ pub(crate) fn hand_out(mirror: &Mirror, order: &mut Order, batch: WriteBatch) ->
 fn push(mirror: &Mirror, order: &Order, half: &Arc<Half>, batch: WriteBatch) {
     let mut batch = Some(batch);
     while let Some(refused) = batch.take() {
-        batch = half.push(refused, order.number, Instant::now() + mirror.hang_max);
+        let mut waiting = Some(refused);
+        patiently(mirror.hang_max, |deadline| {
+            waiting = waiting.take().and_then(|batch| half.push(batch, order.number, deadline?));
+            if waiting.is_some() { Progress::Late } else { Progress::Made }
+        });
+        batch = waiting;
         let mut others = order.halves.iter().filter(|other| !Arc::ptr_eq(other, half));
         if batch.is_some() && others.any(|other| other.failed().is_none() && other.waiting_bytes() == 0) {
             // Recorded before the next acknowledgement, by whoever waits for this half.

@@ -49,8 +49,9 @@ impl VolumeOptions {
         VolumeOptions {
             directory: directory.into(),
             mirror: None,
-            // Longer than a busy disk takes for its slowest fsync, shorter than clients wait for a reply.
-            hang_max: Duration::from_secs(10),
+            // Longer than a busy disk takes for its slowest fsync; and half of what a proposal waits for at most, so that
+            // it is answered by the half that is left.
+            hang_max: Duration::from_secs(5),
             // Half of what one spinning disk writes in sequence.
             resilver_bytes_per_s: 64 << 20,
             faults: None,
