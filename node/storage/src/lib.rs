@@ -23,6 +23,7 @@ mod patience;
 mod planted;
 mod records;
 mod resilver;
+mod salvage;
 mod scrub;
 mod snapshot;
 mod state;
@@ -31,6 +32,7 @@ mod table;
 mod tail;
 mod under_way;
 mod volume;
+mod watch;
 mod writer;
 
 pub use error::StorageError;

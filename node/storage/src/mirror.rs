@@ -18,6 +18,7 @@ use crate::error::StorageError;
 use crate::faults::{HalfName, Operation};
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
+use crate::half_status::HalfStatus;
 use crate::patience::{patiently, tick};
 use crate::store::Store;
 
@@ -26,6 +27,8 @@ pub(crate) struct Mirror {
     pub order: Mutex<Order>,
     /// Held while a drop or a return is recorded.
     pub sides: Mutex<[Side; 2]>,
+    /// As it was shown last.
+    pub shown: Mutex<Vec<HalfStatus>>,
     pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
@@ -38,6 +41,9 @@ pub(crate) struct Mirror {
     pub copied_records: AtomicU64,
     pub records: AtomicU64,
     pub resilvers: AtomicU64,
+    /// Bodies that only the old database of a dropped half still had, and those that no database had.
+    pub salvaged: AtomicU64,
+    pub left_out: AtomicU64,
 }
 
 #[derive(Default)]
@@ -61,6 +67,11 @@ pub(crate) struct Side {
     pub lost: Option<String>,
     /// Whether it is to be made anew: not where its disk has just failed, unless somebody asks.
     pub rebuild: bool,
+    /// What was in use when it was dropped: until it has been made anew it may hold the only good copies.
+    pub dropped: Option<Arc<Half>>,
+    /// Held while the record in this directory is looked at and written: whoever is told late that it was dropped must
+    /// not write over what it has become.
+    pub telling: Arc<Mutex<()>>,
 }
 
 impl Mirror {
@@ -69,6 +80,7 @@ impl Mirror {
         Mirror {
             order: Mutex::new(Order { number, halves }),
             sides: Mutex::new(sides),
+            shown: Mutex::default(),
             hang_max,
             dropped: AtomicU64::new(0),
             served_elsewhere: AtomicU64::new(0),
@@ -79,6 +91,8 @@ impl Mirror {
             copied_records: AtomicU64::new(0),
             records: AtomicU64::new(0),
             resilvers: AtomicU64::new(0),
+            salvaged: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
         }
     }
 
@@ -205,12 +219,12 @@ impl Store {
         record.partner_current = false;
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
-        lost.lost = Some(reason.to_owned());
+        (lost.lost, lost.dropped) = (Some(reason.to_owned()), Some(half.clone()));
         if half.damaged.load(Ordering::Relaxed) {
             lost.rebuild = true;
             mirror.want_rebuild();
         }
-        mark_stale(half, &lost.record);
+        mark_stale(half, &lost.record, lost.telling.clone());
         let mut order = mirror.order.lock();
         order.halves.retain(|one| !Arc::ptr_eq(one, half));
         if Arc::ptr_eq(half, self.reader()) {
@@ -234,8 +248,7 @@ impl Store {
         let own = mirror.halves().into_iter().find(|one| std::ptr::eq(&raw const **one, &raw const *half));
         match &own {
             Some(own) if damaged => {
-                own.damage_found.fetch_add(1, Ordering::Relaxed);
-                if !own.damaged.swap(true, Ordering::Relaxed) {
+                if own.note_damage() {
                     warn!(half = %own.name, %error, "mirror half is damaged");
                 }
                 mirror.want_rebuild();
@@ -309,10 +322,11 @@ pub(crate) fn write_record(half: &Half, record: &HalfRecord) -> Result<(), Stora
 }
 
 /// Tells the dropped half too, where its disk still takes it: the other one may be missing when it is opened again.
-fn mark_stale(half: &Arc<Half>, record: &HalfRecord) {
+fn mark_stale(half: &Arc<Half>, record: &HalfRecord, telling: Arc<Mutex<()>>) {
     let record = HalfRecord { stale: true, ..record.clone() };
     let half = half.clone();
     let spawned = thread::Builder::new().name("half-stale".to_owned()).spawn(move || {
+        let _telling = telling.lock();
         // Whenever its disk answers. By then another one may be in its place, or a rebuilt database.
         let in_place = half.mark.lock().check_in_place().is_ok();
         let same = |found: HalfRecord| found.generation == record.generation && found.opened == record.opened;
