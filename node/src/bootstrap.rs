@@ -49,6 +49,10 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
     let mut others: BTreeSet<&str> = settings.cluster.nodes.iter().map(String::as_str).collect();
     others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.as_str()));
     others.remove(settings.advertise());
+    if before.starts == 0 {
+        // Empty disks are a copy of nothing.
+        others.clear();
+    }
     let asked = NodeStart { node: own.0, ..Default::default() };
     let answers =
         join_all(others.iter().map(async |address| (*address, note_start(peers, address, asked).await))).await;

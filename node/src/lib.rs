@@ -85,12 +85,13 @@ impl Node {
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
         let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
         let own = volumes.node;
-        let listener =
-            TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let first = volumes.numbered(1).context("the first volume")?;
         let start = bootstrap::count_start(&first, &peers, &settings).await?;
+        // Not before: nodes that start together would wait for answers of each other's open ports.
+        let listener =
+            TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
         let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
