@@ -11,11 +11,11 @@ use tracing::{info, warn};
 
 use crate::error::StorageError;
 use crate::faults::HalfName;
-use crate::half::{Half, open_error};
+use crate::half::{Half, peek};
 use crate::half_record::HalfRecord;
 use crate::mark::{self, Mark};
 use crate::mirror::{Mirror, Side, write_record};
-use crate::options::{self, VolumeOptions};
+use crate::options::{Tables, VolumeOptions};
 use crate::store::Store;
 
 pub(crate) fn open(options: &VolumeOptions) -> Result<Store, StorageError> {
@@ -143,8 +143,15 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2]
     let [record, other_record] = records;
     let [lost, other_lost] = lost;
     Ok([
-        Side { directory, record, lost, rebuild: false },
-        Side { directory: other_directory, record: other_record, lost: other_lost, rebuild: false },
+        Side { directory, record, lost, rebuild: false, dropped: None, telling: Arc::default() },
+        Side {
+            directory: other_directory,
+            record: other_record,
+            lost: other_lost,
+            rebuild: false,
+            dropped: None,
+            telling: Arc::default(),
+        },
     ])
 }
 
@@ -307,7 +314,8 @@ fn level(
 ) -> Result<(), StorageError> {
     let mut peeked = Vec::new();
     for side in sides.iter_mut() {
-        match peek(options, cache, side) {
+        let path = mark::database_path(&side.directory, side.record.generation);
+        match peek(options, cache, (&path, Tables::Left)) {
             Ok(db) => peeked.push(db),
             Err(error) => side.lost = Some(error.to_string()),
         }
@@ -338,13 +346,6 @@ fn level(
         Err(error) => sides[behind].lost = Some(error.to_string()),
     }
     Ok(())
-}
-
-fn peek(options: &VolumeOptions, cache: &Cache, side: &Side) -> Result<DB, StorageError> {
-    let path = mark::database_path(&side.directory, side.record.generation);
-    let families = options::families(options, cache);
-    DB::open_cf_descriptors_read_only(&options::database(options, cache)?, &path, families, false)
-        .map_err(|error| open_error(&path, &error))
 }
 
 /// Writes to a half what another database has had since, up to a number. Nothing may be missing.

@@ -8,7 +8,7 @@
 //! Numbers are the volume's: the database's sequence number and the half's offset.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,13 +19,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rocksdb::{
     BoundColumnFamily, Cache, DB, DBRawIterator, FlushOptions, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
+use tracing::warn;
 
 use crate::error::StorageError;
 use crate::faults::{Faults, HalfName, Operation};
 use crate::keys::printable;
 use crate::mark::{self, Mark};
-use crate::options::{self, VolumeOptions};
+use crate::options::{self, Tables, VolumeOptions};
 use crate::store::Family;
+use crate::watch::{LOOK_INTERVAL, Met, Rest};
 
 pub(crate) struct Half {
     pub name: HalfName,
@@ -37,10 +39,14 @@ pub(crate) struct Half {
     /// Damage was read here: it is written on, and rebuilt.
     pub damaged: AtomicBool,
     pub damage_found: AtomicU64,
+    pub met: Arc<Met>,
+    pub rest: Rest,
     faults: Option<Arc<dyn Faults>>,
     line: Mutex<Line>,
     work: Condvar,
     progress: Condvar,
+    /// For the thread that looks after it.
+    ended: Condvar,
     line_bytes_max: usize,
 }
 
@@ -81,9 +87,21 @@ impl Half {
         (generation, offset): (u64, u64),
     ) -> Result<Half, StorageError> {
         let path = mark::database_path(&directory, generation);
-        let db_options = options::database(options, cache)?;
+        // As it is opened to be written it takes damage in its log for the log's end: that is looked at before.
+        let (strictly, damage) = match path.join("CURRENT").exists() {
+            true => look_before(options, cache, &path)?,
+            false => (0, None),
+        };
+        let met = Arc::new(Met::default());
+        let mut db_options = options::database(options, cache)?;
+        db_options.set_info_logger(met.logger());
         let db = DB::open_cf_descriptors(&db_options, &path, options::families(options, cache));
         let db = db.map_err(|error| open_error(&path, &error))?;
+        let found = db.latest_sequence_number();
+        if found != strictly {
+            let reason = format!("it holds number {found}, and {strictly} when it was read before");
+            return Err(StorageError::corrupt(path.display().to_string(), reason));
+        }
         let half = Half {
             name,
             directory,
@@ -93,14 +111,21 @@ impl Half {
             mark: Mutex::new(mark),
             damaged: AtomicBool::new(false),
             damage_found: AtomicU64::new(0),
+            met,
+            rest: Rest::default(),
             faults: options.faults.clone(),
             line: Mutex::default(),
             work: Condvar::new(),
             progress: Condvar::new(),
+            ended: Condvar::new(),
             line_bytes_max: options.queue_bytes_max,
         };
         let number = half.number();
         half.mark.lock().check(number)?;
+        if let Some(reason) = damage {
+            warn!(half = %half.name, directory = %half.directory.display(), %reason, "a table is damaged");
+            half.note_damage();
+        }
         let mut line = half.line.lock();
         (line.written, line.synced, line.sync_wanted) = (number, number, number);
         drop(line);
@@ -187,9 +212,15 @@ impl Half {
     /// A write may tell of damage that a compaction has met.
     fn failure(&self, doing: &str, error: &rocksdb::Error) -> StorageError {
         if error.kind() == rocksdb::ErrorKind::Corruption {
-            self.damaged.store(true, Ordering::Relaxed);
+            self.note_damage();
         }
         StorageError::io(doing, error)
+    }
+
+    /// True if that is news.
+    pub(crate) fn note_damage(&self) -> bool {
+        self.damage_found.fetch_add(1, Ordering::Relaxed);
+        !self.damaged.swap(true, Ordering::Relaxed)
     }
 
     /// Makes every earlier write durable, and notes it.
@@ -198,7 +229,10 @@ impl Half {
         // Read before the sync: whatever has this number or a lower one is in the log that is synced.
         let number = self.number();
         self.db.flush_wal(true).map_err(|error| self.failure("sync", &error))?;
-        self.mark.lock().note(number)?;
+        let mut mark = self.mark.lock();
+        // After the sync: what is acknowledged was synced to a directory that is still there.
+        mark.check_in_place()?;
+        mark.note(number)?;
         Ok(number)
     }
 
@@ -207,7 +241,9 @@ impl Half {
         let number = self.number();
         let mut line = self.line.lock();
         (line.written, line.synced, line.sync_wanted) = (number, number, number);
-        for (purpose, run) in [("write", Half::run_writes as fn(&Half)), ("sync", Half::run_syncs)] {
+        for (purpose, run) in
+            [("write", Half::run_writes as fn(&Half)), ("sync", Half::run_syncs), ("watch", Half::run_watch)]
+        {
             let half = self.clone();
             let spawned =
                 thread::Builder::new().name(format!("half-{}-{purpose}", self.name)).spawn(move || run(&half));
@@ -317,10 +353,7 @@ impl Half {
                 self.work.wait(&mut line);
                 continue;
             }
-            let result = self.unlocked(&mut line, || {
-                self.mark.lock().check_in_place()?;
-                self.sync()
-            });
+            let result = self.unlocked(&mut line, || self.sync());
             match result {
                 Ok(number) => line.synced = number,
                 // What the disk holds after a failed fsync is unknown: it is not tried again.
@@ -328,6 +361,18 @@ impl Half {
             }
             self.progress.notify_all();
             self.work.notify_all();
+        }
+    }
+
+    fn run_watch(&self) {
+        let mut line = self.line.lock();
+        while line.failed.is_none() && !line.closing {
+            if !self.ended.wait_for(&mut line, LOOK_INTERVAL).timed_out() {
+                continue;
+            }
+            if let Err(error) = self.unlocked(&mut line, || self.look()) {
+                self.give_up(&mut line, error.to_string());
+            }
         }
     }
 
@@ -344,6 +389,7 @@ impl Half {
         line.bytes = 0;
         self.progress.notify_all();
         self.work.notify_all();
+        self.ended.notify_all();
     }
 
     /// No more writes: what waits is given up.
@@ -366,6 +412,7 @@ impl Half {
             let mut line = self.line.lock();
             line.closing = true;
             self.work.notify_all();
+            self.ended.notify_all();
             if line.failed.is_some() && line.busy > 0 {
                 return;
             }
@@ -377,7 +424,33 @@ impl Half {
     }
 }
 
-pub(crate) fn open_error(path: &std::path::Path, error: &rocksdb::Error) -> StorageError {
+/// The number of a database's last write, and the damage of a table that opening it has met. Damage in its log or MANIFEST
+/// is an error.
+fn look_before(
+    options: &VolumeOptions,
+    cache: &Cache,
+    path: &Path,
+) -> Result<(u64, Option<StorageError>), StorageError> {
+    let damage = match peek(options, cache, (path, Tables::Opened)) {
+        Ok(db) => return Ok((db.latest_sequence_number(), None)),
+        Err(damage @ StorageError::Corrupt { .. }) => damage,
+        Err(error) => return Err(error),
+    };
+    Ok((peek(options, cache, (path, Tables::Left))?.latest_sequence_number(), Some(damage)))
+}
+
+/// A database as it is, without a change to it. Refuses damage in what was written last, and takes a torn end of it.
+pub(crate) fn peek(
+    options: &VolumeOptions,
+    cache: &Cache,
+    (path, tables): (&Path, Tables),
+) -> Result<DB, StorageError> {
+    let db_options = options::strict(options, cache, tables)?;
+    DB::open_cf_descriptors_read_only(&db_options, path, options::families(options, cache), false)
+        .map_err(|error| open_error(path, &error))
+}
+
+pub(crate) fn open_error(path: &Path, error: &rocksdb::Error) -> StorageError {
     let text = error.to_string();
     match error.kind() {
         rocksdb::ErrorKind::Corruption => StorageError::corrupt(path.display().to_string(), error),

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::faults::HalfName;
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, Side};
 use crate::store::Store;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,6 +32,9 @@ pub enum HalfState {
     Resilvering { copied_bytes: u64, copied_records: u64, records: u64 },
 }
 
+/// Whoever looks may be one that must not wait.
+const LOOK_MAX: Duration = Duration::from_millis(20);
+
 impl Store {
     pub(crate) fn halves(&self) -> Vec<HalfStatus> {
         self.mirror.as_ref().map_or_else(Vec::new, Mirror::status)
@@ -38,11 +42,21 @@ impl Store {
 }
 
 impl Mirror {
+    /// As it was a moment ago where something is being recorded on a disk that takes its time.
     fn status(&self) -> Vec<HalfStatus> {
-        let sides = self.sides.lock();
-        let halves = self.halves();
+        let Some(sides) = self.sides.try_lock_for(LOOK_MAX) else { return self.shown.lock().clone() };
+        if let Some(status) = self.status_of(&sides) {
+            *self.shown.lock() = status;
+        }
+        self.shown.lock().clone()
+    }
+
+    fn status_of(&self, sides: &[Side; 2]) -> Option<Vec<HalfStatus>> {
+        let Some(order) = self.order.try_lock_for(LOOK_MAX) else { return None };
+        let halves = order.halves.clone();
+        drop(order);
         let resilvering = *self.resilvering.lock();
-        sides
+        let status = sides
             .iter()
             .map(|side| {
                 let half = halves.iter().find(|half| half.name == side.record.name);
@@ -66,6 +80,7 @@ impl Mirror {
                     damage_found: half.map_or(0, |half| half.damage_found.load(Ordering::Relaxed)),
                 }
             })
-            .collect()
+            .collect();
+        Some(status)
     }
 }

@@ -126,6 +126,17 @@ impl Mark {
         Ok(())
     }
 
+    /// As [`Mark::check_in_place`]; and that the write-ahead log is there too. Lists the directory.
+    pub(crate) fn check_whole(&self) -> Result<(), StorageError> {
+        self.check_in_place()?;
+        // Twice: files come and go while they are listed.
+        if live_wal(&self.database)? < self.slot.wal && live_wal(&self.database)? < self.slot.wal {
+            let path = self.database.display();
+            return Err(StorageError::io(format!("looking for {path}"), "its write-ahead log has gone"));
+        }
+        Ok(())
+    }
+
     /// Notes that everything up to this sequence number is durable.
     pub(crate) fn note(&mut self, sequence: u64) -> Result<(), StorageError> {
         let due = self.synced_at.is_none_or(|at| at.elapsed() >= SYNC_INTERVAL);
@@ -181,15 +192,17 @@ const REMOVALS_MAX: usize = 100;
 
 /// Removes databases that are not open, and their marks: all but one.
 pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<()> {
-    for generation in generations(directory)?.into_iter().filter(|one| Some(*one) != keep) {
-        for removed in [
-            remove_database(&database_path(directory, generation)),
-            std::fs::remove_file(file_name(directory, generation)),
-        ] {
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+    generations(directory)?.into_iter().filter(|one| Some(*one) != keep).try_for_each(|one| remove(directory, one))
+}
+
+/// Removes a database that is not open, and its mark.
+pub(crate) fn remove(directory: &Path, generation: u64) -> io::Result<()> {
+    for removed in
+        [remove_database(&database_path(directory, generation)), std::fs::remove_file(file_name(directory, generation))]
+    {
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
     Ok(())

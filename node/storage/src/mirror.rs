@@ -18,6 +18,8 @@ use crate::error::StorageError;
 use crate::faults::{HalfName, Operation};
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
+use crate::half_status::HalfStatus;
+use crate::patience::{patiently, tick};
 use crate::store::Store;
 
 pub(crate) struct Mirror {
@@ -25,6 +27,8 @@ pub(crate) struct Mirror {
     pub order: Mutex<Order>,
     /// Held while a drop or a return is recorded.
     pub sides: Mutex<[Side; 2]>,
+    /// As it was shown last.
+    pub shown: Mutex<Vec<HalfStatus>>,
     pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
@@ -37,6 +41,9 @@ pub(crate) struct Mirror {
     pub copied_records: AtomicU64,
     pub records: AtomicU64,
     pub resilvers: AtomicU64,
+    /// Bodies that only the old database of a dropped half still had, and those that no database had.
+    pub salvaged: AtomicU64,
+    pub left_out: AtomicU64,
 }
 
 #[derive(Default)]
@@ -60,6 +67,11 @@ pub(crate) struct Side {
     pub lost: Option<String>,
     /// Whether it is to be made anew: not where its disk has just failed, unless somebody asks.
     pub rebuild: bool,
+    /// What was in use when it was dropped: until it has been made anew it may hold the only good copies.
+    pub dropped: Option<Arc<Half>>,
+    /// Held while the record in this directory is looked at and written: whoever is told late that it was dropped must
+    /// not write over what it has become.
+    pub telling: Arc<Mutex<()>>,
 }
 
 impl Mirror {
@@ -68,6 +80,7 @@ impl Mirror {
         Mirror {
             order: Mutex::new(Order { number, halves }),
             sides: Mutex::new(sides),
+            shown: Mutex::default(),
             hang_max,
             dropped: AtomicU64::new(0),
             served_elsewhere: AtomicU64::new(0),
@@ -78,6 +91,8 @@ impl Mirror {
             copied_records: AtomicU64::new(0),
             records: AtomicU64::new(0),
             resilvers: AtomicU64::new(0),
+            salvaged: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
         }
     }
 
@@ -165,19 +180,24 @@ impl Store {
         reached: impl Fn(&Half, Option<Instant>) -> Progress,
     ) -> Result<(), StorageError> {
         loop {
-            let now = Instant::now();
-            match reached(half, Some(now + mirror.hang_max)) {
-                Progress::Made => return Ok(()),
-                Progress::Failed(reason) => return self.drop_half(mirror, half, &reason),
-                Progress::Late => {
-                    let others = mirror.halves();
-                    let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, half));
-                    if others.any(|other| reached(other, Some(now)) == Progress::Made) {
-                        let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
-                        return self.drop_half(mirror, half, &reason);
-                    }
+            let mut progress = patiently(mirror.hang_max, |deadline| reached(half, deadline));
+            if progress == Progress::Late {
+                let others = mirror.halves();
+                let mut others = others.iter().filter(|other| !Arc::ptr_eq(other, half));
+                if !others.any(|other| reached(other, Some(Instant::now())) == Progress::Made) {
+                    continue;
                 }
+                // The two may have been woken one after the other.
+                progress = reached(half, Some(Instant::now() + tick(mirror.hang_max)));
             }
+            return match progress {
+                Progress::Made => Ok(()),
+                Progress::Failed(reason) => self.drop_half(mirror, half, &reason),
+                Progress::Late => {
+                    let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
+                    self.drop_half(mirror, half, &reason)
+                }
+            };
         }
     }
 
@@ -199,12 +219,12 @@ impl Store {
         record.partner_current = false;
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
-        lost.lost = Some(reason.to_owned());
+        (lost.lost, lost.dropped) = (Some(reason.to_owned()), Some(half.clone()));
         if half.damaged.load(Ordering::Relaxed) {
             lost.rebuild = true;
             mirror.want_rebuild();
         }
-        mark_stale(half, &lost.record);
+        mark_stale(half, &lost.record, lost.telling.clone());
         let mut order = mirror.order.lock();
         order.halves.retain(|one| !Arc::ptr_eq(one, half));
         if Arc::ptr_eq(half, self.reader()) {
@@ -228,8 +248,7 @@ impl Store {
         let own = mirror.halves().into_iter().find(|one| std::ptr::eq(&raw const **one, &raw const *half));
         match &own {
             Some(own) if damaged => {
-                own.damage_found.fetch_add(1, Ordering::Relaxed);
-                if !own.damaged.swap(true, Ordering::Relaxed) {
+                if own.note_damage() {
                     warn!(half = %own.name, %error, "mirror half is damaged");
                 }
                 mirror.want_rebuild();
@@ -240,7 +259,7 @@ impl Store {
         }
         let order = mirror.order.lock();
         let other = order.halves.iter().find(|one| !std::ptr::eq(&raw const ***one, &raw const *half))?.clone();
-        if other.wait_written(order.number, Some(Instant::now() + mirror.hang_max)) != Progress::Made {
+        if patiently(mirror.hang_max, |deadline| other.wait_written(order.number, deadline)) != Progress::Made {
             return None;
         }
         mirror.served_elsewhere.fetch_add(1, Ordering::Relaxed);
@@ -283,7 +302,12 @@ pub(crate) fn hand_out(mirror: &Mirror, order: &mut Order, batch: WriteBatch) ->
 fn push(mirror: &Mirror, order: &Order, half: &Arc<Half>, batch: WriteBatch) {
     let mut batch = Some(batch);
     while let Some(refused) = batch.take() {
-        batch = half.push(refused, order.number, Instant::now() + mirror.hang_max);
+        let mut waiting = Some(refused);
+        patiently(mirror.hang_max, |deadline| {
+            waiting = waiting.take().and_then(|batch| half.push(batch, order.number, deadline?));
+            if waiting.is_some() { Progress::Late } else { Progress::Made }
+        });
+        batch = waiting;
         let mut others = order.halves.iter().filter(|other| !Arc::ptr_eq(other, half));
         if batch.is_some() && others.any(|other| other.failed().is_none() && other.waiting_bytes() == 0) {
             // Recorded before the next acknowledgement, by whoever waits for this half.
@@ -298,10 +322,11 @@ pub(crate) fn write_record(half: &Half, record: &HalfRecord) -> Result<(), Stora
 }
 
 /// Tells the dropped half too, where its disk still takes it: the other one may be missing when it is opened again.
-fn mark_stale(half: &Arc<Half>, record: &HalfRecord) {
+fn mark_stale(half: &Arc<Half>, record: &HalfRecord, telling: Arc<Mutex<()>>) {
     let record = HalfRecord { stale: true, ..record.clone() };
     let half = half.clone();
     let spawned = thread::Builder::new().name("half-stale".to_owned()).spawn(move || {
+        let _telling = telling.lock();
         // Whenever its disk answers. By then another one may be in its place, or a rebuilt database.
         let in_place = half.mark.lock().check_in_place().is_ok();
         let same = |found: HalfRecord| found.generation == record.generation && found.opened == record.opened;

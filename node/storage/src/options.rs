@@ -49,8 +49,9 @@ impl VolumeOptions {
         VolumeOptions {
             directory: directory.into(),
             mirror: None,
-            // Longer than a busy disk takes for its slowest fsync, shorter than clients wait for a reply.
-            hang_max: Duration::from_secs(10),
+            // Longer than a busy disk takes for its slowest fsync; and half of what a proposal waits for at most, so that
+            // it is answered by the half that is left.
+            hang_max: Duration::from_secs(5),
             // Half of what one spinning disk writes in sequence.
             resilver_bytes_per_s: 64 << 20,
             faults: None,
@@ -67,17 +68,40 @@ impl VolumeOptions {
     }
 }
 
-/// The options of the database as a whole.
+/// The options of the database as a whole. Never without a look at it with [`strict`] ones before.
 pub(crate) fn database(options: &VolumeOptions, cache: &Cache) -> Result<Options, StorageError> {
-    let mut db = Options::default();
-    if options.mirror.is_some() {
-        // What a crash left in the write-ahead logs stays there: the other half may need it.
-        let kept = db.get_options_from_string("avoid_flush_during_recovery=true");
-        db = kept.map_err(|error| StorageError::io("setting options", error))?;
-    }
+    // What a crash left in a mirror's write-ahead logs stays there: the other half may need it.
+    let kept = options.mirror.is_some().then_some("avoid_flush_during_recovery=true");
+    let mut db = common(options, cache, kept.unwrap_or_default())?;
     db.create_if_missing(true);
     db.create_missing_column_families(true);
+    // With it, damage that a compaction meets ends all writes until the database is opened again, where the next
+    // compaction meets it again. What is damaged stays readable as an error of its records, with it or without.
+    db.set_paranoid_checks(false);
+    Ok(db)
+}
+
+/// Whether tables are opened with a database: the first ones of each column family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Tables {
+    Opened,
+    Left,
+}
+
+/// To look at a database only. A damaged write-ahead log or MANIFEST is refused; and a damaged table, if it is opened.
+pub(crate) fn strict(options: &VolumeOptions, cache: &Cache, tables: Tables) -> Result<Options, StorageError> {
+    let special = match tables {
+        Tables::Opened => "",
+        Tables::Left => "skip_stats_update_on_db_open=true;open_files_async=true",
+    };
+    let mut db = common(options, cache, special)?;
     db.set_paranoid_checks(true);
+    Ok(db)
+}
+
+fn common(options: &VolumeOptions, cache: &Cache, special: &str) -> Result<Options, StorageError> {
+    let db = Options::default().get_options_from_string(special);
+    let mut db = db.map_err(|error| StorageError::io("setting options", error))?;
     // PointInTime, the default, opens happily with half of the acknowledged writes gone after one flipped bit.
     // This mode refuses damage, yet takes a torn tail, which only holds what was never acknowledged.
     db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);

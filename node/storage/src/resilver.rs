@@ -8,13 +8,14 @@
 //! half's; a crash before that leaves the mirror as it was.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rocksdb::{Cache, DB, Snapshot, WriteBatch};
-use tracing::{info, warn};
+use parking_lot::Mutex;
+use rocksdb::{Cache, DB, WriteBatch};
+use tracing::{error, info, warn};
 
 use crate::assemble::replay;
 use crate::error::StorageError;
@@ -25,6 +26,8 @@ use crate::mark::{self, Mark};
 use crate::mirror::{Mirror, side, write_record};
 use crate::options::VolumeOptions;
 use crate::pace::Pace;
+use crate::patience::patiently;
+use crate::salvage::{Old, Source, Stretch, stretch};
 use crate::store::{Family, Store, Walked, walk};
 
 /// Written to the new database at once.
@@ -35,6 +38,9 @@ const REST_BYTES_MAX: u64 = 1 << 20;
 const ROUNDS_MAX: usize = 50;
 /// Before it is looked again whether to write: the volume may be closed, or the rate be another one.
 const WAIT_MAX: Duration = Duration::from_millis(50);
+/// Between attempts to prepare a directory: the first time, and at most.
+const PREPARE_WAIT: Duration = Duration::from_millis(50);
+const PREPARE_WAIT_MAX: Duration = Duration::from_millis(400);
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 
@@ -108,29 +114,43 @@ struct Resilver<'a> {
 
 impl Resilver<'_> {
     fn run(&self) -> Result<(), StorageError> {
-        let (directory, record) = {
+        let (directory, record, dropped) = {
             let mut sides = self.mirror.sides.lock();
             let own = side(&mut sides, self.name).0;
-            (own.directory.clone(), own.record.clone())
+            (own.directory.clone(), own.record.clone(), own.dropped.clone())
         };
         let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
-        let generation = prepare(&directory, &record, is_live)?;
-        let result = self.fill(&directory, generation);
-        let keep = match &result {
-            Ok(()) => Some(generation),
-            Err(_) if is_live => Some(record.generation),
-            Err(_) => None,
+        let generation = {
+            let telling = self.telling();
+            let _telling = telling.lock();
+            prepare_again(&directory, &record, is_live)?
         };
-        if let Err(error) = mark::remove_others(&directory, keep) {
+        let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
+        let old = match is_live {
+            true => None,
+            false => Old::of(dropped, self.options, &cache, (&directory, record.generation)),
+        };
+        let result = self.fill(&directory, generation, (&cache, old.as_ref()));
+        drop(old);
+        // What it had may hold the only good copies: that goes when the new database is in use, never before.
+        let removed = match &result {
+            Ok(()) => mark::remove_others(&directory, Some(generation)),
+            Err(_) => mark::remove(&directory, generation),
+        };
+        if let Err(error) = removed {
             warn!(%error, directory = %directory.display(), "the rest of a resilver could not be removed");
         }
         result
     }
 
-    fn fill(&self, directory: &Path, generation: u64) -> Result<(), StorageError> {
+    fn fill(
+        &self,
+        directory: &Path,
+        generation: u64,
+        (cache, salvage): (&Cache, Option<&Old>),
+    ) -> Result<(), StorageError> {
         let mark = Mark::open(directory, generation, true)?;
-        let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
-        let mut new = Half::open(self.options, &cache, (self.name, directory.to_owned(), mark), (generation, 0))?;
+        let mut new = Half::open(self.options, cache, (self.name, directory.to_owned(), mark), (generation, 0))?;
         let halves = self.mirror.halves();
         let source = halves.iter().find(|half| half.name != self.name);
         let source = source.ok_or_else(|| StorageError::Misuse("there is no other half to copy".to_owned()))?;
@@ -138,12 +158,13 @@ impl Resilver<'_> {
         // The logs that are followed below must not go.
         let _kept = KeptFiles::of(&source.db)?;
         let number;
-        let sources: Vec<(&Arc<Half>, Snapshot<'_>)> = {
+        let sources: Vec<Source<'_>> = {
             let order = self.mirror.order.lock();
             number = order.number;
             let mut level = Vec::new();
             for half in [Some(source), old].into_iter().flatten() {
-                if half.wait_written(number, Some(Instant::now() + self.options.hang_max)) == Progress::Made {
+                let written = patiently(self.options.hang_max, |deadline| half.wait_written(number, deadline));
+                if written == Progress::Made {
                     level.push((half, half.db.snapshot()));
                 }
             }
@@ -154,7 +175,7 @@ impl Resilver<'_> {
         }
         let estimates = Family::EVERY.map(|family| source.records_estimated(family));
         self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
-        let mut copy = Copying { resilver: self, new: &new, pace: self.pace() };
+        let mut copy = Copying { resilver: self, new: &new, pace: self.pace(), old: salvage };
         for family in Family::EVERY {
             copy.family(&sources, family)?;
         }
@@ -191,14 +212,16 @@ struct Copying<'a> {
     resilver: &'a Resilver<'a>,
     new: &'a Half,
     pace: Pace<'a>,
+    old: Option<&'a Old>,
 }
 
 impl Copying<'_> {
     /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
-    fn family(&mut self, sources: &[(&Arc<Half>, Snapshot<'_>)], family: Family) -> Result<(), StorageError> {
+    fn family(&mut self, sources: &[Source<'_>], family: Family) -> Result<(), StorageError> {
         let handle = self.new.family(family)?;
         let (mut from, end) = (Vec::new(), vec![u8::MAX; 64]);
         let (mut walked, mut at) = (Walked::default(), 0);
+        // Neither this source nor the other one can be read from `from` on.
         let mut stuck = false;
         let mut batch = WriteBatch::default();
         loop {
@@ -216,13 +239,30 @@ impl Copying<'_> {
             if walked.items > before {
                 (stuck, from) = (false, walked.after());
             }
-            half.damage_found.fetch_add(1, Ordering::Relaxed);
-            half.damaged.store(true, Ordering::Relaxed);
-            if stuck || sources.len() < 2 {
+            if !matches!(error, StorageError::Corrupt { .. }) {
                 return Err(error);
             }
-            warn!(half = %half.name, %error, "mirror half is damaged");
-            (stuck, at) = (true, 1 - at);
+            if half.note_damage() {
+                warn!(half = %half.name, %error, "mirror half is damaged");
+            }
+            if !stuck && sources.len() > 1 {
+                (stuck, at) = (true, 1 - at);
+                continue;
+            }
+            if family != Family::Blob {
+                return Err(error);
+            }
+            let Stretch { to, bodies, lost } = stretch(sources, self.old, &from, &end)?;
+            for (key, value) in bodies {
+                batch.put_cf(&handle, key, value);
+                self.resilver.mirror.salvaged.fetch_add(1, Ordering::Relaxed);
+            }
+            if !lost.is_empty() {
+                self.resilver.mirror.left_out.fetch_add(lost.len() as u64, Ordering::Relaxed);
+                error!(keys = lost.join(" "), reason = %error, "bodies have no good copy here");
+            }
+            let Some(to) = to else { break };
+            (stuck, from) = (false, to);
         }
         if batch.is_empty() { Ok(()) } else { self.write(batch) }
     }
@@ -246,27 +286,22 @@ impl Copying<'_> {
 /// The end.
 impl Resilver<'_> {
     /// Takes the new database into the order of writes, which waits meanwhile, and reads from it where the old one was
-    /// read or the other is damaged.
+    /// read or the other is damaged. Writes wait for the new disk no longer than for one that is dropped.
     fn join(&self, source: &Arc<Half>, new: Half) -> Result<(), StorageError> {
         let mirror = self.mirror;
+        let new = Arc::new(new);
         let mut sides = mirror.sides.lock();
         let mut order = mirror.order.lock();
         let there = order.halves.iter().any(|half| Arc::ptr_eq(half, source));
-        let limit = Some(Instant::now() + self.options.hang_max);
         let lost = || StorageError::io("resilver", "the other half was lost meanwhile");
-        if !there || source.wait_written(order.number, limit) != Progress::Made {
+        let number = order.number;
+        let written = |deadline| source.wait_written(number, deadline);
+        if !there || patiently(self.options.hang_max, written) != Progress::Made {
             return Err(lost());
         }
         // The two must be level on their disks too: the new one's log does not go back to before the copy, and could not
         // give the other what a crash takes from it.
-        source.want_sync(order.number);
-        replay(&source.db, source.offset, &new, order.number)?;
-        new.sync()?;
-        if source.wait_synced(order.number, Some(Instant::now() + self.options.hang_max)) != Progress::Made {
-            return Err(lost());
-        }
-        let new = Arc::new(new);
-        new.start()?;
+        source.want_sync(number);
         let (own, kept) = side(&mut sides, self.name);
         let record = HalfRecord {
             name: self.name,
@@ -279,14 +314,29 @@ impl Resilver<'_> {
             closed: None,
             ..own.record
         };
-        // First the new half's own, which alone says nothing: the other one still calls it stale.
-        write_record(&new, &record)?;
+        let (source_of, new_of) = (source.clone(), new.clone());
+        let last =
+            Last { source: source_of, new: new_of, number, record: record.clone(), telling: own.telling.clone() };
+        if let Err((error, stage)) = last.write_within(self.options.hang_max) {
+            let old = order.halves.iter().find(|half| half.name == self.name).cloned();
+            drop((order, sides));
+            if let (Some(old), Stage::Writing) = (old, stage) {
+                // Which of the two databases its record names is not known: neither is current.
+                self.store.drop_half(mirror, &old, &error.to_string())?;
+            }
+            return Err(error);
+        }
+        let synced = |deadline| source.wait_synced(number, deadline);
+        if patiently(self.options.hang_max, synced) != Progress::Made {
+            return Err(lost());
+        }
         if !kept.record.partner_current {
             let current = HalfRecord { partner_current: true, ..kept.record.clone() };
             write_record(source, &current)?;
             kept.record = current;
         }
-        (own.record, own.lost) = (record, None);
+        new.start()?;
+        (own.record, own.lost, own.dropped) = (record, None, None);
         let old = order.halves.iter().position(|half| half.name == self.name).map(|at| order.halves.remove(at));
         order.halves.push(new.clone());
         let reader = self.store.reader();
@@ -301,6 +351,92 @@ impl Resilver<'_> {
             old.db.cancel_all_background_work(true);
         }
         Ok(())
+    }
+
+    /// What is held while the half's record is written. One whose disk hangs in it is left behind with its disk.
+    fn telling(&self) -> Arc<Mutex<()>> {
+        let telling = side(&mut self.mirror.sides.lock(), self.name).0.telling.clone();
+        if telling.try_lock_for(self.options.hang_max).is_some() {
+            return telling;
+        }
+        let fresh: Arc<Mutex<()>> = Arc::default();
+        side(&mut self.mirror.sides.lock(), self.name).0.telling = fresh.clone();
+        fresh
+    }
+}
+
+/// The last of what a new half lacks, and the record that makes it the half's. By a thread of its own: its disk may hang.
+struct Last {
+    source: Arc<Half>,
+    new: Arc<Half>,
+    number: u64,
+    record: HalfRecord,
+    telling: Arc<Mutex<()>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Before,
+    /// From now on the record may be the new one.
+    Writing,
+    /// Nobody waits any more: the record is not to be written.
+    Abandoned,
+}
+
+impl Last {
+    fn write_within(self, limit: Duration) -> Result<(), (StorageError, Stage)> {
+        let stage = Arc::new(Mutex::new(Stage::Before));
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let spawned = thread::Builder::new().name("half-join".to_owned()).spawn({
+            let stage = stage.clone();
+            move || {
+                let _ = sender.send(self.write(&stage));
+            }
+        });
+        if let Err(error) = spawned {
+            return Err((StorageError::io("starting to join", error), Stage::Before));
+        }
+        let mut result = Err(StorageError::io("resilver", "the new disk does not answer"));
+        patiently(limit, |deadline| {
+            let wait = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+            match receiver.recv_timeout(wait) {
+                Ok(answer) => result = answer,
+                Err(_) => return Progress::Late,
+            }
+            Progress::Made
+        });
+        let mut stage = stage.lock();
+        result.map_err(|error| (error, std::mem::replace(&mut *stage, Stage::Abandoned)))
+    }
+
+    fn write(&self, stage: &Mutex<Stage>) -> Result<(), StorageError> {
+        replay(&self.source.db, self.source.offset, &self.new, self.number)?;
+        self.new.sync()?;
+        let _telling = self.telling.lock();
+        {
+            let mut stage = stage.lock();
+            if *stage == Stage::Abandoned {
+                return Err(StorageError::Closed);
+            }
+            *stage = Stage::Writing;
+        }
+        // First the new half's own, which alone says nothing: the other one still calls it stale.
+        write_record(&self.new, &self.record)
+    }
+}
+
+/// A disk that has just come, or that has just answered again, may not take the first attempt.
+fn prepare_again(directory: &Path, record: &HalfRecord, is_live: bool) -> Result<u64, StorageError> {
+    let mut wait = PREPARE_WAIT;
+    loop {
+        match prepare(directory, record, is_live) {
+            Err(error @ StorageError::Io { .. }) if wait <= PREPARE_WAIT_MAX => {
+                warn!(%error, "preparing a half is tried again");
+                thread::sleep(wait);
+                wait *= 2;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -327,6 +463,10 @@ fn prepare(directory: &Path, record: &HalfRecord, is_live: bool) -> Result<u64, 
         Ok(_) | Err(StorageError::Corrupt { .. }) => {}
         Err(error) => return Err(error),
     }
+    let own = HalfRecord::read(directory).ok().flatten();
+    // Whatever was not complete when a resilver ended with its process is newer than what was.
+    let complete = own.map(|own| own.generation).or(found.first().copied());
+    mark::remove_others(directory, complete).map_err(doing)?;
     let generation = found.last().map_or(0, |last| last + 1).max(record.generation + 1);
     if !is_live {
         HalfRecord { stale: true, closed: None, ..record.clone() }.write(directory)?;

@@ -20,12 +20,18 @@ mod walk;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use rocksdb::Snapshot;
+
 use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::group::Group;
+use crate::half::Half;
 use crate::keys::GroupId;
 use crate::store::Family;
 use crate::volume::Shared;
+
+use cursor::View;
+use merge::{Records, behind};
 
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};
@@ -174,6 +180,21 @@ pub(crate) fn run(
     progress: &ScrubProgress,
 ) -> Result<ScrubReport, StorageError> {
     walk::Scrub::new(shared, opened, options, progress).run()
+}
+
+/// The least key behind `from` at which a half can be read again, or fails in another place. `None`: not before `end`.
+pub(crate) fn behind_damage(
+    half: &Half,
+    snapshot: &Snapshot<'_>,
+    family: Family,
+    (from, end): (&[u8], &[u8]),
+) -> Result<Option<Vec<u8>>, StorageError> {
+    let mut cursor = View { half, snapshot }.cursor(family, end.to_vec())?;
+    cursor.seek(from);
+    match cursor.item() {
+        Ok(item) => Ok(item.map(|(key, _)| key.to_vec())),
+        Err(error) => Ok(behind(&mut cursor, from, &error)),
+    }
 }
 
 fn set_family(progress: &ScrubProgress, family: Family) {

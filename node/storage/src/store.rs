@@ -306,7 +306,11 @@ impl Store {
         self.check()?;
         let _awaited = self.under_way.begin();
         match &self.mirror {
-            None => self.reader().sync().map(|_| ()).map_err(|error| self.fail(error.to_string())),
+            None => {
+                self.reader().sync().map_err(|error| self.fail(error.to_string()))?;
+                // Another write may have failed meanwhile: what came behind it in the log is not acknowledged.
+                self.check()
+            }
             Some(mirror) => self.sync_both(mirror),
         }
     }

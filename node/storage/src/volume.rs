@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::resilver;
 use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
+use crate::watch;
 use crate::writer::Writer;
 
 /// Cheap to clone. The groups of a volume are of use only while a handle of it lives: dropping the last one closes it.
@@ -48,6 +50,10 @@ pub struct VolumeStatistics {
     pub reads_elsewhere: u64,
     /// Halves that were made anew.
     pub resilvers: u64,
+    /// Bodies that a resilver found only in the database that a half had before it was dropped.
+    pub bodies_salvaged: u64,
+    /// Bodies that a resilver found nowhere: reading them is an error, until they come from another node.
+    pub bodies_left_out: u64,
 }
 
 /// What the groups of a volume share.
@@ -79,6 +85,8 @@ struct Inner {
     shared: Arc<Shared>,
     groups: Mutex<BTreeMap<GroupId, Group>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// While it lives the halves are looked after.
+    watching: Mutex<Option<mpsc::Sender<()>>>,
 }
 
 impl Volume {
@@ -109,7 +117,16 @@ impl Volume {
             });
             threads.push(thread.map_err(|error| StorageError::io("starting the resilver", error))?);
         }
-        let inner = Inner { shared, groups: Mutex::default(), threads: Mutex::new(threads) };
+        let (watching, closing) = mpsc::channel();
+        let thread = thread::Builder::new().name("volume-watch".to_owned()).spawn({
+            let store = shared.store.clone();
+            move || watch::run(&store, &closing)
+        });
+        threads.push(thread.map_err(|error| StorageError::io("starting to watch", error))?);
+        let watching = Mutex::new(Some(watching));
+        // So that there is something to show while a disk takes its time.
+        shared.store.halves();
+        let inner = Inner { shared, groups: Mutex::default(), threads: Mutex::new(threads), watching };
         Ok(Volume { inner: Arc::new(inner) })
     }
 
@@ -207,6 +224,8 @@ impl Volume {
             halves_dropped: of_mirror(|mirror| &mirror.dropped),
             reads_elsewhere: of_mirror(|mirror| &mirror.served_elsewhere),
             resilvers: of_mirror(|mirror| &mirror.resilvers),
+            bodies_salvaged: of_mirror(|mirror| &mirror.salvaged),
+            bodies_left_out: of_mirror(|mirror| &mirror.left_out),
         }
     }
 
@@ -220,7 +239,10 @@ impl Volume {
     /// damage was read.
     pub fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
         match &self.inner.shared.store.mirror {
-            Some(mirror) => mirror.resilver(name),
+            Some(mirror) => {
+                self.inner.shared.store.look_for(mirror, name);
+                mirror.resilver(name)
+            }
             None => Err(StorageError::Misuse("the volume is no mirror".to_owned())),
         }
     }
@@ -269,6 +291,7 @@ impl Inner {
         if let Some(mirror) = &self.shared.store.mirror {
             mirror.end_rebuilding();
         }
+        drop(self.watching.lock().take());
         self.shared.writer.close();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             // The last handle may be dropped in a completion callback: the thread cannot wait for itself.

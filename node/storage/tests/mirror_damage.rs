@@ -10,7 +10,7 @@ use common::mirror::{
     write_entries,
 };
 use common::{SHARD, append, entry, marker};
-use storage::{HalfState, Volume, VolumeOptions};
+use storage::{Volume, VolumeOptions};
 
 const ENTRIES: u64 = 2400;
 /// To repeat a failure: it prints its seed.
@@ -154,10 +154,13 @@ fn a_record_that_is_bad_on_both_halves_is_an_error_that_names_it() {
     let group = volume.group(SHARD).unwrap();
     let error = group.read(100, 101, 1).unwrap_err();
     assert!(matches!(&error, storage::StorageError::Corrupt { key, .. } if key == "blob/7/100"), "{error}");
-    // All others are served, though neither half can be made anew without that one.
+    // All others are served, and both halves made anew without that one.
     for index in [99, 101, ENTRIES] {
         assert_eq!(group.read(index, index + 1, 1).unwrap()[0].head, head(index));
     }
-    wait_until("both are known as damaged", || volume.halves().iter().all(|half| half.state == HalfState::Damaged));
+    wait_until("both are made anew", || volume.statistics().resilvers == 2);
+    wait_whole(&volume);
     append(&group, vec![entry(ENTRIES + 1, "last", None)]);
+    let error = group.read(100, 101, 1).unwrap_err();
+    assert!(matches!(&error, storage::StorageError::Corrupt { key, .. } if key.ends_with("/7/100")), "{error}");
 }

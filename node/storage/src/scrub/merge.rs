@@ -171,7 +171,7 @@ impl<R: Records> Place<R> {
 /// The least key above `from` at which a copy can be read again, or fails in another place: that is damage of its own.
 /// `None` if that is so nowhere in the range. The keys between are unknown, so they are taken as numbers: first in steps
 /// that double, then by halves.
-fn behind(records: &mut impl Records, from: &[u8], error: &StorageError) -> Option<Vec<u8>> {
+pub(crate) fn behind(records: &mut impl Records, from: &[u8], error: &StorageError) -> Option<Vec<u8>> {
     let mut low = from.to_vec();
     low.resize((from.len() + 1).max(NUMBER_BYTES_MIN), 0);
     let mut fails = |key: &[u8]| {

@@ -1,7 +1,7 @@
 //! Putting right one record that a half holds otherwise than it should, though RocksDB reads it.
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::sync::Arc;
 
 use super::check::holds;
 use super::verdict::{Judgement, Reading, judge};
@@ -9,6 +9,7 @@ use crate::error::StorageError;
 use crate::half::{Half, Progress};
 use crate::log::{BodyCheck, check_entry};
 use crate::mirror::{Mirror, hand_out};
+use crate::patience::patiently;
 use crate::store::{Changes, Family, Store};
 
 /// Writes the good copy of a record to both halves. No other write comes between the look at the copies and that: what
@@ -19,8 +20,9 @@ pub(crate) fn rewrite(store: &Store, mirror: &Mirror, family: Family, key: &[u8]
         let mut order = mirror.order.lock();
         let [first, second] = &order.halves[..] else { return Ok(false) };
         let halves = [first.clone(), second.clone()];
-        let limit = Some(Instant::now() + mirror.hang_max);
-        if halves.iter().any(|half| half.wait_written(order.number, limit) != Progress::Made) {
+        let written =
+            |half: &Arc<Half>| patiently(mirror.hang_max, |deadline| half.wait_written(order.number, deadline));
+        if halves.iter().any(|half| written(half) != Progress::Made) {
             return Ok(false);
         }
         let read = |half: &Half| half.get(None, family, key).map(|value| value.map(|bytes| Cow::Owned(bytes.into())));

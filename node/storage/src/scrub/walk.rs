@@ -25,6 +25,7 @@ use crate::keys::{
 };
 use crate::log::check_entry;
 use crate::mirror::Mirror;
+use crate::patience::patiently;
 use crate::records::decode;
 use crate::snapshot::IndexSet;
 use crate::state::check_record;
@@ -389,8 +390,8 @@ enum Level<'a> {
 /// Snapshots of both halves at one number.
 fn level<'a>(mirror: &Mirror, halves: &'a [Arc<Half>]) -> Level<'a> {
     let wait = |number: u64| {
-        let limit = Some(Instant::now() + mirror.hang_max);
-        let reached: Vec<Progress> = halves.iter().map(|half| half.wait_written(number, limit)).collect();
+        let written = |half: &Arc<Half>| patiently(mirror.hang_max, |deadline| half.wait_written(number, deadline));
+        let reached: Vec<Progress> = halves.iter().map(written).collect();
         let made = reached.contains(&Progress::Made);
         let lags = reached.iter().position(|one| matches!(one, Progress::Failed(_)) || made && *one == Progress::Late);
         match lags {

@@ -164,6 +164,7 @@ pub fn files(half: &Path) -> Vec<PathBuf> {
 #[derive(Debug, Default)]
 pub struct Script {
     plan: Mutex<Vec<(HalfName, Operation, Failure)>>,
+    hung: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,6 +190,11 @@ impl Script {
         self.plan.lock().clear();
     }
 
+    /// How many operations have hung so far.
+    pub fn hung(&self) -> usize {
+        self.hung.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     fn planned(&self, half: HalfName, operation: Operation) -> Option<Failure> {
         let plan = self.plan.lock();
         plan.iter().find(|(h, o, _)| (*h, *o) == (half, operation)).map(|(_, _, failure)| *failure)
@@ -205,6 +211,7 @@ impl Faults for Script {
                 Ok(())
             }
             Some(Failure::Hang) => {
+                self.hung.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 while self.planned(half, operation) == Some(Failure::Hang) {
                     std::thread::sleep(Duration::from_millis(5));
                 }

@@ -1,0 +1,148 @@
+//! What a resilver does where no half that is in use can be read: it looks into the database that the half to be made
+//! anew had when it was dropped, and goes on behind what is found nowhere.
+//!
+//! Only bodies are taken from there, for only those never change: one that its log entry vouches for is the same, and so
+//! is one of an entry that was purged there, hence applied, hence committed. A body that is missing is an error that names
+//! it, never less mail; so a resilver may go on without it. Any other record that cannot be read ends the resilver.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::{Cache, DB, IteratorMode, ReadOptions, Snapshot};
+use tracing::warn;
+
+use crate::error::StorageError;
+use crate::half::Half;
+use crate::keys::{GroupId, META_PURGED, meta_key, printable, u32_at, u64_at};
+use crate::log::{BodyCheck, check_entry};
+use crate::mark;
+use crate::options::{self, VolumeOptions};
+use crate::records::decode;
+use crate::scrub::behind_damage;
+use crate::store::Family;
+use crate::tail::PurgedRecord;
+
+/// The database of a dropped half.
+pub(crate) enum Old {
+    /// It was in use when it was dropped.
+    Dropped(Arc<Half>),
+    /// Found in its directory.
+    Found(DB),
+}
+
+impl Old {
+    /// `None` where there is none, or none that can be opened.
+    pub(crate) fn of(
+        dropped: Option<Arc<Half>>,
+        options: &VolumeOptions,
+        cache: &Cache,
+        (directory, generation): (&Path, u64),
+    ) -> Option<Old> {
+        let path = mark::database_path(directory, generation);
+        if let Some(half) = dropped.filter(|half| half.directory == directory && half.generation == generation) {
+            // Held by a thread that hangs, perhaps.
+            let in_place = half.mark.try_lock().is_some_and(|mark| mark.check_in_place().is_ok());
+            return in_place.then_some(Old::Dropped(half));
+        }
+        if !path.join("CURRENT").exists() {
+            return None;
+        }
+        // Its log may be damaged: what can be read of it is welcome.
+        let opened = options::database(options, cache).and_then(|db_options| {
+            DB::open_cf_descriptors_read_only(&db_options, &path, options::families(options, cache), false)
+                .map_err(|error| StorageError::io(format!("opening {}", path.display()), error))
+        });
+        opened.inspect_err(|error| warn!(%error, "the old database of a half cannot be read")).ok().map(Old::Found)
+    }
+
+    fn db(&self) -> &DB {
+        match self {
+            Old::Dropped(half) => &half.db,
+            Old::Found(db) => db,
+        }
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Option<Bytes> {
+        let db = self.db();
+        db.get_cf(&db.cf_handle(family.name())?, key).ok().flatten().map(Bytes::from)
+    }
+
+    /// Up to which index a group's log had been purged.
+    fn purged(&self, group: GroupId) -> Option<u64> {
+        let key = meta_key(META_PURGED, group);
+        let record: PurgedRecord = decode(Family::Meta, &key, &self.get(Family::Meta, &key)?).ok()?;
+        Some(record.index)
+    }
+}
+
+/// A source of a resilver, as of the moment at which it is copied.
+pub(crate) type Source<'a> = (&'a Arc<Half>, Snapshot<'a>);
+
+/// A stretch of bodies that no source can read.
+pub(crate) struct Stretch {
+    /// Its end, where something can be read again; `None`: nothing more.
+    pub to: Option<Vec<u8>>,
+    /// What the old database has of it.
+    pub bodies: Vec<(Vec<u8>, Bytes)>,
+    /// Bodies that entries of the log refer to, and that are nowhere.
+    pub lost: Vec<String>,
+}
+
+/// What there is between `from` and the next body that can be read somewhere.
+pub(crate) fn stretch(
+    sources: &[Source<'_>],
+    old: Option<&Old>,
+    from: &[u8],
+    end: &[u8],
+) -> Result<Stretch, StorageError> {
+    let mut to: Option<Vec<u8>> = Some(end.to_vec());
+    for (half, snapshot) in sources {
+        let next = behind_damage(half, snapshot, Family::Blob, (from, end))?;
+        to = match (to, next) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, None) => one,
+            (None, other) => other,
+        };
+    }
+    let to = to.filter(|to| to != end);
+    let range = || {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from.to_vec());
+        options.set_iterate_upper_bound(to.clone().unwrap_or_else(|| end.to_vec()));
+        options
+    };
+    let entry = |key: &[u8]| -> Option<Option<BodyCheck>> {
+        let value = sources.iter().find_map(|(half, snapshot)| half.get(Some(snapshot), Family::Log, key).ok()?)?;
+        check_entry(key, &value).ok()
+    };
+    let mut bodies: Vec<(Vec<u8>, Bytes)> = Vec::new();
+    if let Some(old) = old
+        && let Some(handle) = old.db().cf_handle(Family::Blob.name())
+    {
+        for item in old.db().iterator_cf_opt(&handle, range(), IteratorMode::Start) {
+            let Ok((key, value)) = item else { break };
+            let value = Bytes::from(Vec::from(value));
+            let same = match (entry(&key), u32_at(&key, 0), u64_at(&key, 4)) {
+                (Some(check), ..) => check == Some(BodyCheck::of(&value)),
+                (None, Some(group), Some(index)) => old.purged(GroupId(group)).is_some_and(|purged| index <= purged),
+                _ => false,
+            };
+            if same {
+                bodies.push((key.into(), value));
+            }
+        }
+    }
+    let mut lost = Vec::new();
+    for (half, snapshot) in sources.iter().take(1) {
+        let handle = half.family(Family::Log)?;
+        for item in snapshot.iterator_cf_opt(&handle, range(), IteratorMode::Start) {
+            let Ok((key, value)) = item else { break };
+            let has_body = check_entry(&key, &value).is_ok_and(|check| check.is_some());
+            if has_body && !bodies.iter().any(|(own, _)| own[..] == key[..]) {
+                lost.push(printable(Family::Blob, &key));
+            }
+        }
+    }
+    Ok(Stretch { to, bodies, lost })
+}

@@ -1,0 +1,171 @@
+//! Damage that is met where nobody reads, and the last good copies: neither ends a volume, nor is removed.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::flips::{Random, files_of, flip_body, flip_some};
+use common::mirror::{
+    EIO, Failure, Script, assert_entries, body, head, is_current, mirror_options, put, status, wait_until, wait_whole,
+    write_entries,
+};
+use common::{SHARD, append, entry, marker, options};
+use storage::{Group, HalfName, HalfState, Operation, StorageError, Volume, VolumeOptions};
+
+const ENTRIES: u64 = 1200;
+
+/// Small memtables, so that there are many tables and blob files, and compactions.
+fn small(options: VolumeOptions) -> VolumeOptions {
+    VolumeOptions { memtable_bytes: 4 << 20, wal_bytes_max: 2 << 20, ..options }
+}
+
+fn written(options: VolumeOptions) {
+    let volume = Volume::open(small(options)).unwrap();
+    write_entries(&volume.group(SHARD).unwrap(), ENTRIES);
+}
+
+/// So much more that compactions go over what was there, and blob files of old bodies are written anew.
+fn write_on(group: &Group, from: u64, to: u64) {
+    for first in (from..to).step_by(60) {
+        let some = (first..first + 60).map(|index| {
+            let body = (!index.is_multiple_of(3)).then(|| body(index));
+            entry(index, head(index), body)
+        });
+        append(group, some.collect());
+        group.set_applied(marker(first + 59)).unwrap();
+    }
+}
+
+#[test]
+fn compactions_that_meet_damage_in_both_halves_cost_no_record_and_no_half() {
+    let root = tempfile::tempdir().unwrap();
+    written(mirror_options(root.path()));
+    for index in [1, 100, 202] {
+        flip_body(&root.path().join("a"), index);
+        flip_body(&root.path().join("b"), index + 4);
+    }
+    for opening in 1..=2 {
+        let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+        let group = volume.group(SHARD).unwrap();
+        write_on(&group, ENTRIES * opening + 1, ENTRIES * (opening + 1));
+        assert_eq!(volume.statistics().halves_dropped, 0, "{:?}", volume.halves());
+        assert_entries(&group, ENTRIES * (opening + 1));
+        wait_whole(&volume);
+        assert_entries(&group, ENTRIES * (opening + 1));
+        assert_eq!(volume.statistics().bodies_left_out, 0);
+    }
+}
+
+#[test]
+fn a_volume_of_one_disk_with_damage_takes_writes_for_good() {
+    let root = tempfile::tempdir().unwrap();
+    written(options(root.path()));
+    let bad = [1, 100, 202];
+    bad.into_iter().for_each(|index| flip_body(root.path(), index));
+    for opening in 1..=3 {
+        let volume = Volume::open(small(options(root.path()))).unwrap();
+        let group = volume.group(SHARD).unwrap();
+        let last = ENTRIES * (opening + 1);
+        write_on(&group, ENTRIES * opening + 1, last);
+        volume.check().unwrap();
+        for index in (1..=last).step_by(33).chain(bad) {
+            match group.read(index, index + 1, 1) {
+                Ok(found) => assert!(found[0].head == head(index) && !bad.contains(&index), "entry {index}"),
+                Err(StorageError::Corrupt { key, .. }) => {
+                    assert!(bad.contains(&index) && key == format!("blob/7/{index}"), "{key}");
+                }
+                Err(error) => panic!("entry {index}: {error}"),
+            }
+        }
+    }
+}
+
+/// Half `b` is dropped, though nothing of it is damaged.
+fn without_b(root: &Path, script: &Arc<Script>) -> Volume {
+    let faults: Arc<dyn storage::Faults> = script.clone();
+    let volume = Volume::open(small(VolumeOptions { faults: Some(faults), ..mirror_options(root) })).unwrap();
+    script.set(HalfName::B, Operation::Sync, Failure::Error(EIO));
+    put(&volume.group(SHARD).unwrap(), ENTRIES + 1);
+    script.clear();
+    assert!(matches!(status(&volume, HalfName::B).state, HalfState::Stale { .. }));
+    wait_until("b is told", || {
+        std::fs::read_to_string(root.join("b/HALF")).is_ok_and(|record| record.contains("self stale"))
+    });
+    volume
+}
+
+#[test]
+fn what_only_a_dropped_half_can_still_read_is_taken_from_its_old_database() {
+    for reopened in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        written(mirror_options(root.path()));
+        let damage = || [100, 101, 700].into_iter().for_each(|index| flip_body(&root.path().join("a"), index));
+        let mut volume = without_b(root.path(), &Script::new());
+        if reopened {
+            drop(volume);
+            damage();
+            volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+        } else {
+            damage();
+            volume.resilver(HalfName::B).unwrap();
+        }
+        wait_whole(&volume);
+        assert_entries(&volume.group(SHARD).unwrap(), ENTRIES + 1);
+        let statistics = volume.statistics();
+        assert_eq!((statistics.bodies_salvaged, statistics.bodies_left_out), (3, 0));
+    }
+}
+
+#[test]
+fn a_body_that_no_half_has_is_left_out_and_named_and_all_else_is_whole_again() {
+    let root = tempfile::tempdir().unwrap();
+    written(mirror_options(root.path()));
+    for half in ["a", "b"] {
+        flip_body(&root.path().join(half), 100);
+    }
+    flip_body(&root.path().join("a"), 301);
+    flip_body(&root.path().join("b"), 302);
+    let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    let refused = |index: u64| match group.read(index, index + 1, 1) {
+        Err(StorageError::Corrupt { key, .. }) => assert!(key.ends_with("/7/100"), "{key}"),
+        other => panic!("{other:?}"),
+    };
+    refused(100);
+    wait_until("both are made anew", || volume.statistics().resilvers >= 2 && is_current(&volume, HalfName::A));
+    wait_whole(&volume);
+    refused(100);
+    for index in (1..=ENTRIES).filter(|index| *index != 100) {
+        let found = group.read(index, index + 1, 1).unwrap();
+        assert_eq!(found[0].body, (!index.is_multiple_of(3)).then(|| body(index)), "entry {index}");
+    }
+    assert!(volume.statistics().bodies_left_out > 0);
+}
+
+#[test]
+fn a_resilver_that_fails_removes_what_it_made_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    written(mirror_options(root.path()));
+    let volume = without_b(root.path(), &Script::new());
+    flip_some(&files_of(&root.path().join("a"), "sst"), 200, &mut Random(7));
+    // What resilvers left that ended with their process.
+    for left in ["db-3", "db-4"] {
+        std::fs::create_dir(root.path().join("b").join(left)).unwrap();
+    }
+    std::fs::write(root.path().join("b/MARK-3"), "").unwrap();
+    volume.resilver(HalfName::B).unwrap();
+    wait_until(
+        "it fails",
+        || matches!(status(&volume, HalfName::B).state, HalfState::Stale { reason } if reason.starts_with("resilver")),
+    );
+    let mut names: Vec<String> = std::fs::read_dir(root.path().join("b"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("db") || name.starts_with("MARK"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["MARK", "db"]);
+    volume.check().unwrap();
+    put(&volume.group(SHARD).unwrap(), ENTRIES + 2);
+}
