@@ -12,8 +12,7 @@ use cluster_tests::{ClusterOptions, Process, Random, Scenario, eventually, flip_
 const STARTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Who meets the damage, as the log has it.
-const MET: [&str; 4] =
-    ["a table is damaged", "a compaction has met damage", "replica is damaged", "storage read failed"];
+const MET: [&str; 4] = ["a table is damaged", "a compaction has met damage", "replica is damaged", "record is damaged"];
 
 fn restart(node: &mut Process) -> Result<()> {
     ensure!(node.is_running(), "the node has ended");
