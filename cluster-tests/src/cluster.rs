@@ -243,21 +243,6 @@ impl Cluster {
         })
     }
 
-    /// The volumes of a node as `mailring volume list` has them: a row for each disk.
-    pub fn volumes(&self, node: &str) -> Result<Vec<serde_json::Value>> {
-        let rows: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["volume", "list", "--json"])?)?;
-        Ok(rows.into_iter().filter(|row| row["node"] == node).collect())
-    }
-
-    /// Waits until both halves of every volume of a node hold all that was acknowledged.
-    pub fn wait_whole(&self, node: &str) -> Result<()> {
-        eventually("both halves are whole", START_MAX, || {
-            let rows = self.volumes(node)?;
-            ensure!(!rows.is_empty() && rows.iter().all(|row| row["state"] == "current"), "{rows:?}");
-            Ok(())
-        })
-    }
-
     /// Where a node's mail lies.
     pub fn disk(&self, node: usize) -> PathBuf {
         self.path().join(&self.nodes[node].name).join("disk-a")

@@ -10,11 +10,17 @@ use crate::cluster::Cluster;
 use crate::load::Random;
 
 /// More than the database keeps in memory before it writes tables.
-const LARGE_MESSAGES: usize = 30;
+pub const LARGE_MESSAGES: usize = 30;
 const LARGE_OCTETS: usize = 1 << 20;
+/// Of eight octets.
+const LINE_WORDS: usize = 9;
+/// The octet of a large message that is damaged: in the first piece that a client is sent, so that nothing was sent yet.
+const FLIPPED_AT: usize = 10_000;
+/// No other message has these octets behind it.
+const NEEDLE_OCTETS: usize = 64;
 
-/// The files of a database that hold records.
-fn tables(disk: &Path, kinds: &[&str]) -> Result<Vec<PathBuf>> {
+/// The files on a disk that have one of these extensions.
+pub fn files_of(disk: &Path, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut directories = vec![disk.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -33,11 +39,13 @@ fn tables(disk: &Path, kinds: &[&str]) -> Result<Vec<PathBuf>> {
 
 /// The kinds of files that hold records.
 pub const TABLES: &[&str] = &["sst", "blob"];
+/// Write-ahead logs.
+pub const LOGS: &[&str] = &["log"];
 
 /// Flips one bit at each of many places, all over a disk's tables, where they are. Answers how many.
 pub fn flip(disk: &Path, kinds: &[&str], random: &mut Random, places: usize) -> Result<usize> {
     let mut flipped = 0;
-    let files: Vec<(fs::File, u64)> = tables(disk, kinds)?
+    let files: Vec<(fs::File, u64)> = files_of(disk, kinds)?
         .iter()
         .filter_map(|path| {
             // Compactions remove files at any time.
@@ -51,10 +59,7 @@ pub fn flip(disk: &Path, kinds: &[&str], random: &mut Random, places: usize) -> 
         let mut at = random.below(total.max(1));
         for (file, length) in &files {
             if at < *length {
-                let mut byte = [0];
-                file.read_exact_at(&mut byte, at)?;
-                byte[0] ^= 1 << random.below(8);
-                file.write_all_at(&byte, at)?;
+                flip_at(file, at, random.below(8))?;
                 flipped += 1;
                 break;
             }
@@ -64,16 +69,83 @@ pub fn flip(disk: &Path, kinds: &[&str], random: &mut Random, places: usize) -> 
     Ok(flipped)
 }
 
-/// Large mail, so that the database has written tables: bit flips in a log are another matter.
+/// In a smaller table most is not records.
+const TABLE_OCTETS_MIN: u64 = 8 * 1024;
+
+/// Flips a bit in each table of a kind of records, where those of shards are: the directory's stand first. Answers how
+/// many tables.
+pub fn flip_tables(disk: &Path, family: &str, random: &mut Random) -> Result<usize> {
+    // Its name is among the properties, behind the records.
+    let name = format!("name{family}").into_bytes();
+    let mut flipped = 0;
+    for path in files_of(disk, &["sst"])? {
+        let octets = fs::read(&path)?;
+        let is_family = octets.windows(name.len()).any(|window| window == name);
+        let octets = octets.len() as u64;
+        if is_family && octets >= TABLE_OCTETS_MIN {
+            let file = fs::File::options().read(true).write(true).open(&path)?;
+            flip_at(&file, octets / 2 + random.below(octets / 8), 3)?;
+            flipped += 1;
+        }
+    }
+    Ok(flipped)
+}
+
+/// The write-ahead log that was written last.
+pub fn live_log(disk: &Path) -> Result<PathBuf> {
+    let mut logs = files_of(disk, LOGS)?;
+    logs.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    logs.pop().with_context(|| format!("no log in {}", disk.display()))
+}
+
+/// Where what is written in a write-ahead log ends: the rest of the file is zeros.
+fn end(log: &[u8]) -> u64 {
+    log.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
+}
+
+/// Flips a bit in the middle part of the live log of a database that is closed.
+pub fn flip_log(disk: &Path, random: &mut Random) -> Result<()> {
+    let log = live_log(disk)?;
+    let octets = end(&fs::read(&log)?);
+    ensure!(octets > 0, "{} is empty", log.display());
+    flip_at(&fs::File::options().read(true).write(true).open(&log)?, octets / 4 + random.below(octets / 2), 0)
+}
+
+fn flip_at(file: &fs::File, at: u64, bit: u64) -> Result<()> {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    byte[0] ^= 1 << bit;
+    Ok(file.write_all_at(&byte, at)?)
+}
+
+/// Large mail, so that the database has written tables: bit flips in a log are another matter. Nothing can compress it,
+/// so that it is found where it lies.
 fn large(number: usize, seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed, number as u64);
     let mut message = format!("From: large@example.test\r\nSubject: large {number}\r\n\r\n").into_bytes();
     while message.len() < LARGE_OCTETS {
-        let line: String = (0..4).map(|_| format!("{:016x}", random.draw())).collect();
-        message.extend_from_slice(line.as_bytes());
+        let octets = (0..LINE_WORDS).flat_map(|_| random.draw().to_le_bytes());
+        message.extend(octets.map(|octet| if matches!(octet, 0 | b'\r' | b'\n') { octet | 0x80 } else { octet }));
         message.extend_from_slice(b"\r\n");
     }
     message
+}
+
+/// Flips a bit of a large message where it lies on a disk, the same one each time. False while it lies in no file but a
+/// log.
+pub fn flip_large(disk: &Path, number: usize, seed: u64) -> Result<bool> {
+    let message = large(number, seed);
+    let needle = message.get(FLIPPED_AT + 1..).and_then(|rest| rest.get(..NEEDLE_OCTETS)).context("a short message")?;
+    let mut found = false;
+    for path in files_of(disk, &["blob"])? {
+        let octets = fs::read(&path)?;
+        let file = fs::File::options().read(true).write(true).open(&path)?;
+        for (at, _) in octets.windows(NEEDLE_OCTETS).enumerate().filter(|(_, window)| *window == needle) {
+            flip_at(&file, (at as u64).checked_sub(1).context("at the beginning of a file")?, 2)?;
+            found = true;
+        }
+    }
+    Ok(found)
 }
 
 /// Puts large mail into a mailbox of user0.
@@ -88,11 +160,21 @@ pub fn fill(cluster: &Cluster, seed: u64) -> Result<()> {
 
 /// Every large message, byte for byte.
 pub fn check_large(cluster: &Cluster, seed: u64) -> Result<()> {
+    check_large_but(cluster, seed, &[])
+}
+
+/// Every large message but some is served byte for byte; those are known, and refused.
+pub fn check_large_but(cluster: &Cluster, seed: u64, refused: &[usize]) -> Result<()> {
     let mut imap = cluster.imap_client("user0@example.test")?;
     imap.select("Large")?;
     let uids = imap.uids()?;
     ensure!(uids.len() == LARGE_MESSAGES, "{} of {LARGE_MESSAGES} large messages", uids.len());
     for (number, uid) in uids.into_iter().enumerate() {
+        if refused.contains(&number) {
+            let (untagged, tagged) = imap.command(&format!("UID FETCH {uid} BODY.PEEK[]"))?;
+            ensure!(tagged.starts_with("NO") && untagged.is_empty(), "large message {number}: {tagged}");
+            continue;
+        }
         let body = imap.body(uid)?.with_context(|| format!("large message {number}"))?;
         ensure!(body == large(number, seed), "large message {number} is not what it was");
     }

@@ -24,14 +24,19 @@ mod rows;
 mod scenario;
 mod service;
 mod smtp;
+mod system_calls;
 mod totals;
 mod transcript;
+mod volumes;
 
 pub use checker::check;
 pub use clock::{Clock, no_clocks_because};
 pub use cluster::{Cluster, ClusterOptions, PASSWORD};
 pub use corpus::{CorpusMessage, corpus};
-pub use damage::{TABLES, check_large, fill, flip};
+pub use damage::{
+    LARGE_MESSAGES, LOGS, TABLES, check_large, check_large_but, files_of, fill, flip, flip_large, flip_log,
+    flip_tables, live_log,
+};
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
 pub use groups::Elections;
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Status, Tally};
@@ -48,4 +53,6 @@ pub use rows::{Row, Step, play_rows};
 pub use scenario::{PROVEN, Scenario, is_long, setting};
 pub use service::{Service, Times};
 pub use smtp::{SmtpClient, dot_stuffed};
+pub use system_calls::Injection;
 pub use transcript::{Transcript, play};
+pub use volumes::letter;

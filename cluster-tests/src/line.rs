@@ -109,6 +109,13 @@ impl LineClient {
         Ok(buffer)
     }
 
+    /// All that comes until the other end closes.
+    pub fn rest(&mut self) -> Result<String> {
+        let mut rest = Vec::new();
+        (&mut self.reader).take(LINE_OCTETS_MAX).read_to_end(&mut rest)?;
+        Ok(String::from_utf8_lossy(&rest).into_owned())
+    }
+
     /// Goes away without a word: the other end sees a reset.
     pub fn reset(self) -> Result<()> {
         socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO))?;

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::clock::Clock;
+use crate::line::LineClient;
 use crate::proxy::Proxy;
 
 /// The whole cluster comes up within this even on a busy machine.
@@ -180,6 +181,18 @@ impl Process {
         Ok(log.lines().filter(alarming).map(str::to_owned).collect())
     }
 
+    /// A figure of its metrics, summed up over all labels.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let text = http(self.http, "/metrics")?.rest()?;
+        let figures = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+            rest.rsplit(' ').next()?.parse().ok()
+        });
+        let figures: Vec<u64> = figures.collect();
+        ensure!(!figures.is_empty(), "no figure {name}");
+        Ok(figures.iter().sum())
+    }
+
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -231,11 +244,14 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 }
 
 fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
-    let mut client = crate::line::LineClient::connect(address)?;
+    http(address, path).map(drop)
+}
+
+/// An answer of 200, with its headers and its content still to be read.
+fn http(address: SocketAddr, path: &str) -> Result<LineClient> {
+    let mut client = LineClient::connect(address)?;
     client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
     let status = client.line()?;
-    if !status.contains(" 200 ") {
-        bail!("{path}: {status}");
-    }
-    Ok(())
+    ensure!(status.contains(" 200 "), "{path}: {status}");
+    Ok(client)
 }

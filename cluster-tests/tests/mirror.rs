@@ -6,28 +6,15 @@
 use std::fs;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cluster_tests::{
-    ClusterOptions, PROVEN, Random, Scenario, TABLES, check_large, disks_possible, eventually, fill, flip, setting,
+    ClusterOptions, PROVEN, Random, Scenario, TABLES, check_large, disks_possible, eventually, fill, flip, letter,
+    setting,
 };
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const BIT_FLIPS: usize = 1_000;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
-
-fn letter(half: usize) -> &'static str {
-    ["a", "b"][half]
-}
-
-/// Waits until the node has noticed that a half is not what it was.
-fn wait_lost(scenario: &Scenario, half: usize) -> Result<()> {
-    eventually("the half is out of use", PATIENCE, || {
-        let rows = scenario.cluster.volumes("node1")?;
-        let row = rows.iter().find(|row| row["half"] == letter(half)).context("half")?;
-        ensure!(row["state"] == "stale", "{row}");
-        Ok(())
-    })
-}
 
 #[test]
 fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled() -> Result<()> {
@@ -39,7 +26,7 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
         let disk = scenario.cluster.disk_directories(0)[half].clone();
         fs::remove_dir_all(&disk)?;
         scenario.progress()?;
-        wait_lost(&scenario, half)?;
+        scenario.cluster.wait_half("node1", half, "stale")?;
         ensure!(scenario.cluster.admin(&["status"]).is_err(), "a mirror of one half is not healthy");
         // Nothing to fill: the disk is not there.
         ensure!(scenario.cluster.admin(&["volume", "replace", "node1"]).is_err(), "a missing directory was taken");
@@ -108,7 +95,7 @@ fn one_half_loses_power_under_load_and_nobody_notices() -> Result<()> {
         scenario.progress()?;
         scenario.cluster.disks[half].cut()?;
         scenario.progress()?;
-        wait_lost(&scenario, half)?;
+        scenario.cluster.wait_half("node1", half, "stale")?;
         ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
         // The file system is of no use until it is mounted again, and the process has files open there.
         scenario.cluster.nodes[0].kill()?;

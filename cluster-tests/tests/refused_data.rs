@@ -2,12 +2,12 @@
 //! nodes go on.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Process, eventually};
+use cluster_tests::{Cluster, ClusterOptions, Process, eventually, live_log};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const VICTIM: usize = 2;
@@ -109,18 +109,6 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     cluster.compare_replicas().map(drop)
 }
 
-/// The write-ahead log that was written last.
-fn live_log(disk: &Path) -> Result<PathBuf> {
-    let mut logs: Vec<PathBuf> = fs::read_dir(disk.join("db/db"))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<PathBuf>>>()?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .collect();
-    logs.sort();
-    logs.pop().with_context(|| format!("no log in {}", disk.display()))
-}
-
 #[test]
 fn a_damaged_log_is_refused_by_name_and_the_others_serve() -> Result<()> {
     let mut cluster = start()?;
@@ -142,6 +130,34 @@ fn a_damaged_log_is_refused_by_name_and_the_others_serve() -> Result<()> {
     fs::write(&log, &whole)?;
     cluster.nodes[VICTIM].start()?;
     cluster.nodes[VICTIM].wait_ready()?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
+
+#[test]
+fn a_log_damaged_in_both_halves_is_refused_by_name_and_the_others_serve() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { shards: 4, mirror: true, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["ann"])?;
+    for _ in 0..5 {
+        deliver(&cluster)?;
+    }
+    cluster.nodes[VICTIM].kill()?;
+    let disks = cluster.disk_directories(VICTIM);
+    let logs: Vec<_> = disks.iter().map(|disk| live_log(disk)).collect::<Result<_>>()?;
+    let whole: Vec<_> = logs.iter().map(fs::read).collect::<std::io::Result<_>>()?;
+    for (log, whole) in logs.iter().zip(&whole) {
+        let end = whole.iter().rposition(|byte| *byte != 0).context("an empty log")?;
+        let mut damaged = whole.clone();
+        damaged[end / 2..end / 2 + 8].iter_mut().for_each(|byte| *byte ^= 0xff);
+        fs::write(log, &damaged)?;
+    }
+    refuses(&mut cluster.nodes[VICTIM], &["open the volume", "disk-a", "is damaged"])?;
+    deliver(&cluster)?;
+    // It was not touched: one whole half is enough.
+    fs::write(&logs[1], &whole[1])?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    cluster.wait_whole(&cluster.nodes[VICTIM].name)?;
     cluster.wait_caught_up()?;
     cluster.compare_replicas().map(drop)
 }

@@ -2,30 +2,15 @@
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{
-    Cluster, ClusterOptions, Random, Scenario, TABLES, binary, check_large, eventually, fill, flip, setting,
-};
+use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, setting};
 use serde_json::Value;
 
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// What a scrub says, whatever its exit code.
-fn scrub(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
-    let mut command = Command::new(binary()?);
-    command.args(["scrub", "--json"]).args(arguments).env("MAILRING_CONFIG", cluster.path().join("admin.toml"));
-    let output = command.output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let summary: Value =
-        serde_json::from_str(&text).with_context(|| format!("{text} {}", String::from_utf8_lossy(&output.stderr)))?;
-    ensure!(output.status.success() == (summary["mended"] == true), "exit code {}: {summary:#}", output.status);
-    Ok(summary)
-}
 
 #[test]
 fn a_scrub_of_healthy_mirrors_and_replicas_under_load_finds_nothing() -> Result<()> {
@@ -33,13 +18,13 @@ fn a_scrub_of_healthy_mirrors_and_replicas_under_load_finds_nothing() -> Result<
     let mut scenario = Scenario::start(ClusterOptions { mirror: true, ..ClusterOptions::DEFAULT }, seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress()?;
-        let summary = scrub(&scenario.cluster, &[])?;
+        let summary = scenario.cluster.scrub(&[])?;
         ensure!(summary["clean"] == true && summary["replicas"] == 24, "{summary:#}");
         ensure!(summary["records"].as_u64() > Some(0), "{summary:#}");
     }
-    let one = scrub(&scenario.cluster, &["--shard", "3"])?;
+    let one = scenario.cluster.scrub(&["--shard", "3"])?;
     ensure!(one["clean"] == true && one["replicas"] == 3, "{one:#}");
-    ensure!(scrub(&scenario.cluster, &["--shard", "8"]).is_err(), "there is no shard 8");
+    ensure!(scenario.cluster.scrub(&["--shard", "8"]).is_err(), "there is no shard 8");
     ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
     scenario.finish()
 }
@@ -57,9 +42,9 @@ fn what_a_scrub_found_is_known_after_a_restart_and_the_next_one_comes_by_itself(
     let mut cluster = Cluster::start(options)?;
     cluster.add_accounts(&["user0"])?;
     ensure!(scrubbed(&cluster)?.is_none(), "it was never scrubbed");
-    scrub(&cluster, &["--shard", "3"])?;
+    cluster.scrub(&["--shard", "3"])?;
     ensure!(scrubbed(&cluster)?.is_none(), "a shard is not the whole volume");
-    scrub(&cluster, &[])?;
+    cluster.scrub(&[])?;
     let first = scrubbed(&cluster)?.context("it was scrubbed")?;
     cluster.nodes[0].reconfigure("[node]\n", "[node]\nscrub_interval_s = 86400\n")?;
     cluster.nodes[0].kill()?;
@@ -130,11 +115,11 @@ fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
         let half = (round % 2) as usize;
         let disk = scenario.cluster.disk_directories(0)[half].clone();
         ensure!(flip(&disk, TABLES, &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
-        let found = scrub(&scenario.cluster, &[])?;
+        let found = scenario.cluster.scrub(&[])?;
         ensure!(found["clean"] == false && found["mended"] == true, "{found:#}");
         println!("{} findings", found["findings"].as_array().map_or(0, Vec::len));
         scenario.cluster.wait_whole("node1")?;
-        let again = scrub(&scenario.cluster, &[])?;
+        let again = scenario.cluster.scrub(&[])?;
         ensure!(again["clean"] == true, "{again:#}");
         scenario.progress()?;
         ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
@@ -158,11 +143,11 @@ fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<(
         // Bodies alone: a compaction that meets a damaged table ends the node, whose disk has no mirror.
         let flipped = flip(&scenario.cluster.disk(victim), &["blob"], &mut random, BODY_FLIPS)?;
         ensure!(flipped == BODY_FLIPS, "no bodies in files yet");
-        let found = scrub(&scenario.cluster, &[])?;
+        let found = scenario.cluster.scrub(&[])?;
         ensure!(found["clean"] == false, "{found:#}");
         // A replica that leads is handed over first, and made anew by the next scrub.
         eventually("all is mended", PATIENCE, || {
-            let again = scrub(&scenario.cluster, &[])?;
+            let again = scenario.cluster.scrub(&[])?;
             ensure!(again["clean"] == true, "{again:#}");
             Ok(())
         })?;

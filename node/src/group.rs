@@ -246,6 +246,20 @@ impl Group {
         self.metrics().state == ServerState::Leader
     }
 
+    /// Whether another leads, or nobody, within this time.
+    pub async fn ends_to_lead(&self, max: Duration) -> bool {
+        let mut metrics = self.raft.metrics();
+        let ended = async {
+            while self.leads() {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        drop(tokio::time::timeout(max, ended).await);
+        !self.leads()
+    }
+
     /// The log index of the newest membership that it knows, committed or not.
     pub fn membership_index(&self) -> u64 {
         self.metrics().membership_config.log_id().as_ref().map_or(0, |id| id.index)

@@ -1,6 +1,6 @@
 //! Scrub: reads what nobody reads, on every volume and of every replica, before the last good copy goes too. What is wrong
 //! within a mirror is mended there ([`storage::Volume::scrub`]); a replica that differs from most, or that cannot be read,
-//! is made anew from the others (`membership.rs`).
+//! is made anew from the others (`membership.rs`). So is one in which somebody's read meets damage ([`leave`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use proto::wire::{
 use proto::{DirectoryStore, ItemStream};
 use storage::{Command, Finding, GroupId, ScrubOptions, Scrubbed, StorageError, Verdict, Volume};
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{MailError, MailResult, NodeId, ShardId};
 
@@ -35,6 +36,8 @@ const START_MAX: Duration = Duration::from_secs(600);
 const HEIR_MAX: Duration = Duration::from_secs(15);
 /// From the proposal of a membership to its being applied.
 const REMOVE_MAX: Duration = Duration::from_secs(15);
+/// How long a leader is waited for that gives its place to another one.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 
@@ -215,10 +218,15 @@ async fn leave_to(node: &Node, shard: &Arc<Shard>, heir: NodeId) -> String {
     if let Err(error) = shard.group.raft.trigger().transfer_leader(heir.0).await {
         return format!("nothing: {error}");
     }
+    seen_to_by(node, shard.id, heir).await
+}
+
+/// What the one that is to lead a shard does about this node's replica of it.
+async fn seen_to_by(node: &Node, shard: ShardId, heir: NodeId) -> String {
     let Some(peer) = membership::at(node, heir) else { return "nothing: its heir has no address".to_owned() };
     let deadline = Instant::now() + HEIR_MAX;
     loop {
-        match peer.compare_shard(CompareShardRequest { shard: shard.id.0 }).await {
+        match peer.compare_shard(CompareShardRequest { shard: shard.0 }).await {
             Ok(reply) => {
                 let own = reply.replicas.into_iter().find(|replica| replica.node == node.id().0);
                 return own.map_or_else(|| "nothing: it is no voter any more".to_owned(), |own| own.repair);
@@ -227,6 +235,30 @@ async fn leave_to(node: &Node, shard: &Arc<Shard>, heir: NodeId) -> String {
             Err(_) => tokio::time::sleep(TELL).await,
         }
     }
+}
+
+/// A read has met damage in this node's replica, with no good copy on its disks: another replica leads when this returns
+/// true, and sees to this one. False where there is none that could.
+pub async fn leave(node: &Node, id: ShardId) -> bool {
+    let Ok(shard) = node.groups().shard(id) else { return true };
+    // A second reader waits for what the first one does.
+    let mut seeing_to = shard.seen_to.lock().await;
+    if !shard.group.leads() {
+        return true;
+    }
+    let Some(heir) = shard.group.heir(|other| shard.group.has_caught_up(other)) else { return false };
+    shard.group.hand_over(heir).await;
+    if !shard.group.ends_to_lead(LEAVE_MAX).await {
+        return false;
+    }
+    if seeing_to.as_ref().is_none_or(JoinHandle::is_finished) {
+        let node = node.clone();
+        *seeing_to = Some(tokio::spawn(async move {
+            let repair = seen_to_by(&node, id, heir).await;
+            tracing::error!(shard = id.0, leader = heir.0, repair, "replica is damaged");
+        }));
+    }
+    true
 }
 
 fn random_mark() -> MailResult<u128> {

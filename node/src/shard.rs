@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use proto::wire::{DigestShardReply, WatchEvent};
 use storage::{Command, Export, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
 use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
@@ -36,6 +37,8 @@ pub struct Shard {
     pub volume: Arc<NodeVolume>,
     /// A comparison of its replicas is under way here.
     pub is_compared: AtomicBool,
+    /// Another replica's leader compares them, since this one cannot be read.
+    pub seen_to: tokio::sync::Mutex<Option<JoinHandle<()>>>,
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
@@ -64,7 +67,8 @@ impl Shard {
         });
         let group = Group::start(storage, applier, context).await?;
         let (maildrops, recent, is_compared) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
-        Ok(Arc::new(Shard { id, group, volume, is_compared, clock, events, marks, maildrops, recent }))
+        let seen_to = tokio::sync::Mutex::default();
+        Ok(Arc::new(Shard { id, group, volume, is_compared, seen_to, clock, events, marks, maildrops, recent }))
     }
 
     pub fn state(&self) -> ShardState {

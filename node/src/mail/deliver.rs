@@ -108,7 +108,8 @@ impl Node {
         let (id, mailbox) = (request_id(&request.request_id)?, mailbox_name(&request.mailbox)?);
         // Asked before the body goes through the log; apply decides again.
         let (state, name) = (shard.read().await?, mailbox.clone());
-        if super::blocking(move || state.mailbox(account, &name).map_err(super::storage_error)).await?.is_none() {
+        let found = super::blocking(move || state.mailbox(account, &name).map_err(super::storage_error)).await;
+        if self.or_elsewhere(request.shard, found).await?.is_none() {
             return Err(MailError::NoSuchMailbox);
         }
         let flags = flags_from_wire(request.flags.as_ref())?;

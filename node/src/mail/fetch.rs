@@ -43,8 +43,9 @@ impl Node {
         let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
         let fetch = Fetch { state, account, mailbox, request };
         let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
+        let (node, shard) = (self.clone(), fetch.request.shard);
         tokio::spawn(async move {
-            if let Err(error) = feed(fetch, uids, &sender).await {
+            if let Err(error) = node.or_elsewhere(shard, feed(fetch, uids, &sender).await).await {
                 drop(sender.send(Err(error)).await);
             }
         });

@@ -78,6 +78,16 @@ impl Node {
         Ok(())
     }
 
+    /// What a read of a shard came to. One that met damage is to be asked of another replica, where there is one.
+    async fn or_elsewhere<T>(&self, shard: u32, result: MailResult<T>) -> MailResult<T> {
+        let Err(MailError::Corrupt { key }) = &result else { return result };
+        tracing::error!(shard, key, "record is damaged");
+        match crate::scrub::leave(self, ShardId(shard)).await {
+            true => Err(MailError::NotLeader { hint: None }),
+            false => result,
+        }
+    }
+
     async fn change(&self, shard: u32, request: u128, command: Command) -> MailResult<Outcome> {
         let shard = self.shard(shard)?;
         let space = &shard.volume.space;
@@ -146,8 +156,10 @@ async fn cancellable<T: Send + 'static>(
 /// The log has the whole story of a disk error; the caller learns its kind.
 fn storage_error(error: StorageError) -> MailError {
     match error {
-        // The process ends, or the replica has gone elsewhere: no fault of the disk.
-        StorageError::Closed | StorageError::Dropped => tracing::debug!(%error, "storage read refused"),
+        // The process ends, or the replica has gone elsewhere: no fault of the disk. Damage is told by `or_elsewhere`.
+        StorageError::Closed | StorageError::Dropped | StorageError::Corrupt { .. } => {
+            tracing::debug!(%error, "storage read refused");
+        }
         _ => tracing::error!(%error, "storage read failed"),
     }
     MailError::from(error)
@@ -235,7 +247,8 @@ impl MailStore for Node {
         let account = AccountId(request.account);
         self.check_account(account)?;
         let state = self.read(request.shard).await?;
-        if blocking(move || state.account_exists(account).map_err(storage_error)).await? {
+        let exists = blocking(move || state.account_exists(account).map_err(storage_error)).await;
+        if self.or_elsewhere(request.shard, exists).await? {
             return Ok(());
         }
         self.change(request.shard, 0, Command::CreateAccount { account }).await.map(|_| ())
@@ -244,7 +257,8 @@ impl MailStore for Node {
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
-        blocking(move || {
+        let at = request.shard;
+        let read = blocking(move || {
             let account = AccountId(request.account);
             let mailboxes = state.mailboxes(account).map_err(storage_error)?;
             let subscriptions = state.subscriptions(account).map_err(storage_error)?;
@@ -252,8 +266,8 @@ impl MailStore for Node {
                 mailboxes: mailboxes.iter().map(|info| mailbox_to_wire(info, 0)).collect(),
                 subscriptions: subscriptions.iter().map(ToString::to_string).collect(),
             })
-        })
-        .await
+        });
+        self.or_elsewhere(at, read.await).await
     }
 
     async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply> {
@@ -296,21 +310,23 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
         let name = mailbox_name(&request.name)?;
-        blocking(move || {
+        let at = request.shard;
+        let read = blocking(move || {
             let account = AccountId(request.account);
             let info = state.mailbox(account, &name).map_err(storage_error)?.ok_or(MailError::NoSuchMailbox)?;
             let selection = state.select(account, info.id).map_err(selected_by_name)?;
             let recent = shard.recent(account, info.id, &selection.uids, uid_next(&info), false);
             Ok(mailbox_to_wire(&selection.info, recent.len()))
-        })
-        .await
+        });
+        self.or_elsewhere(at, read.await).await
     }
 
     async fn select(&self, request: SelectRequest) -> MailResult<SelectReply> {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
         let name = mailbox_name(&request.name)?;
-        blocking(move || {
+        let at = request.shard;
+        let read = blocking(move || {
             let account = AccountId(request.account);
             let info = state.mailbox(account, &name).map_err(storage_error)?.ok_or(MailError::NoSuchMailbox)?;
             let selection = state.select(account, info.id).map_err(selected_by_name)?;
@@ -323,8 +339,8 @@ impl MailStore for Node {
                 recent: Some(uid_set_to_wire(&recent)),
                 keywords: info.keywords.iter().map(ToString::to_string).collect(),
             })
-        })
-        .await
+        });
+        self.or_elsewhere(at, read.await).await
     }
 
     async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
@@ -375,7 +391,8 @@ impl MailStore for Node {
         if uids.ranges().len() > UID_RUNS_PER_COMMAND {
             // COPY is all or nothing (RFC 3501 §6.4.7), so it is one command.
             let state = self.read(request.shard).await?;
-            uids = blocking(move || Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids))).await?;
+            let filled = blocking(move || Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids))).await;
+            uids = self.or_elsewhere(request.shard, filled).await?;
         }
         if uids.ranges().len() > UID_RUNS_PER_COMMAND {
             let text = format!("too many messages that do not follow each other, at most {UID_RUNS_PER_COMMAND} runs");
@@ -414,7 +431,9 @@ impl MailStore for Node {
     async fn changes(&self, request: ChangesRequest) -> MailResult<ChangesReply> {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
-        cancellable(move |cancelled| changes(&shard, &state, &request, cancelled)).await
+        let at = request.shard;
+        let read = cancellable(move |cancelled| changes(&shard, &state, &request, cancelled)).await;
+        self.or_elsewhere(at, read).await
     }
 
     async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {

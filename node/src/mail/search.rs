@@ -24,15 +24,16 @@ impl Node {
         let bounds = self.bounds();
         let turns = if cost(&program) == 0 { &bounds.index_searches } else { &bounds.searches };
         let turn = turns.clone().acquire_owned().await.map_err(|_| MailError::Unavailable)?;
-        cancellable(move |cancelled| {
+        let at = request.shard;
+        let read = cancellable(move |cancelled| {
             let _turn = turn;
             let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
             let selection = state.select(account, mailbox)?;
             let recent = uid_set_from_wire(request.recent.as_ref())?;
             let search = Search { state, account, mailbox, all: selection.uids, recent };
             search.run(&program, cancelled)
-        })
-        .await
+        });
+        self.or_elsewhere(at, read.await).await
     }
 }
 

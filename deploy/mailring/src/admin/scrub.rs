@@ -34,6 +34,9 @@ struct Summary {
     replicas: usize,
     findings: Vec<FindingRow>,
     findings_beyond: u64,
+    /// Among them.
+    #[serde(skip)]
+    some_beyond_unmended: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +79,7 @@ pub async fn run(client: &mut AdminClient, shard: Option<u32>, output: OutputArg
         }
     }
     summary.clean = summary.findings.is_empty() && summary.findings_beyond == 0;
-    summary.mended = summary.findings.iter().all(|finding| finding.mended) && summary.findings_beyond == 0;
+    summary.mended = summary.findings.iter().all(|finding| finding.mended) && !summary.some_beyond_unmended;
     print(&summary, output)?;
     if summary.mended { Ok(()) } else { Err(Failure::Told) }
 }
@@ -102,7 +105,10 @@ fn print(summary: &Summary, output: OutputArgs) -> Result<(), Failure> {
         (false, true) => {
             "all that was wrong is mended, or being so: see mailring volume list and shard list".to_owned()
         }
-        (false, false) => format!("{} findings, not all of them mended", summary.findings.len()),
+        (false, false) => {
+            let findings = summary.findings.len() as u64 + summary.findings_beyond;
+            format!("{findings} findings, not all of them mended")
+        }
     };
     let fields = [
         ("read", format!("{} records, {}", summary.records, octets(summary.octets))),
@@ -167,11 +173,17 @@ fn unread(node: &str, volume: Option<u32>, reason: &str) -> FindingRow {
     }
 }
 
+/// Whether findings that are not listed are mended too: all are of a half that is made anew from a good one.
+fn is_made_anew(report: &ScrubReport) -> bool {
+    report.lost == 0 && report.differing == 0 && !report.resilvers.is_empty()
+}
+
 impl Summary {
     fn take(&mut self, node: &str, report: ScrubReport) {
         self.records += report.records;
         self.octets += report.octets;
         self.findings_beyond += report.findings_beyond;
+        self.some_beyond_unmended |= report.findings_beyond > 0 && !is_made_anew(&report);
         let volume = report.volume;
         if !report.error.is_empty() || !report.complete {
             let reason = if report.error.is_empty() { "broken off" } else { &report.error };

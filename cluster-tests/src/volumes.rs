@@ -1,0 +1,60 @@
+//! The volumes of a cluster's nodes, as an operator sees them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::process::{START_MAX, binary, eventually};
+
+/// The name of the first or the second half of a mirror.
+pub fn letter(half: usize) -> &'static str {
+    ["a", "b"][half]
+}
+
+impl Cluster {
+    /// The volumes of a node as `mailring volume list` has them: a row for each disk.
+    pub fn volumes(&self, node: &str) -> Result<Vec<Value>> {
+        let rows: Vec<Value> = serde_json::from_str(&self.admin(&["volume", "list", "--json"])?)?;
+        Ok(rows.into_iter().filter(|row| row["node"] == node).collect())
+    }
+
+    /// Waits until both halves of every volume of a node hold all that was acknowledged.
+    pub fn wait_whole(&self, node: &str) -> Result<()> {
+        eventually("both halves are whole", START_MAX, || {
+            let rows = self.volumes(node)?;
+            ensure!(!rows.is_empty() && rows.iter().all(|row| row["state"] == "current"), "{rows:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until the node says of a half of its first volume what it is in.
+    pub fn wait_half(&self, node: &str, half: usize, state: &str) -> Result<()> {
+        eventually("the half is known for what it is", START_MAX, || {
+            let rows = self.volumes(node)?;
+            let row = rows.iter().find(|row| row["volume"] == 1 && row["half"] == letter(half)).context("half")?;
+            ensure!(row["state"] == state, "{row}");
+            Ok(())
+        })
+    }
+
+    /// What a scrub says, whatever its exit code.
+    pub fn scrub(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = Command::new(binary()?);
+        command.args(["scrub", "--json"]).args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml"));
+        let output = command.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let summary: Value = serde_json::from_str(&text)
+            .with_context(|| format!("{text} {}", String::from_utf8_lossy(&output.stderr)))?;
+        ensure!(output.status.success() == (summary["mended"] == true), "exit code {}: {summary:#}", output.status);
+        Ok(summary)
+    }
+
+    /// That a scrub, which compares the halves of every mirror and the replicas of every shard, finds nothing.
+    pub fn check_scrub(&self) -> Result<()> {
+        let summary = self.scrub(&[])?;
+        ensure!(summary["clean"] == true, "{summary:#}");
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! The write-ahead log of one half of a mirror is damaged or lost, with one replica of everything, under load: the node
+//! serves all of it from the other half. At its start it makes the bad one anew.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use cluster_tests::{ClusterOptions, Random, Scenario, flip_log, live_log, setting};
+
+const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+const RESILVERED: &str = "mailring_node_volume_resilvers";
+
+/// The node ends, by its own will every other time round the two halves; `damage` is done; it starts again with all that
+/// was acknowledged.
+fn survives(scenario: &mut Scenario, round: u64, damage: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let half = (round % 2) as usize;
+    match round / 2 % 2 {
+        0 => scenario.cluster.nodes[0].kill()?,
+        _ => scenario.cluster.nodes[0].terminate()?,
+    }
+    damage(&scenario.cluster.disk_directories(0)[half])?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    is_made_anew(scenario)
+}
+
+/// After a start that half of the mirror has not come through.
+fn is_made_anew(scenario: &Scenario) -> Result<()> {
+    scenario.load.forget_errors();
+    scenario.progress()?;
+    scenario.cluster.wait_whole("node1")?;
+    let resilvered = scenario.cluster.nodes[0].metric(RESILVERED)?;
+    ensure!(resilvered == 1, "{resilvered} halves made anew since the start");
+    scenario.progress()?;
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    Ok(())
+}
+
+#[test]
+fn a_bit_flipped_in_the_log_of_one_half_while_the_node_is_down_loses_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 93), setting("MAILRING_ROUNDS", 4));
+    let mut random = Random::new(seed, u64::MAX);
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        survives(&mut scenario, round, |disk| flip_log(disk, &mut random))?;
+    }
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
+
+#[test]
+fn the_live_log_of_one_half_deleted_while_the_node_is_down_loses_nothing() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 94), setting("MAILRING_ROUNDS", 4));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        survives(&mut scenario, round, |disk| Ok(fs::remove_file(live_log(disk)?)?))?;
+    }
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}

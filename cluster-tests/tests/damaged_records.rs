@@ -1,0 +1,129 @@
+//! Records are damaged in both halves of a mirror, under load: one that either half can read is served, byte for byte, and
+//! one that neither can is refused by name, never served wrong, and comes back from other replicas where there are any.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{
+    Cluster, ClusterOptions, LARGE_MESSAGES, Scenario, check_large, check_large_but, eventually, fill, flip_large,
+    setting,
+};
+use serde_json::Value;
+
+const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+/// Fewer would mean that the database keeps most of them in memory.
+const FLIPPED_MIN: usize = 5;
+/// Of the large ones, so many are in files for certain, and not only in a log.
+const OLD_MESSAGES: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn no_errors(scenario: &Scenario) -> Result<()> {
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    Ok(())
+}
+
+#[test]
+fn halves_damaged_in_different_records_serve_every_one_of_them() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 96), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        let disks = scenario.cluster.disk_directories(0);
+        let mut flipped = [0, 0];
+        for number in 0..LARGE_MESSAGES {
+            let half = (number + round as usize) % 2;
+            flipped[half] += usize::from(flip_large(&disks[half], number, seed)?);
+        }
+        ensure!(flipped.iter().all(|half| *half >= FLIPPED_MIN), "messages damaged in each half: {flipped:?}");
+        println!("messages damaged in each half: {flipped:?}");
+        check_large(&scenario.cluster, seed)?;
+        scenario.progress()?;
+        no_errors(&scenario)?;
+        // Both are made anew, each from what the two have.
+        scenario.cluster.wait_whole("node1")?;
+        ensure!(scenario.cluster.nodes[0].metric("mailring_node_volume_reads_elsewhere")? > 0, "not counted");
+        let resilvers = scenario.cluster.nodes[0].metric("mailring_node_volume_resilvers")?;
+        ensure!(resilvers >= 2 * (round + 1), "{resilvers} halves made anew");
+        scenario.cluster.check_scrub()?;
+    }
+    check_large(&scenario.cluster, seed)?;
+    no_errors(&scenario)?;
+    scenario.finish()
+}
+
+/// A client removes messages that cannot be read.
+fn expunge(cluster: &Cluster, numbers: &[usize]) -> Result<()> {
+    let mut imap = cluster.imap_client("user0@example.test")?;
+    imap.select("Large")?;
+    let uids = imap.uids()?;
+    for number in numbers {
+        let uid = uids.get(*number).context("no such message")?;
+        imap.ok(&format!("UID STORE {uid} +FLAGS.SILENT (\\Deleted)"))?;
+    }
+    imap.ok("EXPUNGE").map(drop)
+}
+
+#[test]
+fn a_record_that_is_bad_in_both_halves_is_refused_by_name_and_can_be_expunged() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 97), setting("MAILRING_ROUNDS", 1));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    let mut bad = Vec::new();
+    for round in 0..rounds.min(OLD_MESSAGES as u64) {
+        scenario.progress()?;
+        let number = (round as usize * 7 + 3) % OLD_MESSAGES;
+        for disk in &scenario.cluster.disk_directories(0) {
+            ensure!(flip_large(disk, number, seed)?, "large message {number} is in no file of {}", disk.display());
+        }
+        bad.push(number);
+        check_large_but(&scenario.cluster, seed, &bad)?;
+        ensure!(scenario.cluster.nodes[0].logged("record is damaged")? > 0, "the record is not named in the log");
+        scenario.progress()?;
+        // Both halves are made anew without it, and it is refused as before.
+        scenario.cluster.wait_whole("node1")?;
+        check_large_but(&scenario.cluster, seed, &bad)?;
+        no_errors(&scenario)?;
+        let found = scenario.cluster.scrub(&[])?;
+        ensure!(found["clean"] == false && found["mended"] == false, "{found:#}");
+    }
+    expunge(&scenario.cluster, &bad)?;
+    scenario.progress()?;
+    no_errors(&scenario)?;
+    scenario.finish()
+}
+
+/// The node that leads the shard of an account.
+fn leader_of(cluster: &Cluster, account: &str) -> Result<usize> {
+    let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", account, "--json"])?)?;
+    let shard = account["shard"].as_u64().with_context(|| format!("{account}"))?.to_string();
+    let shard: Value = serde_json::from_str(&cluster.admin(&["shard", "show", &shard, "--json"])?)?;
+    let leader = cluster.nodes.iter().position(|node| shard["leader"] == node.name.as_str());
+    leader.with_context(|| format!("{shard}"))
+}
+
+#[test]
+fn a_record_that_is_bad_in_both_halves_of_a_leader_is_served_by_another_replica() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 98), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(ClusterOptions { mirror: true, ..ClusterOptions::DEFAULT }, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        let victim = leader_of(&scenario.cluster, "user0@example.test")?;
+        let bad = (round as usize * 7 + 3) % OLD_MESSAGES;
+        for disk in &scenario.cluster.disk_directories(victim)[..2] {
+            ensure!(flip_large(disk, bad, seed)?, "large message {bad} is in no file of {}", disk.display());
+        }
+        check_large(&scenario.cluster, seed)?;
+        scenario.progress()?;
+        no_errors(&scenario)?;
+        ensure!(scenario.cluster.nodes[victim].logged("record is damaged")? > 0, "the record is not named in the log");
+        eventually("the replica is made anew", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
+        eventually("nothing is damaged any more", PATIENCE, || scenario.cluster.check_scrub())?;
+        check_large(&scenario.cluster, seed)?;
+        scenario.load.forget_errors();
+    }
+    scenario.finish()
+}

@@ -1,0 +1,90 @@
+//! A disk of a mirror answers with errors, with one replica of everything, under load: it is dropped, that is recorded,
+//! no client notices, and what takes its place is whole. Needs strace.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{ClusterOptions, Injection, LOGS, Scenario, TABLES, check_large, files_of, fill, letter, setting};
+
+const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+const DROPPED: &str = "mailring_node_volume_halves_dropped";
+
+fn no_errors(scenario: &Scenario) -> Result<()> {
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    Ok(())
+}
+
+/// The half has been dropped and counted, and by nobody's fault but its disk's.
+fn dropped(scenario: &Scenario, half: usize, count: u64) -> Result<()> {
+    scenario.cluster.wait_half("node1", half, "stale")?;
+    ensure!(scenario.cluster.admin(&["status"]).is_err(), "a mirror of one half is not healthy");
+    ensure!(scenario.cluster.nodes[0].metric(DROPPED)? == count, "not counted");
+    ensure!(scenario.cluster.nodes[0].logged("Input/output error")? > 0, "the log does not say why");
+    scenario.progress()?;
+    no_errors(scenario)
+}
+
+#[test]
+fn a_half_that_cannot_be_read_is_dropped_and_nobody_notices() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 91), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for round in 0..rounds {
+        // The half that is read: after a drop the other one.
+        let half = (round % 2) as usize;
+        scenario.progress()?;
+        let process = scenario.cluster.nodes[0].pid().context("not running")?;
+        let files = files_of(&scenario.cluster.disk_directories(0)[half], TABLES)?;
+        let Some(errors) = Injection::begin(process, "pread64", "error=EIO", &files)? else { return Ok(()) };
+        check_large(&scenario.cluster, seed)?;
+        dropped(&scenario, half, round + 1)?;
+        drop(errors);
+        check_large(&scenario.cluster, seed)?;
+        scenario.cluster.admin(&["volume", "resilver", "node1", "1", "--half", letter(half), "--wait"])?;
+        scenario.cluster.wait_whole("node1")?;
+        no_errors(&scenario)?;
+    }
+    scenario.progress()?;
+    no_errors(&scenario)?;
+    check_large(&scenario.cluster, seed)?;
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
+
+#[test]
+fn a_half_whose_sync_fails_once_is_dropped_and_nobody_notices() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 92), setting("MAILRING_ROUNDS", 4));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    let mut drops = 0;
+    for round in 0..rounds {
+        let half = (round % 2) as usize;
+        scenario.progress()?;
+        let process = scenario.cluster.nodes[0].pid().context("not running")?;
+        let logs = files_of(&scenario.cluster.disk_directories(0)[half], LOGS)?;
+        // By itself each of the threads that sync counts to one.
+        let once = Injection::begin(process, "fdatasync,fsync", "error=EIO:when=1", &logs)?;
+        let Some(once) = once else { return Ok(()) };
+        drops += 1;
+        dropped(&scenario, half, drops)?;
+        drop(once);
+        scenario.progress()?;
+        no_errors(&scenario)?;
+        if round / 2 % 2 == 0 {
+            scenario.cluster.admin(&["volume", "resilver", "node1", "1", "--half", letter(half), "--wait"])?;
+            no_errors(&scenario)?;
+        } else {
+            // The drop is on the other half's disk: what stayed behind is known after the worst of ends, and made anew.
+            scenario.cluster.nodes[0].kill()?;
+            scenario.cluster.start_all()?;
+            scenario.cluster.wait_ready()?;
+            drops = 0;
+        }
+        scenario.cluster.wait_whole("node1")?;
+        ensure!(scenario.cluster.nodes[0].metric("mailring_node_volume_resilvers")? > 0, "not made anew");
+        scenario.load.forget_errors();
+    }
+    scenario.progress()?;
+    no_errors(&scenario)?;
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
