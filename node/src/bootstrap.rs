@@ -277,6 +277,8 @@ async fn register(node: &Node) -> MailResult<()> {
         }
         match client(node, address)?.register_node(request.clone()).await {
             Ok(()) => return Ok(()),
+            // What the leader says tells more.
+            Err(MailError::NotLeader { .. }) if !matches!(last, MailError::Unavailable) => {}
             Err(error) => last = error,
         }
     }

@@ -131,10 +131,13 @@ impl Mark {
         self.check_in_place()?;
         // Twice: files come and go while they are listed.
         if live_wal(&self.database)? < self.slot.wal && live_wal(&self.database)? < self.slot.wal {
-            let path = self.database.display();
-            return Err(StorageError::io(format!("looking for {path}"), "its write-ahead log has gone"));
+            return Err(self.log_has_gone());
         }
         Ok(())
+    }
+
+    fn log_has_gone(&self) -> StorageError {
+        StorageError::io(format!("looking for {}", self.database.display()), "its write-ahead log has gone")
     }
 
     /// Notes that everything up to this sequence number is durable.
@@ -145,6 +148,9 @@ impl Mark {
             Err(error) if is_want(&error) => self.slot.wal,
             found => found.map_err(|error| listing(&self.database, &error))?,
         };
+        if wal < self.slot.wal {
+            return Err(self.log_has_gone());
+        }
         self.slot = Slot { turn: self.slot.turn + 1, sequence: sequence.max(self.slot.sequence), wal };
         let doing = |error: io::Error| StorageError::io("writing the mark", error);
         self.file.write_all_at(&self.slot.encode(), self.slot.turn % 2 * SLOT_DISTANCE).map_err(doing)?;
