@@ -304,6 +304,7 @@ impl Group {
             accounts: 0,
             messages: 0,
             octets: 0,
+            operations: 0,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
+mod leadership;
 mod report;
 mod turns;
 mod voters;
@@ -18,6 +19,7 @@ use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceRe
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+use self::leadership::{Led, Rates};
 use self::turns::Turn;
 use self::voters::Candidate;
 use crate::Node;
@@ -86,6 +88,7 @@ impl Observed {
 pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut heard: HashMap<NodeId, Instant> = HashMap::new();
+    let mut looks = Looks::default();
     loop {
         if node.groups().directory.leads() {
             listen(&node, &mut heard);
@@ -98,8 +101,12 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             if let Err(error) = conduct(&node).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
+            if let Err(error) = lead_by_load(&node, &mut looks).await {
+                tracing::debug!(%error, "leaders not chosen by load");
+            }
         } else {
             heard.clear();
+            looks = Looks::default();
         }
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -262,6 +269,50 @@ async fn conduct(node: &Node) -> MailResult<()> {
         propose(node, &Command::BeginMoves { shards: begin }).await?;
     }
     Ok(())
+}
+
+/// What the looks at the load of the shards have come to.
+#[derive(Default)]
+struct Looks {
+    last: Option<Instant>,
+    rates: Rates,
+}
+
+/// Lets leadership follow the load, where nothing moves and every shard is whole and led from where it should be.
+async fn lead_by_load(node: &Node, looks: &mut Looks) -> MailResult<()> {
+    let pause = Duration::from_secs(node.settings().leaders_look_s);
+    if pause.is_zero() || looks.last.is_some_and(|last| last.elapsed() < pause) {
+        return Ok(());
+    }
+    looks.last = Some(Instant::now());
+    let observed = Observed::take(node).await;
+    let mut settled = !is_under_way(node);
+    let leaders = {
+        let directory = node.groups().directory_state.read();
+        let mut led = Vec::new();
+        for placement in directory.placements() {
+            let seen = observed.led(placement.shard);
+            if let Some(seen) = seen {
+                looks.rates.note(placement.shard, NodeId(seen.leader), seen.operations, Instant::now());
+            }
+            let rate = looks.rates.of(placement.shard);
+            let at_home = seen.is_some_and(|seen| placement.wanted.first() == Some(&NodeId(seen.leader)));
+            settled &= at_home && rate.is_some();
+            let owners = placement.wanted.clone();
+            led.push(Led { shard: placement.shard, owners, rate: rate.unwrap_or_default() });
+        }
+        if !settled || !observed.degraded(directory.placements()).is_empty() {
+            return Ok(());
+        }
+        let active = directory.nodes().filter(|known| known.state == NodeState::Active);
+        let weights = active.map(|known| (known.id, known.weight)).collect();
+        leadership::choose(&led, &weights).into_iter().collect::<BTreeMap<ShardId, NodeId>>()
+    };
+    if leaders.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(?leaders, "leadership follows the load");
+    propose(node, &Command::PreferLeaders { leaders }).await
 }
 
 fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {

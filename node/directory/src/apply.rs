@@ -92,6 +92,7 @@ impl Directory {
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
             Command::EndMoves { shards } => self.end_moves(revision, shards),
+            Command::PreferLeaders { leaders } => self.prefer_leaders(revision, leaders),
         }
     }
 

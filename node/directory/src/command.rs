@@ -130,6 +130,11 @@ pub enum Command {
     EndMoves {
         shards: Vec<ShardId>,
     },
+    /// Puts a wanted node of each shard first in its list, so that it leads. Shards whose data moves, or is to move, are left
+    /// as they are, and so are those that are not wanted on the node any more: who chose has seen an older placement.
+    PreferLeaders {
+        leaders: BTreeMap<ShardId, NodeId>,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

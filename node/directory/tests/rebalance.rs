@@ -111,6 +111,26 @@ fn another_preferred_leader_is_wanted_at_once_and_is_no_move() {
 }
 
 #[test]
+fn leaders_are_preferred_where_nothing_moves() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[1, 5, 3])], true));
+    story.must(begin(&[0]));
+    let prefer = |shards: &[(u32, u64)]| Command::PreferLeaders {
+        leaders: shards.iter().map(|(shard, node)| (ShardId(*shard), NodeId(*node))).collect(),
+    };
+    let before = rebalance(&story);
+    // One moves, one is to move, one has no replica on the node any more: they stay as they are.
+    story.must(prefer(&[(0, 3), (1, 3), (2, 3), (3, 4)]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![1, 2, 3]]);
+    assert_eq!(lists(&story, 1), [vec![1, 2, 3], vec![1, 5, 3], vec![]]);
+    assert_eq!(lists(&story, 2), [vec![3, 1, 2], vec![], vec![]]);
+    assert_eq!(lists(&story, 3), [vec![1, 2, 3], vec![], vec![]]);
+    assert_eq!(rebalance(&story), before);
+    let refused = story.apply(prefer(&[(99, 1)]));
+    assert!(matches!(refused, Err(DirectoryError::NotFound(_))), "{refused:?}");
+}
+
+#[test]
 fn a_paused_rebalance_begins_no_moves_until_it_is_resumed() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));

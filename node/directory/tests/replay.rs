@@ -70,6 +70,8 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
         2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
         2 => shards.prop_map(|shards| Command::EndMoves { shards }),
+        1 => collection::btree_map((0u32..18).prop_map(ShardId), node_ids(), 0..4)
+            .prop_map(|leaders| Command::PreferLeaders { leaders }),
         2 => (0u32..18).prop_map(|shard| Command::MarkShardInitialised { shard: ShardId(shard) }),
     ]
 }

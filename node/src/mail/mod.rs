@@ -60,7 +60,9 @@ impl Default for Bounds {
 
 impl Node {
     fn shard(&self, shard: u32) -> MailResult<Arc<Shard>> {
-        self.groups().shard(ShardId(shard))
+        let shard = self.groups().shard(ShardId(shard))?;
+        shard.operations.fetch_add(1, Ordering::Relaxed);
+        Ok(shard)
     }
 
     /// The state for a read that sees every acknowledged write.

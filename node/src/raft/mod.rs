@@ -6,6 +6,7 @@ mod damage;
 mod log;
 mod machine;
 mod network;
+mod peers;
 mod service;
 
 use std::fmt;
@@ -22,7 +23,8 @@ pub use codec::{Marker, vote_record, vote_to_wire};
 pub use damage::{Damage, damage_in};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
-pub use network::{Peers, PeersFactory};
+pub use network::PeersFactory;
+pub use peers::Peers;
 pub use service::{RaftGroups, RaftService};
 
 openraft::declare_raft_types!(

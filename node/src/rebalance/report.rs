@@ -147,12 +147,94 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
 fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
             None => warnings.push(format!("node {} does not answer", known.name)),
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
-            Some(_) => {}
+            Some(status) => {
+                let (coming, free) = (coming.get(&known.id).copied().unwrap_or(0), status.disk_free_octets);
+                if coming > free {
+                    let text = format!("node {}: {coming} octets are to come, but only {free} are free", known.name);
+                    warnings.push(text);
+                }
+            }
         }
     }
     warnings
+}
+
+/// By node, the octets of the shards that are planned to come to it.
+fn coming(
+    directory: &Directory,
+    observed: &Observed,
+    targets: &BTreeMap<ShardId, Vec<NodeId>>,
+) -> BTreeMap<NodeId, u64> {
+    let octets = observed.octets();
+    let mut coming: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for (shard, to) in targets {
+        let Some(placement) = directory.placement(*shard) else { continue };
+        for node in to.iter().filter(|node| !placement.wanted.contains(node)) {
+            *coming.entry(*node).or_default() += octets.get(shard).copied().unwrap_or(0);
+        }
+    }
+    coming
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use directory::{ClusterId, Command, Directory, NewNode};
+    use proto::wire::{GroupStatus, NodeStatusReply};
+    use types::{NodeId, ShardId};
+
+    use super::super::Observed;
+    use super::planned;
+
+    /// Two nodes; the first has both shards, of 1,000 octets each.
+    fn cluster() -> Directory {
+        let node = |id: u64| NewNode {
+            id: NodeId(id),
+            name: format!("node{id}"),
+            address: format!("h:{id}"),
+            zone: format!("zone-{id}"),
+            weight: 1,
+            voter: true,
+        };
+        let commands = [
+            Command::CreateCluster { id: ClusterId([7; 16]), shards: 2, replicas: 1, nodes: vec![node(1), node(2)] },
+            Command::SetPlacements { wanted: (0..2).map(|shard| (ShardId(shard), vec![NodeId(1)])).collect() },
+        ];
+        let mut directory = Directory::default();
+        for (revision, command) in (1..).zip(&commands) {
+            directory.apply(revision, command).reply.unwrap();
+        }
+        directory
+    }
+
+    fn observed(free: u64) -> Observed {
+        let group = |group: u32| GroupStatus {
+            group,
+            role: "leader".to_owned(),
+            octets: 1_000,
+            voters: vec![1],
+            current: vec![1],
+            ..GroupStatus::default()
+        };
+        let first = NodeStatusReply { groups: vec![group(0), group(1)], ..NodeStatusReply::default() };
+        let second = NodeStatusReply { disk_free_octets: free, ..NodeStatusReply::default() };
+        Observed { statuses: [(NodeId(1), first), (NodeId(2), second)].into() }
+    }
+
+    #[test]
+    fn a_plan_warns_of_a_disk_that_is_too_small_for_it() {
+        let directory = cluster();
+        let one = BTreeMap::from([(ShardId(0), vec![NodeId(2)])]);
+        let both = BTreeMap::from([(ShardId(0), vec![NodeId(2)]), (ShardId(1), vec![NodeId(2)])]);
+        let warnings = |targets, free| planned(&directory, &observed(free), targets).warnings;
+        assert_eq!(warnings(&one, 1_000), Vec::<String>::new());
+        assert_eq!(warnings(&one, 999), ["node node2: 1000 octets are to come, but only 999 are free"]);
+        assert_eq!(warnings(&both, 1_500), ["node node2: 2000 octets are to come, but only 1500 are free"]);
+    }
 }

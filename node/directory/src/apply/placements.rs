@@ -147,6 +147,21 @@ impl Directory {
         draft.decide(revision, self.rebalance.clone())
     }
 
+    pub(super) fn prefer_leaders(&self, revision: u64, leaders: &BTreeMap<ShardId, NodeId>) -> Decision {
+        let mut draft = Draft::of(self);
+        for (&shard, leader) in leaders {
+            let old = self.existing_placement(shard)?;
+            if old.is_queued() || old.is_moving() || !old.wanted.contains(leader) {
+                continue;
+            }
+            let mut wanted = old.wanted.clone();
+            // Stable: the others keep their order.
+            wanted.sort_by_key(|node| node != leader);
+            draft.put(Placement { wanted, ..old.clone() });
+        }
+        draft.decide(revision, self.rebalance.clone())
+    }
+
     fn existing_placement(&self, shard: ShardId) -> Result<&Placement, DirectoryError> {
         self.placement(shard).ok_or_else(|| DirectoryError::NotFound(format!("placement of shard {shard}")))
     }

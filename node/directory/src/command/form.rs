@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 30"
     )]
     kind: Option<Kind>,
 }
@@ -69,6 +69,8 @@ enum Kind {
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(message, tag = "30")]
+    PreferLeaders(Placements),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -282,6 +284,9 @@ fn kind(command: &Command) -> Kind {
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
         Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
         Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
+        Command::PreferLeaders { leaders } => Kind::PreferLeaders(Placements {
+            wanted: leaders.iter().map(|(shard, node)| PlacementForm { shard: shard.0, nodes: vec![node.0] }).collect(),
+        }),
     }
 }
 
@@ -371,6 +376,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
         Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
         Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
+        Kind::PreferLeaders(form) => {
+            let leader = |form: PlacementForm| match form.nodes[..] {
+                [node] => Ok((ShardId(form.shard), NodeId(node))),
+                _ => Err(format!("shard {} has {} leaders", form.shard, form.nodes.len())),
+            };
+            Command::PreferLeaders { leaders: form.wanted.into_iter().map(leader).collect::<Result<_, _>>()? }
+        }
     })
 }
 
