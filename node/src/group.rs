@@ -28,6 +28,8 @@ const LAG_ENTRIES_MAX: u64 = 100;
 const HEARD_LATELY: Duration = Duration::from_secs(2);
 /// A leader that no majority has answered for so long has none: several heartbeats, and the longest election.
 const QUORUM_LATELY: Duration = Duration::from_secs(5);
+/// How soon that is noticed where nothing else happens.
+const QUORUM_LOOK: Duration = Duration::from_secs(1);
 /// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
 const ENTRY_OCTETS_MAX: usize = 512 * 1024;
 /// What the log adds to a command: term, index, length and checksum of the body.
@@ -269,6 +271,19 @@ impl Group {
     pub fn leads_majority(&self) -> bool {
         let metrics = self.metrics();
         metrics.state == ServerState::Leader && has_majority(&metrics)
+    }
+
+    /// Returns once this replica does not lead any more, or no majority has answered it lately: another may lead then, and
+    /// this one need not know.
+    pub async fn leads_no_more(&self) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.raft.metrics();
+        while self.leads_majority() {
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(QUORUM_LOOK) => {}
+            }
+        }
     }
 
     pub fn status(&self) -> GroupStatus {

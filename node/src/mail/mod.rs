@@ -443,26 +443,16 @@ impl MailStore for Node {
         // Subscribed before the barrier: no change after the first event can be missed.
         let events = shard.watch();
         shard.group.read_barrier().await?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(WatchEvent::default())]);
-        let state = (events, leadership, shard.group.clone());
-        let rest = futures_util::stream::unfold(state, move |(mut events, mut leadership, group)| async move {
-            use openraft::async_runtime::WatchReceiver;
-            loop {
-                tokio::select! {
-                    event = events.recv() => return match event {
-                        Ok(event) => Some((Ok(event), (events, leadership, group))),
-                        // Too far behind: the router reconnects and looks for itself.
-                        Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
-                    },
-                    changed = leadership.changed() => {
-                        if changed.is_err() || leadership.borrow_watched().current_leader != Some(own) {
-                            return None;
-                        }
-                    }
-                    () = group.stepping_aside() => return None,
-                }
+        let rest = futures_util::stream::unfold((events, shard.group.clone()), |(mut events, group)| async move {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) => Some((Ok(event), (events, group))),
+                    // Too far behind: the router reconnects and looks for itself.
+                    Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
+                },
+                () = group.leads_no_more() => None,
+                () = group.stepping_aside() => None,
             }
         });
         Ok(Box::pin(first.chain(rest)))
@@ -472,18 +462,11 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         shard.group.read_barrier().await?;
         let guard = shard.hold_maildrop(AccountId(request.account))?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(Done {})]);
         // Holds the lock until the caller drops the stream, or until another node leads and has its own locks.
         let rest = futures_util::stream::once(async move {
-            use openraft::async_runtime::WatchReceiver;
-            let mut leadership = leadership;
-            let leads = async {
-                while leadership.borrow_watched().current_leader == Some(own) && leadership.changed().await.is_ok() {}
-            };
             tokio::select! {
-                () = leads => {}
+                () = shard.group.leads_no_more() => {}
                 () = shard.group.stepping_aside() => {}
             }
             drop(guard);

@@ -22,8 +22,11 @@ use crate::spool::Spool;
 /// Accounts that one transaction may come to once aliases are expanded.
 const ACCOUNTS_MAX: usize = 10_000;
 
-/// A client that is still connected so long after its 250 has it, also where it says nothing.
+/// A client that is still connected so long after its 250 has it, also where it says nothing, if its TCP has.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
+/// A client that is silent, and whose TCP has not acknowledged its 250 for so long, has lost its link. Shorter than what the
+/// same mail on another connection waits for this one.
+const UNHEARD_MAX: Duration = Duration::from_secs(5);
 
 /// Serves one connection until it ends.
 pub async fn run(connection: Connection, session: SessionContext) {
@@ -138,7 +141,7 @@ impl Conversation {
             }
             self.connection.flush().await?;
             match self.read(limits.idle(Protocol::Smtp)).await {
-                Incoming::Data => self.client_spoke(),
+                Incoming::Data => self.settle_if_heard(),
                 Incoming::Closed => return Ok(()),
                 Incoming::Idle => {
                     self.farewell(Farewell::Idle);
@@ -159,14 +162,20 @@ impl Conversation {
         if self.machine.is_receiving() {
             return self.connection.read_on(idle).await;
         }
-        if !self.unsettled.is_empty() && idle > SETTLE_AFTER {
+        let mut left = idle;
+        // A client that is silent has the 250 once its TCP has: a link that is dead leaves it silent too.
+        while !self.unsettled.is_empty() && left > SETTLE_AFTER {
             match self.connection.read(SETTLE_AFTER).await {
-                Incoming::Idle => self.client_spoke(),
+                Incoming::Idle => self.settle_if_heard(),
                 other => return other,
             }
-            return self.connection.read(idle - SETTLE_AFTER).await;
+            left -= SETTLE_AFTER;
+            if idle - left >= UNHEARD_MAX {
+                // Not settled: the sender's retry on another connection finds what is stored.
+                self.unsettled.clear();
+            }
         }
-        self.connection.read(idle).await
+        self.connection.read(left).await
     }
 
     /// All that the input holds.
@@ -189,7 +198,12 @@ impl Conversation {
         self.connection.queue(&bytes);
     }
 
-    fn client_spoke(&mut self) {
+    /// What the client sends shows that it has its 250 only if it was not on its way before, as where one group of commands
+    /// comes in two packets (RFC 2920 §3.1).
+    fn settle_if_heard(&mut self) {
+        if self.unsettled.is_empty() || !self.connection.is_acknowledged() {
+            return;
+        }
         for claim in std::mem::take(&mut self.unsettled) {
             self.session.context.settler.settle(claim);
         }
