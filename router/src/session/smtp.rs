@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use smtp::{AuthOffer, Credentials, Event, Farewell, ForwardPath, Mailbox, Session, Settings, Tls, Trace};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 use types::{InternalDate, MailError, SmtpReply};
 
@@ -27,6 +28,8 @@ const SETTLE_AFTER: Duration = Duration::from_secs(1);
 /// A client that is silent, and whose TCP has not acknowledged its 250 for so long, has lost its link. Shorter than what the
 /// same mail on another connection waits for this one.
 const UNHEARD_MAX: Duration = Duration::from_secs(5);
+/// Between looks for the acknowledgement of an answer that the next one waits for.
+const ACKNOWLEDGEMENT_LOOK: Duration = Duration::from_millis(10);
 
 /// Serves one connection until it ends.
 pub async fn run(connection: Connection, session: SessionContext) {
@@ -198,6 +201,21 @@ impl Conversation {
         self.connection.queue(&bytes);
     }
 
+    /// A round trip: the same content again is another message only once the client has the answer for the one before it.
+    async fn wait_until_heard(&mut self) {
+        let until = Instant::now() + UNHEARD_MAX;
+        loop {
+            self.settle_if_heard();
+            if self.unsettled.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                return self.unsettled.clear();
+            }
+            sleep(ACKNOWLEDGEMENT_LOOK).await;
+        }
+    }
+
     /// What the client sends shows that it has its 250 only if it was not on its way before, as where one group of commands
     /// comes in two packets (RFC 2920 §3.1).
     fn settle_if_heard(&mut self) {
@@ -239,7 +257,7 @@ impl Conversation {
             Event::ContentEnd { .. } => {
                 // Two messages in one packet: the first one's answer goes out first.
                 self.connection.flush().await?;
-                self.client_spoke();
+                self.wait_until_heard().await;
                 let reply = Box::pin(self.content_end()).await;
                 self.machine.answer(&reply)
             }
