@@ -7,6 +7,7 @@ mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
+mod log_keeping;
 mod mail;
 mod membership;
 mod raft;
@@ -112,6 +113,7 @@ impl Node {
         let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
+        let keeping = tokio::spawn(log_keeping::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
         node.inner.tasks.lock().extend([
             serving,
@@ -121,6 +123,7 @@ impl Node {
             changing,
             conducting,
             measuring,
+            keeping,
             scrubbing,
         ]);
         Ok(node)

@@ -30,6 +30,7 @@ use tonic::transport::Channel;
 
 use super::codec::{entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire};
 use super::machine::SnapshotData;
+use super::progress::{Sent, progress};
 use super::{Entry, Types, Vote};
 use crate::throttle::Throttle;
 
@@ -119,6 +120,13 @@ impl Peers {
     pub fn copies_of(&self, group: GroupId) -> Vec<(u64, u64)> {
         let copies = self.copies.read();
         copies.sent.iter().filter(|((of, _), _)| *of == group).map(|((_, to), octets)| (*to, *octets)).collect()
+    }
+
+    /// Counts octets of a snapshot that is under way.
+    fn count_copied(&self, to: (GroupId, u64), octets: usize) {
+        if let Some(sent) = self.copies.write().sent.get_mut(&to) {
+            *sent += octets as u64;
+        }
     }
 
     /// Whether octets may go to a replica now; else how long until it is worth asking again.
@@ -476,23 +484,25 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let mut client = RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
         let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
         let (peers, to) = (self.peers.clone(), (self.target.group, self.target.node));
-        tokio::task::spawn_blocking(move || {
-            send_blocks(header, export, &sender, &peers, to);
-            peers.copies.write().sent.remove(&to);
-        });
-        let sending = tokio::time::timeout(option.hard_ttl(), client.install_snapshot(ReceiverStream::new(parts)));
+        let _copying = Copying::begin(peers.clone(), to);
+        let (sent, progress) = progress();
+        tokio::task::spawn_blocking(move || send_blocks(header, export, &sender, &sent, &peers, to));
+        let sending = progress.watched(client.install_snapshot(ReceiverStream::new(parts)), option.hard_ttl());
         let reply = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             reply = sending => reply,
         };
         match reply {
-            Ok(Ok(reply)) => {
+            Some(Ok(reply)) => {
                 let vote = vote_from_wire(reply.into_inner().vote)
                     .map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
                 Ok(SnapshotResponse::new(vote))
             }
-            Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
-            Err(_) => Err(unreachable("snapshot took too long".to_owned())),
+            Some(Err(status)) => Err(unreachable(status.message().to_owned())),
+            None => {
+                tracing::info!(group = to.0.0, to = to.1, "copy does not get on, and begins anew");
+                Err(unreachable("the snapshot does not get on".to_owned()))
+            }
         }
     }
 
@@ -522,12 +532,32 @@ fn entry_octets(entry: &Entry) -> usize {
     }
 }
 
+/// A snapshot that is under way, until it is installed or given up.
+struct Copying {
+    peers: Arc<Peers>,
+    to: (GroupId, u64),
+}
+
+impl Copying {
+    fn begin(peers: Arc<Peers>, to: (GroupId, u64)) -> Copying {
+        peers.copies.write().sent.insert(to, 0);
+        Copying { peers, to }
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.peers.copies.write().sent.remove(&self.to);
+    }
+}
+
 /// Reads the export and hands it over block by block. An unreadable record ends the stream early: the receiver
 /// misses the closing totals and installs nothing.
 fn send_blocks(
     header: SnapshotHeader,
     export: storage::Export,
     parts: &mpsc::Sender<SnapshotPart>,
+    sent: &Sent,
     peers: &Peers,
     to: (GroupId, u64),
 ) {
@@ -541,12 +571,15 @@ fn send_blocks(
                     if parts.is_closed() {
                         return;
                     }
+                    sent.holds();
                     std::thread::sleep(wait.min(HELD_LOOK));
                 }
-                *peers.copies.write().sent.entry(to).or_default() += block.len() as u64;
+                let octets = block.len();
+                peers.count_copied(to, octets);
                 if parts.blocking_send(SnapshotPart { part: Some(Part::Block(block)) }).is_err() {
                     return;
                 }
+                sent.count(octets);
             }
             Err(error) => {
                 tracing::error!(%error, "snapshot cannot be read");
