@@ -3,6 +3,8 @@
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
 mod report;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod voters;
 
@@ -243,10 +245,14 @@ async fn conduct(node: &Node) -> MailResult<()> {
             .filter(|placement| !arrived.contains(&placement.shard))
             .map(|placement| turn(placement, &placement.previous, &placement.wanted))
             .collect();
+        let waiting_turn = |placement: &Placement| match directory.goes_astray(placement) {
+            true => Turn { replaces: true, ..turn(placement, &placement.previous, &placement.planned) },
+            false => turn(placement, &placement.wanted, &placement.planned),
+        };
         let waiting: Vec<Turn> = directory
             .placements()
-            .filter(|placement| !placement.planned.is_empty())
-            .map(|placement| turn(placement, &placement.wanted, &placement.planned))
+            .filter(|placement| !placement.planned.is_empty() && !arrived.contains(&placement.shard))
+            .map(waiting_turn)
             .collect();
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
         let settled = directory.placements().filter(|placement| placement.previous.is_empty());
@@ -265,7 +271,7 @@ async fn conduct(node: &Node) -> MailResult<()> {
 }
 
 fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {
-    Turn { shard: placement.shard, from: from.to_vec(), to: to.to_vec() }
+    Turn { shard: placement.shard, from: from.to_vec(), to: to.to_vec(), replaces: false }
 }
 
 fn is_under_way(node: &Node) -> bool {

@@ -122,7 +122,7 @@ pub enum Command {
     ///
     /// Shards with nothing planned or with a move under way are left as they are; so are those that are not marked
     /// as initialised, since their first replica might found the group a second time; and so are all of them unless
-    /// the rebalance is running.
+    /// the rebalance is running. A move under way to a node that is not active any more gives way: it may never end.
     BeginMoves {
         shards: Vec<ShardId>,
     },

@@ -240,6 +240,13 @@ impl Directory {
         self.placements.values().filter(|placement| placement.is_queued())
     }
 
+    /// Whether a move under way is to a node that is not active any more. It may never arrive; what is planned for the shard
+    /// does not wait for it.
+    pub fn goes_astray(&self, placement: &Placement) -> bool {
+        let is_active = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
+        placement.is_moving() && placement.targets().any(|target| !is_active(&target))
+    }
+
     /// The last rebalance, which may be over; `None` if there never was one.
     pub fn rebalance(&self) -> Option<&Rebalance> {
         self.rebalance.as_ref()

@@ -178,6 +178,34 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
 }
 
 #[test]
+fn a_move_to_a_node_that_is_gone_gives_way_to_what_is_planned() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3]), (2, &[1, 2, 5])], true));
+    story.must(begin(&[0, 1, 2]));
+    let state = |id, state| Command::SetNodeState { id: NodeId(id), state };
+    story.must(state(4, NodeState::Draining));
+    story.must(start(&[(0, &[5, 2, 3]), (1, &[3, 1, 2]), (2, &[1, 4, 5])], true));
+    assert_eq!(rebalance(&story).moves, 6);
+    story.must(begin(&[0, 1, 2]));
+    assert_eq!(lists(&story, 0), [vec![5, 2, 3], vec![], vec![1, 2, 3]], "elsewhere");
+    assert_eq!(lists(&story, 1), [vec![3, 1, 2], vec![], vec![4, 2, 3]], "back");
+    assert_eq!(lists(&story, 2), [vec![1, 2, 5], vec![1, 4, 5], vec![1, 2, 3]], "its target is well");
+    assert_eq!((left(&story), rebalance(&story).moves), ((3, 1), 4));
+    assert_eq!(story.reload().unwrap(), story.directory);
+
+    // The way back is one, too: from a node that is given up while it was on it.
+    story.must(state(4, NodeState::Active));
+    story.must(set(RebalanceState::Aborted));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(state(1, NodeState::Draining));
+    story.must(start(&[(0, &[4, 2, 3])], true));
+    story.must(begin(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(end(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![]]);
+}
+
+#[test]
 fn an_empty_plan_that_replaces_one_ends_it() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3])], true));

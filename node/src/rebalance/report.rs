@@ -129,7 +129,17 @@ fn shares(
     shares.into_values().collect()
 }
 
+/// Why nothing goes on, or something does not; empty where all does.
 fn waits_because(directory: &Directory, observed: &Observed) -> String {
+    for (placement, target) in directory.moving().flat_map(|one| one.targets().map(move |target| (one, target))) {
+        let Some(known) = directory.node(target) else { continue };
+        let why = match observed.statuses.get(&target) {
+            None => "which does not answer",
+            Some(status) if status.disk_full => "whose disk is full",
+            Some(_) => continue,
+        };
+        return format!("shard {} is to go to node {}, {why}", placement.shard, known.name);
+    }
     let waiting: BTreeSet<ShardId> =
         directory.placements().filter(|one| !one.planned.is_empty()).map(|placement| placement.shard).collect();
     if waiting.is_empty() {

@@ -13,6 +13,8 @@ pub struct Turn {
     pub shard: ShardId,
     pub from: Vec<NodeId>,
     pub to: Vec<NodeId>,
+    /// The shard's move under way goes to a node that is gone: this one takes its place.
+    pub replaces: bool,
 }
 
 impl Turn {
@@ -24,15 +26,17 @@ impl Turn {
 }
 
 /// Which of the moves that wait begin now. While a shard lacks a replica only moves of such shards begin: they may be what
-/// mends it, and no other gets worse meanwhile.
+/// mends it, and no other gets worse meanwhile. So may a move that takes the place of one that goes nowhere.
 pub fn next(waiting: &[Turn], under_way: &[Turn], degraded: &BTreeSet<ShardId>) -> Vec<ShardId> {
     let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for node in under_way.iter().flat_map(Turn::nodes) {
+    let replaced: BTreeSet<ShardId> = waiting.iter().filter(|turn| turn.replaces).map(|turn| turn.shard).collect();
+    for node in under_way.iter().filter(|turn| !replaced.contains(&turn.shard)).flat_map(Turn::nodes) {
         *busy.entry(node).or_default() += 1;
     }
     let mut begin = Vec::new();
-    for turn in waiting.iter().filter(|turn| degraded.is_empty() || degraded.contains(&turn.shard)) {
-        let moving = under_way.iter().any(|other| other.shard == turn.shard);
+    let mends = |turn: &&Turn| turn.replaces || degraded.contains(&turn.shard);
+    for turn in waiting.iter().filter(|turn| degraded.is_empty() || mends(turn)) {
+        let moving = !turn.replaces && under_way.iter().any(|other| other.shard == turn.shard);
         if moving || turn.nodes().any(|node| busy.get(&node).copied().unwrap_or(0) >= MOVES_PER_NODE_MAX) {
             continue;
         }
@@ -54,7 +58,19 @@ mod tests {
 
     fn turn(shard: u32, from: &[u64], to: &[u64]) -> Turn {
         let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
-        Turn { shard: ShardId(shard), from: ids(from), to: ids(to) }
+        Turn { shard: ShardId(shard), from: ids(from), to: ids(to), replaces: false }
+    }
+
+    #[test]
+    fn a_move_that_goes_nowhere_gives_way_and_keeps_nobody_busy() {
+        // Two shards of node 3 are on their way to node 4, which is gone, and so is a replica of another.
+        let stuck = [turn(0, &[1, 2, 3], &[1, 2, 4]), turn(1, &[1, 2, 3], &[1, 2, 4])];
+        let instead = |shard, to: &[u64]| Turn { replaces: true, ..turn(shard, &[1, 2, 3], to) };
+        let degraded = BTreeSet::from([ShardId(9)]);
+        let waiting = [instead(0, &[1, 2, 5]), instead(1, &[1, 2, 3]), turn(2, &[1, 2, 3], &[1, 2, 5])];
+        assert_eq!(next(&waiting, &stuck, &degraded), [ShardId(0), ShardId(1)]);
+        assert_eq!(next(&waiting, &stuck, &BTreeSet::new()), [ShardId(0), ShardId(1), ShardId(2)]);
+        assert_eq!(next(&waiting[2..], &stuck, &BTreeSet::new()), []);
     }
 
     #[test]

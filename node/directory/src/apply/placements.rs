@@ -11,6 +11,9 @@
 //!    └────────── EndMoves ────────── wanted A ◄─────────┘
 //!                                    previous B
 //! ```
+//!
+//! Where B has a node that is not active any more, BeginMoves lets a planned C take its place: wanted C, previous A; or where
+//! C is A the same as Aborted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -131,12 +134,18 @@ impl Directory {
         let running = self.rebalance.as_ref().is_some_and(|it| it.state == RebalanceState::Running);
         for &shard in shards {
             let old = self.existing_placement(shard)?;
-            if running && old.is_queued() && !old.is_moving() && old.initialised {
-                let (wanted, previous) = (old.planned.clone(), old.wanted.clone());
-                draft.put(Placement { wanted, previous, planned: Vec::new(), ..old.clone() });
+            if !running || !old.is_queued() || !old.initialised || old.is_moving() && !self.goes_astray(old) {
+                continue;
             }
+            let is_way_back = old.is_moving() && same_nodes(&old.planned, &old.previous);
+            let previous = if old.is_moving() && !is_way_back { &old.previous } else { &old.wanted };
+            let (wanted, previous) = (old.planned.clone(), previous.clone());
+            draft.put(Placement { wanted, previous, planned: Vec::new(), ..old.clone() });
         }
-        draft.decide(revision, self.rebalance.clone())
+        // A move that took the place of another counts once.
+        let counted = |last: Rebalance| Rebalance { moves: draft.moves(&last), ..last };
+        let rebalance = self.rebalance.clone().map(|last| if running { counted(last) } else { last });
+        draft.decide(revision, rebalance)
     }
 
     pub(super) fn end_moves(&self, revision: u64, shards: &[ShardId]) -> Decision {

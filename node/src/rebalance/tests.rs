@@ -1,0 +1,69 @@
+//! What the directory's leader makes of what the nodes say.
+
+use std::collections::BTreeMap;
+
+use directory::{ClusterId, Command, Directory, NewNode, NodeState};
+use proto::wire::{GroupStatus, NodeStatusReply};
+use types::{NodeId, ShardId};
+
+use super::{Observed, report};
+
+/// Five nodes, and shards on nodes 1, 2 and 3.
+fn directory() -> Directory {
+    let mut directory = Directory::default();
+    let nodes = (1..=5).map(new_node).collect();
+    told(&mut directory, Command::CreateCluster { id: ClusterId([7; 16]), shards: 3, replicas: 3, nodes });
+    let wanted = (0..3).map(|shard| (ShardId(shard), nodes_of(&[1, 2, 3]))).collect();
+    told(&mut directory, Command::SetPlacements { wanted });
+    for shard in (0..3).map(ShardId) {
+        told(&mut directory, Command::MarkShardInitialised { shard });
+    }
+    directory
+}
+
+fn new_node(id: u64) -> NewNode {
+    let (name, address, zone) = (format!("node{id}"), format!("host{id}:1"), format!("zone-{id}"));
+    NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3 }
+}
+
+fn nodes_of(ids: &[u64]) -> Vec<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
+}
+
+fn told(directory: &mut Directory, command: Command) {
+    let revision = directory.revision() + 1;
+    directory.apply(revision, &command).reply.unwrap();
+}
+
+fn start(targets: &[(u32, &[u64])]) -> Command {
+    let targets: BTreeMap<_, _> = targets.iter().map(|(shard, ids)| (ShardId(*shard), nodes_of(ids))).collect();
+    Command::StartRebalance { targets, replace: true, unix_s: 1 }
+}
+
+/// A group as its leader has it, everybody current.
+fn led(shard: u32, voters: &[u64]) -> GroupStatus {
+    let (role, voters) = ("leader".to_owned(), voters.to_vec());
+    GroupStatus { group: shard, role, current: voters.clone(), voters, ..GroupStatus::default() }
+}
+
+/// Node 1 leads all that is led; of the others these answer.
+fn observed(groups: Vec<GroupStatus>, others: &[u64]) -> Observed {
+    let first = NodeStatusReply { groups, ..NodeStatusReply::default() };
+    let others = others.iter().map(|id| (NodeId(*id), NodeStatusReply::default()));
+    Observed { statuses: others.chain([(NodeId(1), first)]).collect() }
+}
+
+#[test]
+fn a_move_that_cannot_arrive_says_why() {
+    let mut directory = directory();
+    told(&mut directory, start(&[(1, &[1, 2, 4])]));
+    told(&mut directory, Command::BeginMoves { shards: vec![ShardId(1)] });
+    let groups = || (0..3).map(|shard| led(shard, &[1, 2, 3])).collect();
+    let because = |observed: &Observed| report::status(&directory, observed).waits_because;
+    assert_eq!(because(&observed(groups(), &[2, 3, 4, 5])), "");
+    assert_eq!(because(&observed(groups(), &[2, 3, 5])), "shard 1 is to go to node node4, which does not answer");
+    let mut full = observed(groups(), &[2, 3, 5]);
+    full.statuses.insert(NodeId(4), NodeStatusReply { disk_full: true, ..NodeStatusReply::default() });
+    assert_eq!(because(&full), "shard 1 is to go to node node4, whose disk is full");
+    assert_eq!(directory.node(NodeId(4)).unwrap().state, NodeState::Active);
+}
