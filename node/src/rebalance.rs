@@ -2,6 +2,7 @@
 //! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
+mod dead;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -133,25 +134,21 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
     if limit.is_zero() {
         return Ok(());
     }
-    let dead: Option<(NodeId, String)> = {
+    let dead = {
         let directory = node.groups().directory_state.read();
-        let Some(cluster) = directory.cluster() else { return Ok(()) };
-        let active = || directory.nodes().filter(|known| known.state == NodeState::Active);
-        let is_dead = |id: NodeId| silent_for(heard, id) >= limit;
-        let living = active().filter(|known| !is_dead(known.id)).count();
-        let dead = active().find(|known| is_dead(known.id));
-        dead.filter(|_| living >= cluster.replicas as usize).map(|known| (known.id, known.name.clone()))
+        dead::next(&directory, |id| silent_for(heard, id) >= limit).map(|known| (known.id, known.name.clone()))
     };
     let Some((id, name)) = dead else { return Ok(()) };
+    let observed = Observed::take(node).await;
+    let command = dead::give_up(&node.groups().directory_state.read(), id, &observed.octets(), unix_s());
+    propose(node, &command).await?;
     tracing::warn!(
         node = id.0,
         name,
         limit_s = limit.as_secs(),
         "node has been away for too long, its replicas are made anew"
     );
-    propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
-    let observed = Observed::take(node).await;
-    start(node, &observed).await
+    Ok(())
 }
 
 /// Brings the directory's voters to those that should vote, one step a round.

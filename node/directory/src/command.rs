@@ -112,6 +112,14 @@ pub enum Command {
         replace: bool,
         unix_s: u64,
     },
+    /// For a node that is gone for good: it drains, and what is planned without it begins as by
+    /// [`Command::StartRebalance`] with `replace`. Both or nothing, so that who proposes it may die at any point. Refused
+    /// while the rebalance is paused.
+    GiveUpNode {
+        id: NodeId,
+        targets: BTreeMap<ShardId, Vec<NodeId>>,
+        unix_s: u64,
+    },
     /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
     /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
     /// are undone. `Finished` is refused: that it becomes by itself.

@@ -206,6 +206,28 @@ fn a_move_to_a_node_that_is_gone_gives_way_to_what_is_planned() {
 }
 
 #[test]
+fn a_node_is_given_up_with_a_plan_for_what_it_holds_or_not_at_all() {
+    let mut story = settled();
+    let give_up = |id, targets: &[(u32, &[u64])]| match start(targets, true) {
+        Command::StartRebalance { targets, unix_s, .. } => Command::GiveUpNode { id: NodeId(id), targets, unix_s },
+        other => panic!("{other:?}"),
+    };
+    let state = |story: &Story, id| story.directory.node(NodeId(id)).unwrap().state;
+    assert!(story.apply(give_up(3, &[(0, &[1, 2, 99])])).is_err());
+    assert_eq!(state(&story, 3), NodeState::Active);
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert_eq!((state(&story, 3), left(&story)), (NodeState::Draining, (0, 2)));
+    assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Running, 2));
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert!(story.last.is_empty(), "said twice it is the same");
+
+    story.must(set(RebalanceState::Paused));
+    let refused = story.apply(give_up(2, &[(0, &[1, 4, 5])]));
+    assert!(matches!(refused, Err(DirectoryError::InUse(_))), "{refused:?}");
+    assert_eq!(state(&story, 2), NodeState::Active);
+}
+
+#[test]
 fn an_empty_plan_that_replaces_one_ends_it() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3])], true));

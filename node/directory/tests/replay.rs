@@ -65,8 +65,10 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), 1u8..4, 0u32..4)
             .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
         3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
-        3 => (lists, any::<bool>(), any::<u64>())
+        3 => (lists.clone(), any::<bool>(), any::<u64>())
             .prop_map(|(targets, replace, unix_s)| Command::StartRebalance { targets, replace, unix_s }),
+        1 => (node_ids(), lists.clone(), any::<u64>())
+            .prop_map(|(id, targets, unix_s)| Command::GiveUpNode { id, targets, unix_s }),
         1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
         2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
         2 => shards.prop_map(|shards| Command::EndMoves { shards }),

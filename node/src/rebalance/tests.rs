@@ -9,7 +9,7 @@ use types::{NodeId, ShardId};
 use super::{Observed, report};
 
 /// Five nodes, and shards on nodes 1, 2 and 3.
-fn directory() -> Directory {
+pub fn directory() -> Directory {
     let mut directory = Directory::default();
     let nodes = (1..=5).map(new_node).collect();
     told(&mut directory, Command::CreateCluster { id: ClusterId([7; 16]), shards: 3, replicas: 3, nodes });
@@ -30,12 +30,12 @@ fn nodes_of(ids: &[u64]) -> Vec<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
 
-fn told(directory: &mut Directory, command: Command) {
+pub fn told(directory: &mut Directory, command: Command) {
     let revision = directory.revision() + 1;
     directory.apply(revision, &command).reply.unwrap();
 }
 
-fn start(targets: &[(u32, &[u64])]) -> Command {
+pub fn start(targets: &[(u32, &[u64])]) -> Command {
     let targets: BTreeMap<_, _> = targets.iter().map(|(shard, ids)| (ShardId(*shard), nodes_of(ids))).collect();
     Command::StartRebalance { targets, replace: true, unix_s: 1 }
 }

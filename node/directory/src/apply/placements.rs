@@ -24,7 +24,7 @@ use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
 use crate::limits::REPLICAS_MAX;
 use crate::state::Directory;
-use crate::values::{Cluster, Placement, Rebalance, RebalanceState};
+use crate::values::{Cluster, NodeState, Placement, Rebalance, RebalanceState};
 
 impl Directory {
     pub(super) fn set_placements(
@@ -99,6 +99,22 @@ impl Directory {
             last => last.clone(),
         };
         draft.decide(revision, rebalance)
+    }
+
+    pub(super) fn give_up_node(
+        &self,
+        cluster: &Cluster,
+        revision: u64,
+        id: NodeId,
+        targets: &BTreeMap<ShardId, Vec<NodeId>>,
+        unix_s: u64,
+    ) -> Decision {
+        if self.rebalance.as_ref().is_some_and(|last| last.state == RebalanceState::Paused) {
+            return Err(DirectoryError::InUse("the rebalance is paused".to_owned()));
+        }
+        let (_, mut records) = self.set_node_state(id, NodeState::Draining)?;
+        records.extend(self.start_rebalance(cluster, revision, targets, true, unix_s)?.1);
+        done(records)
     }
 
     pub(super) fn set_rebalance_state(&self, revision: u64, state: RebalanceState) -> Decision {

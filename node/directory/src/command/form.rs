@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31"
     )]
     kind: Option<Kind>,
 }
@@ -69,6 +69,8 @@ enum Kind {
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(message, tag = "31")]
+    GiveUpNode(GiveUp),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -210,6 +212,16 @@ struct StartRebalance {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct GiveUp {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(message, repeated, tag = "2")]
+    targets: Vec<PlacementForm>,
+    #[prost(uint64, tag = "3")]
+    unix_s: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct Shards {
     #[prost(uint32, repeated, tag = "1")]
     shards: Vec<u32>,
@@ -279,6 +291,9 @@ fn kind(command: &Command) -> Kind {
             replace: *replace,
             unix_s: *unix_s,
         }),
+        Command::GiveUpNode { id, targets, unix_s } => {
+            Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s })
+        }
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
         Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
         Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
@@ -367,6 +382,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
         Kind::StartRebalance(form) => {
             Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
+        }
+        Kind::GiveUpNode(form) => {
+            Command::GiveUpNode { id: NodeId(form.id), targets: lists(form.targets), unix_s: form.unix_s }
         }
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
         Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
