@@ -12,7 +12,7 @@ mod voters;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use directory::{Command, NodeState, Placement, RebalanceState};
+use directory::{Command, Directory, NodeState, Placement, RebalanceState};
 use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use proto::DirectoryStore;
@@ -76,6 +76,21 @@ impl Observed {
             self.led(shard).is_some_and(|group| group.voters.iter().all(|voter| group.current.contains(voter)))
         };
         placements.map(|placement| placement.shard).filter(|shard| !is_whole(*shard)).collect()
+    }
+
+    /// Why a node may still hold something that counts; `None` where every shard's leader says that it does not. What is
+    /// wanted tells only where replicas should be.
+    fn why_held(&self, directory: &Directory, id: NodeId) -> Option<String> {
+        directory.placements().filter(|placement| placement.initialised).find_map(|placement| {
+            let shard = placement.shard;
+            match self.led(shard) {
+                None => Some(format!("shard {shard} has no leader to say where its replicas are")),
+                Some(group) if group.voters.contains(&id.0) || group.learners.contains(&id.0) => {
+                    Some(format!("shard {shard} still has a replica there"))
+                }
+                Some(_) => None,
+            }
+        })
     }
 
     fn has_arrived(&self, placement: &Placement) -> bool {
@@ -232,13 +247,18 @@ async fn conduct(node: &Node) -> MailResult<()> {
     if !is_under_way(node) {
         return Ok(());
     }
-    let observed = Observed::take(node).await;
-    let (arrived, begin) = {
+    // What has arrived is where it was to be before anybody was asked: meanwhile it may be wanted elsewhere.
+    let (seen, under_way): (u64, Vec<Placement>) = {
         let directory = node.groups().directory_state.read();
-        let under_way = || directory.placements().filter(|placement| !placement.previous.is_empty());
-        let arrived: Vec<ShardId> =
-            under_way().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
-        let moving: Vec<Turn> = under_way()
+        (directory.revision(), directory.moving().cloned().collect())
+    };
+    let observed = Observed::take(node).await;
+    let arrived: Vec<ShardId> =
+        under_way.iter().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
+    let begin = {
+        let directory = node.groups().directory_state.read();
+        let moving: Vec<Turn> = directory
+            .moving()
             .filter(|placement| !arrived.contains(&placement.shard))
             .map(|placement| turn(placement, &placement.previous, &placement.wanted))
             .collect();
@@ -254,11 +274,11 @@ async fn conduct(node: &Node) -> MailResult<()> {
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
         let settled = directory.placements().filter(|placement| placement.previous.is_empty());
         let degraded = observed.degraded(settled);
-        (arrived, if is_running { turns::next(&waiting, &moving, &degraded) } else { Vec::new() })
+        if is_running { turns::next(&waiting, &moving, &degraded) } else { Vec::new() }
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
-        propose(node, &Command::EndMoves { shards: arrived }).await?;
+        propose(node, &Command::EndMoves { shards: arrived, seen: Some(seen) }).await?;
     }
     if !begin.is_empty() {
         tracing::info!(shards = ?begin, "shards begin to move");
@@ -318,7 +338,7 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
         }
         Action::Remove(name) => {
             let id = named(node, &name)?;
-            remove_node(node, id, &name).await?;
+            remove_node(node, id, &name, &observed).await?;
         }
         Action::MoveShard(one) => move_shard(node, &one).await?,
     }
@@ -349,7 +369,7 @@ async fn join_node(node: &Node, join: JoinNode, plan: Option<&Observed>) -> Mail
 }
 
 /// Only a node that holds nothing any more goes: what is wanted elsewhere must have arrived there.
-async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
+async fn remove_node(node: &Node, id: NodeId, name: &str, observed: &Observed) -> MailResult<()> {
     let votes = node.groups().directory.metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
     let state = node.groups().directory_state.read().node(id).map(|known| known.state);
     if state == Some(NodeState::Active) {
@@ -357,6 +377,10 @@ async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
     }
     if votes {
         return Err(MailError::CannotDo(format!("node {name} still votes in the directory: its drain is not done")));
+    }
+    let held = observed.why_held(&node.groups().directory_state.read(), id);
+    if let Some(why) = held {
+        return Err(MailError::CannotDo(format!("node {name} cannot be removed: {why}")));
     }
     propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
 }

@@ -92,7 +92,7 @@ impl Directory {
             Command::GiveUpNode { id, targets, unix_s } => self.give_up_node(cluster, revision, *id, targets, *unix_s),
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
-            Command::EndMoves { shards } => self.end_moves(revision, shards),
+            Command::EndMoves { shards, seen } => self.end_moves(revision, shards, *seen),
         }
     }
 

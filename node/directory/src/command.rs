@@ -135,8 +135,12 @@ pub enum Command {
         shards: Vec<ShardId>,
     },
     /// The groups are as wanted: `previous` becomes empty. A running rebalance with nothing left to move is finished.
+    ///
+    /// `seen`: the revision at which it was read what is wanted; a shard whose placement has changed since stays as it is.
+    /// `None` in entries of the first version, which end whatever move there is.
     EndMoves {
         shards: Vec<ShardId>,
+        seen: Option<u64>,
     },
 }
 

@@ -38,7 +38,7 @@ fn begin(shards: &[u32]) -> Command {
 }
 
 fn end(shards: &[u32]) -> Command {
-    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect() }
+    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect(), seen: None }
 }
 
 fn set(state: RebalanceState) -> Command {
@@ -253,6 +253,24 @@ fn an_aborted_rebalance_goes_back_where_it_was_moving() {
     story.must(end(&[1]));
     assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Aborted, 3));
     assert_eq!(story.reload().unwrap(), story.directory);
+}
+
+/// Who says that a move has ended has looked at the groups before, and may know an older directory.
+#[test]
+fn only_the_move_that_was_seen_to_arrive_is_ended() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));
+    story.must(begin(&[0, 1]));
+    let seen = Some(story.directory.revision());
+    let end_seen = |shards: &[u32]| match end(shards) {
+        Command::EndMoves { shards, .. } => Command::EndMoves { shards, seen },
+        other => panic!("{other:?}"),
+    };
+    story.must(end_seen(&[1]));
+    assert_eq!(lists(&story, 1), [vec![4, 2, 3], vec![], vec![]]);
+    story.must(set(RebalanceState::Aborted));
+    story.must(end_seen(&[0]));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![4, 2, 3]], "it goes back, and is not there yet");
 }
 
 #[test]

@@ -67,3 +67,16 @@ fn a_move_that_cannot_arrive_says_why() {
     assert_eq!(because(&full), "shard 1 is to go to node node4, whose disk is full");
     assert_eq!(directory.node(NodeId(4)).unwrap().state, NodeState::Active);
 }
+
+#[test]
+fn a_node_is_not_removed_while_a_shard_has_a_replica_there_or_cannot_say() {
+    let directory = directory();
+    let why = |groups, id| observed(groups, &[]).why_held(&directory, NodeId(id));
+    assert_eq!(why((0..3).map(|shard| led(shard, &[1, 2, 3])).collect(), 4), None);
+    let learning = GroupStatus { learners: vec![4], ..led(2, &[1, 2, 3]) };
+    let groups = vec![led(0, &[1, 2, 3]), led(1, &[1, 2, 3]), learning];
+    assert_eq!(why(groups, 4), Some("shard 2 still has a replica there".to_owned()));
+    assert_eq!(why(vec![led(0, &[4])], 4), Some("shard 0 still has a replica there".to_owned()));
+    let silent = vec![led(0, &[1, 2, 3]), led(2, &[1, 2, 3])];
+    assert_eq!(why(silent, 4), Some("shard 1 has no leader to say where its replicas are".to_owned()));
+}

@@ -164,10 +164,13 @@ impl Directory {
         draft.decide(revision, rebalance)
     }
 
-    pub(super) fn end_moves(&self, revision: u64, shards: &[ShardId]) -> Decision {
+    pub(super) fn end_moves(&self, revision: u64, shards: &[ShardId], seen: Option<u64>) -> Decision {
         let mut draft = Draft::of(self);
         for &shard in shards {
-            draft.put(Placement { previous: Vec::new(), ..self.existing_placement(shard)?.clone() });
+            let old = self.existing_placement(shard)?;
+            if seen.is_none_or(|seen| old.revision <= seen) {
+                draft.put(Placement { previous: Vec::new(), ..old.clone() });
+            }
         }
         draft.decide(revision, self.rebalance.clone())
     }

@@ -64,7 +64,7 @@ enum Kind {
     #[prost(message, tag = "20")]
     BeginMoves(Shards),
     #[prost(message, tag = "21")]
-    EndMoves(Shards),
+    EndMoves(Ended),
     #[prost(message, tag = "22")]
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
@@ -227,6 +227,14 @@ struct Shards {
     shards: Vec<u32>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct Ended {
+    #[prost(uint32, repeated, tag = "1")]
+    shards: Vec<u32>,
+    #[prost(uint64, optional, tag = "2")]
+    seen: Option<u64>,
+}
+
 pub(super) fn encode(command: &Command) -> Vec<u8> {
     let form = CommandForm { kind: Some(kind(command)) };
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
@@ -295,8 +303,8 @@ fn kind(command: &Command) -> Kind {
             Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s })
         }
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
-        Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
-        Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
+        Command::BeginMoves { shards } => Kind::BeginMoves(Shards { shards: numbers(shards) }),
+        Command::EndMoves { shards, seen } => Kind::EndMoves(Ended { shards: numbers(shards), seen: *seen }),
     }
 }
 
@@ -308,8 +316,8 @@ fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm>
     lists.iter().map(form).collect()
 }
 
-fn shards_form(shards: &[ShardId]) -> Shards {
-    Shards { shards: shards.iter().map(|shard| shard.0).collect() }
+fn numbers(shards: &[ShardId]) -> Vec<u32> {
+    shards.iter().map(|shard| shard.0).collect()
 }
 
 fn node_form(node: &NewNode) -> NodeForm {
@@ -387,8 +395,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             Command::GiveUpNode { id: NodeId(form.id), targets: lists(form.targets), unix_s: form.unix_s }
         }
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
-        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
-        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
+        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form.shards) },
+        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form.shards), seen: form.seen },
     })
 }
 
@@ -397,8 +405,8 @@ fn lists(forms: Vec<PlacementForm>) -> BTreeMap<ShardId, Vec<NodeId>> {
     forms.into_iter().map(list).collect()
 }
 
-fn shards(form: Shards) -> Vec<ShardId> {
-    form.shards.into_iter().map(ShardId).collect()
+fn shards(numbers: Vec<u32>) -> Vec<ShardId> {
+    numbers.into_iter().map(ShardId).collect()
 }
 
 fn new_node(form: NodeForm) -> NewNode {
