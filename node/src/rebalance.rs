@@ -70,12 +70,15 @@ impl Observed {
         octets
     }
 
-    /// The shards that lack a replica, or a leader.
+    /// The shards that lack a replica where they are wanted, or a leader. One that was taken out of its group since it was lost
+    /// is still missing.
     fn degraded<'a>(&self, placements: impl Iterator<Item = &'a Placement>) -> BTreeSet<ShardId> {
-        let is_whole = |shard: ShardId| {
-            self.led(shard).is_some_and(|group| group.voters.iter().all(|voter| group.current.contains(voter)))
+        let is_whole = |placement: &&Placement| {
+            self.led(placement.shard).is_some_and(|group| {
+                placement.wanted.iter().all(|node| group.voters.contains(&node.0) && group.current.contains(&node.0))
+            })
         };
-        placements.map(|placement| placement.shard).filter(|shard| !is_whole(*shard)).collect()
+        placements.filter(|placement| !is_whole(placement)).map(|placement| placement.shard).collect()
     }
 
     /// Why a node may still hold something that counts; `None` where every shard's leader says that it does not. What is

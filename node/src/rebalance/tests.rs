@@ -80,3 +80,17 @@ fn a_node_is_not_removed_while_a_shard_has_a_replica_there_or_cannot_say() {
     let silent = vec![led(0, &[1, 2, 3]), led(2, &[1, 2, 3])];
     assert_eq!(why(silent, 4), Some("shard 1 has no leader to say where its replicas are".to_owned()));
 }
+
+#[test]
+fn a_shard_whose_lost_replica_was_taken_out_is_degraded_until_another_is_there() {
+    let directory = directory();
+    let degraded = |first: GroupStatus| {
+        let groups = vec![first, led(1, &[1, 2, 3]), led(2, &[1, 2, 3])];
+        observed(groups, &[]).degraded(directory.placements()).into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(degraded(led(0, &[1, 2, 3])), []);
+    assert_eq!(degraded(led(0, &[1, 2])), [ShardId(0)]);
+    assert_eq!(degraded(GroupStatus { learners: vec![3], ..led(0, &[1, 2]) }), [ShardId(0)]);
+    assert_eq!(degraded(GroupStatus { current: vec![1, 2], ..led(0, &[1, 2, 3]) }), [ShardId(0)]);
+    assert_eq!(degraded(GroupStatus { role: "follower".to_owned(), ..led(0, &[1, 2, 3]) }), [ShardId(0)]);
+}
