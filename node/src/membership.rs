@@ -90,9 +90,8 @@ async fn round(node: &Node, steps: &mut Steps) {
     for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority()) {
         let view = view(node, &shard);
         copying.extend(view.learners.iter().map(|learner| (shard.group.id, learner.0)));
-        if view.is_held {
-            held.insert(shard.group.id);
-        }
+        let waiting = view.learners.iter().filter(|learner| view.holds(**learner));
+        held.extend(waiting.map(|learner| (shard.group.id, learner.0)));
         if view.is_well() || !steps.takes(shard.id) {
             continue;
         }
@@ -134,12 +133,13 @@ fn unheard(node: &Node, view: &View) -> Vec<NodeId> {
 fn view(node: &Node, shard: &Shard) -> View {
     let metrics = shard.group.metrics();
     let membership = metrics.membership_config.membership();
-    let (wanted, is_held) = {
+    let (wanted, previous, is_paused) = {
         let directory = node.groups().directory_state.read();
         let placement = directory.placement(shard.id);
         let is_paused = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Paused);
-        let is_moving = placement.is_some_and(|placement| !placement.previous.is_empty());
-        (placement.map(|placement| placement.wanted.clone()).unwrap_or_default(), is_paused && is_moving)
+        let lists = placement.map(|placement| (placement.wanted.clone(), placement.previous.clone()));
+        let (wanted, previous) = lists.unwrap_or_default();
+        (wanted, previous, is_paused)
     };
     let applied = metrics.last_applied.map(|id| id.index);
     let members = membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
@@ -150,11 +150,12 @@ fn view(node: &Node, shard: &Shard) -> View {
     };
     View {
         own: node.id(),
+        is_held: is_paused && !previous.is_empty(),
         wanted,
+        previous,
         voters: membership.get_joint_config().iter().map(|set| set.iter().copied().map(NodeId).collect()).collect(),
         learners: membership.learner_ids().map(NodeId).collect(),
         is_settled: metrics.membership_config.log_id().as_ref().map(|id| id.index) <= applied,
-        is_held,
         replicas: members.map(|id| (id, seen(id))).collect(),
     }
 }

@@ -68,8 +68,8 @@ pub struct Peers {
 struct Copies {
     /// Groups and the nodes of their learners.
     to: BTreeSet<(GroupId, u64)>,
-    /// Groups whose copies wait: the rebalance is paused.
-    held: BTreeSet<GroupId>,
+    /// Those of them that wait: the rebalance is paused.
+    held: BTreeSet<(GroupId, u64)>,
     /// Octets of the snapshot that is under way.
     sent: HashMap<(GroupId, u64), u64>,
 }
@@ -110,8 +110,8 @@ impl Peers {
         self.own_id
     }
 
-    /// Says which replicas of the groups that this node leads are copied to, and which groups' copies wait.
-    pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<GroupId>) {
+    /// Says which replicas of the groups that this node leads are copied to, and which of these copies wait.
+    pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<(GroupId, u64)>) {
         let mut copies = self.copies.write();
         (copies.to, copies.held) = (to, held);
     }
@@ -135,7 +135,7 @@ impl Peers {
         if !copies.to.contains(&(group, to)) {
             return Ok(());
         }
-        if copies.held.contains(&group) {
+        if copies.held.contains(&(group, to)) {
             return Err(HELD_LOOK);
         }
         drop(copies);
