@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_pause_holds_moves_and_mends_what_is_broken() {
-        let held = |view: View| View { is_held: true, ..view };
+        let held = |view: View| held(&[1, 2, 3], view);
         assert_eq!(next(&held(view(&[1, 2, 4], &[1, 2, 3], &[4], &[(4, WELL)]))), None);
         assert_eq!(next(&held(view(&[1, 2, 3], &[1, 2, 3], &[], &[(3, LOST)]))), Some(Step::Remove(NodeId(3))));
         let joint = View { voters: vec![set(&[1, 2, 3]), set(&[1, 2, 4])], ..view(&[1, 2, 4], &[1, 2, 3], &[], &[]) };
