@@ -277,7 +277,8 @@ async fn conduct(node: &Node) -> MailResult<()> {
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
         let settled = directory.placements().filter(|placement| placement.previous.is_empty());
         let degraded = observed.degraded(settled);
-        if is_running { turns::next(&waiting, &moving, &degraded) } else { Vec::new() }
+        let answering = observed.statuses.keys().copied().collect();
+        if is_running { turns::next(&waiting, &moving, &degraded, &answering) } else { Vec::new() }
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
