@@ -108,8 +108,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut heard: HashMap<NodeId, Instant> = HashMap::new();
     loop {
-        if node.groups().directory.leads() {
-            listen(&node, &mut heard);
+        if listen(&node, &mut heard) {
             if let Err(error) = give_up_dead_nodes(&node, &heard).await {
                 tracing::debug!(%error, "dead node not given up");
             }
@@ -119,8 +118,6 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             if let Err(error) = conduct(&node).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
-        } else {
-            heard.clear();
         }
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -130,13 +127,23 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-/// Notes who answered; a new leader gives everybody the whole time again.
-fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) {
-    let now = Instant::now();
+/// Whether this node leads the directory, and a majority follows; notes then who answered.
+fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) -> bool {
+    let group = &node.groups().directory;
+    let leads = group.leads_majority();
     let directory = node.groups().directory_state.read();
-    for known in directory.nodes() {
-        let last = heard.entry(known.id).or_insert(now);
-        if node.groups().directory.hears(known.id) {
+    let nodes = directory.nodes().map(|known| (known.id, group.hears(known.id)));
+    note_heard(heard, leads.then_some(nodes), Instant::now());
+    leads
+}
+
+/// `nodes`: of a leader that a majority follows, and whether it hears them now. A new one gives everybody the whole time again,
+/// and so does one that was cut off: it heard nobody.
+fn note_heard(heard: &mut HashMap<NodeId, Instant>, nodes: Option<impl Iterator<Item = (NodeId, bool)>>, now: Instant) {
+    let Some(nodes) = nodes else { return heard.clear() };
+    for (id, answers) in nodes {
+        let last = heard.entry(id).or_insert(now);
+        if answers {
             *last = now;
         }
     }

@@ -1,12 +1,13 @@
 //! What the directory's leader makes of what the nodes say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
 
 use directory::{ClusterId, Command, Directory, NewNode, NodeState};
 use proto::wire::{GroupStatus, NodeStatusReply};
 use types::{NodeId, ShardId};
 
-use super::{Observed, report};
+use super::{Observed, note_heard, report};
 
 /// Five nodes, and shards on nodes 1, 2 and 3.
 pub fn directory() -> Directory {
@@ -93,4 +94,19 @@ fn a_shard_whose_lost_replica_was_taken_out_is_degraded_until_another_is_there()
     assert_eq!(degraded(GroupStatus { learners: vec![3], ..led(0, &[1, 2]) }), [ShardId(0)]);
     assert_eq!(degraded(GroupStatus { current: vec![1, 2], ..led(0, &[1, 2, 3]) }), [ShardId(0)]);
     assert_eq!(degraded(GroupStatus { role: "follower".to_owned(), ..led(0, &[1, 2, 3]) }), [ShardId(0)]);
+}
+
+#[test]
+fn who_was_cut_off_gives_everybody_the_whole_time_again() {
+    let began = Instant::now();
+    let after = |s: u64| began + Duration::from_secs(s);
+    let mut heard = HashMap::new();
+    let nodes = |answering: &[u64]| [1, 2, 3].map(|id| (NodeId(id), answering.contains(&id))).into_iter();
+    note_heard(&mut heard, Some(nodes(&[1, 2, 3])), began);
+    note_heard(&mut heard, Some(nodes(&[1, 2])), after(10));
+    assert_eq!((heard[&NodeId(2)], heard[&NodeId(3)]), (after(10), began));
+    // Without a majority, then one that comes back before the other.
+    note_heard(&mut heard, None::<std::iter::Empty<_>>, after(20));
+    note_heard(&mut heard, Some(nodes(&[1, 2])), after(3600));
+    assert_eq!((heard[&NodeId(2)], heard[&NodeId(3)]), (after(3600), after(3600)));
 }
