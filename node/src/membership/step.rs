@@ -123,6 +123,10 @@ fn mend(view: &View, voters: &BTreeSet<NodeId>) -> Option<Step> {
             return Some(Step::Remove(id));
         }
     }
+    // A learner that was dropped while it was taken in would be waited for in vain.
+    if let Some(dropped) = view.learners.iter().find(|id| view.replica(**id).is_absent) {
+        return Some(Step::Remove(*dropped));
+    }
     let is_member = |id: &NodeId| voters.contains(id) || view.learners.contains(id);
     // A voter that never began has promised nothing: its node was away when the group was founded.
     let begins = |id: &NodeId| {
@@ -328,6 +332,12 @@ mod tests {
         assert_eq!(next(&moving(&[1, 2, 3], &[4], WELL, LOST)), None);
         let copied = moving(&[1, 3], &[2, 4], behind, WELL);
         assert!(copied.holds(NodeId(4)) && !copied.holds(NodeId(2)));
+    }
+
+    #[test]
+    fn a_learner_that_was_dropped_goes_and_is_begun_again() {
+        assert_eq!(next(&view(&[1, 2, 4], &[1, 2, 3], &[4], &[(4, ABSENT)])), Some(Step::Remove(NodeId(4))));
+        assert_eq!(next(&view(&[1, 2, 4], &[1, 2, 3], &[], &[(4, ABSENT)])), Some(Step::Begin(NodeId(4))));
     }
 
     #[test]
