@@ -1,6 +1,7 @@
 //! Makes each shard's group the one that the directory wants: its leader changes the membership, one step a round
 //! ([`step`]); nodes begin the replicas that it tells them to, and drop those that their group goes on without.
 
+mod copies;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use futures_util::future::join_all;
 use openraft::{BasicNode, ChangeMembers};
 use proto::wire::{BeginReplicaRequest, NodeStatusReply, ShardMembersReply, ShardMembersRequest};
 use proto::{DirectoryStore, GrpcNode};
+use storage::GroupId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -73,17 +75,10 @@ impl Rounds {
 
 /// Says which replicas of the shards that this node leads are copied to.
 fn note_copies(node: &Node) {
-    let (mut copying, mut held) = (BTreeSet::new(), BTreeSet::new());
-    for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority()) {
-        let view = view(node, &shard);
-        for learner in &view.learners {
-            copying.insert((shard.group.id, learner.0));
-            if view.holds(*learner) {
-                held.insert((shard.group.id, learner.0));
-            }
-        }
-    }
-    node.groups().peers.set_copying(copying, held);
+    let led = node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority());
+    let views: Vec<(GroupId, View)> = led.map(|shard| (shard.group.id, view(node, &shard))).collect();
+    let copies = copies::of(&views);
+    node.groups().peers.set_copying(copies.to, copies.held);
 }
 
 /// The steps that are under way: one of a shard, and none waits for that of another.

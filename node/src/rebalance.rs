@@ -75,7 +75,13 @@ impl Observed {
     fn degraded<'a>(&self, placements: impl Iterator<Item = &'a Placement>) -> BTreeSet<ShardId> {
         let is_whole = |placement: &&Placement| {
             self.led(placement.shard).is_some_and(|group| {
-                placement.wanted.iter().all(|node| group.voters.contains(&node.0) && group.current.contains(&node.0))
+                let is_there = |node: &NodeId| group.voters.contains(&node.0) && group.current.contains(&node.0);
+                if !placement.is_moving() {
+                    return placement.wanted.iter().all(is_there);
+                }
+                // On its way it may have them here or there.
+                let copies = group.voters.iter().filter(|voter| group.current.contains(voter)).count();
+                copies >= placement.wanted.len().min(placement.previous.len())
             })
         };
         placements.filter(|placement| !is_whole(placement)).map(|placement| placement.shard).collect()
@@ -282,8 +288,7 @@ async fn conduct(node: &Node) -> MailResult<()> {
             .map(waiting_turn)
             .collect();
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
-        let settled = directory.placements().filter(|placement| placement.previous.is_empty());
-        let degraded = observed.degraded(settled);
+        let degraded = observed.degraded(directory.placements());
         let answering = observed.statuses.keys().copied().collect();
         if is_running { turns::next(&waiting, &moving, &degraded, &answering) } else { Vec::new() }
     };

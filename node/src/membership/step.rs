@@ -76,6 +76,13 @@ impl View {
         self.wanted.contains(&id) && (self.previous.is_empty() || self.previous.contains(&id))
     }
 
+    /// Fewer voters answer than it should have copies, whether the move under way is done or not.
+    pub fn is_short(&self) -> bool {
+        let answering = self.current_voters().into_iter().filter(|voter| self.replica(*voter).is_heard).count();
+        let before = if self.previous.is_empty() { self.wanted.len() } else { self.previous.len() };
+        answering < self.wanted.len().min(before)
+    }
+
     /// Nothing is to be copied to it now.
     pub fn holds(&self, learner: NodeId) -> bool {
         self.is_held && !self.stays(learner)

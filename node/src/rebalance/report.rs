@@ -140,14 +140,13 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
         };
         return format!("shard {} is to go to node {}, {why}", placement.shard, known.name);
     }
-    let waiting: BTreeSet<ShardId> =
-        directory.placements().filter(|one| !one.planned.is_empty()).map(|placement| placement.shard).collect();
-    if waiting.is_empty() {
+    let left: BTreeSet<ShardId> = directory.queued().chain(directory.moving()).map(|one| one.shard).collect();
+    let degraded = observed.degraded(directory.placements());
+    // Moves of such shards go on.
+    if left.is_subset(&degraded) {
         return String::new();
     }
-    let settled = directory.placements().filter(|placement| placement.previous.is_empty());
-    let degraded = observed.degraded(settled);
-    match degraded.iter().find(|shard| !waiting.contains(shard)).or(degraded.iter().next()) {
+    match degraded.iter().find(|shard| !left.contains(shard)).or(degraded.first()) {
         Some(shard) => format!("shard {shard} lacks a replica or a leader"),
         None => String::new(),
     }

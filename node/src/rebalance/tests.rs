@@ -110,3 +110,22 @@ fn who_was_cut_off_gives_everybody_the_whole_time_again() {
     note_heard(&mut heard, Some(nodes(&[1, 2])), after(3600));
     assert_eq!((heard[&NodeId(2)], heard[&NodeId(3)]), (after(3600), after(3600)));
 }
+
+#[test]
+fn a_shard_that_lacks_a_replica_while_it_moves_is_degraded_too() {
+    let mut directory = directory();
+    told(&mut directory, start(&[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    told(&mut directory, Command::BeginMoves { shards: vec![ShardId(0)] });
+    let said = |first: GroupStatus| {
+        let seen = observed(vec![first, led(1, &[1, 2, 3]), led(2, &[1, 2, 3])], &[2, 3, 4, 5]);
+        let degraded: Vec<ShardId> = seen.degraded(directory.placements()).into_iter().collect();
+        (degraded, report::status(&directory, &seen).waits_because)
+    };
+    // Here or there, or both.
+    for voters in [&[1, 2, 3][..], &[1, 2, 4], &[1, 2, 3, 4]] {
+        assert_eq!(said(led(0, voters)), (vec![], String::new()));
+    }
+    let waits = "shard 0 lacks a replica or a leader".to_owned();
+    assert_eq!(said(GroupStatus { current: vec![1, 2], ..led(0, &[1, 2, 3]) }), (vec![ShardId(0)], waits.clone()));
+    assert_eq!(said(GroupStatus { learners: vec![4], ..led(0, &[1, 2]) }), (vec![ShardId(0)], waits));
+}
