@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use directory::{Directory, NodeState, RebalanceState};
+use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{NodeShare, RebalanceReply, ShardMove};
 use types::{NodeId, ShardId};
 
@@ -156,9 +156,20 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
 fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
+        let waits = |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued();
+        let left = directory.placements().filter(waits).count();
+        if left > 0 && !observed.statuses.contains_key(&known.id) {
+            let text =
+                format!("node {} is drained and does not answer, and for {left} shards nothing is planned", known.name);
+            warnings.push(text);
+        }
+    }
+    let is_paused = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Paused);
+    let kept = if is_paused { ", and is not given up while the rebalance is paused" } else { "" };
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
-            None => warnings.push(format!("node {} does not answer", known.name)),
+            None => warnings.push(format!("node {} does not answer{kept}", known.name)),
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
             Some(_) => {}
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use directory::{ClusterId, Command, Directory, NewNode, NodeState};
+use directory::{ClusterId, Command, Directory, NewNode, NodeState, RebalanceState};
 use proto::wire::{GroupStatus, NodeStatusReply};
 use types::{NodeId, ShardId};
 
@@ -128,4 +128,24 @@ fn a_shard_that_lacks_a_replica_while_it_moves_is_degraded_too() {
     let waits = "shard 0 lacks a replica or a leader".to_owned();
     assert_eq!(said(GroupStatus { current: vec![1, 2], ..led(0, &[1, 2, 3]) }), (vec![ShardId(0)], waits.clone()));
     assert_eq!(said(GroupStatus { learners: vec![4], ..led(0, &[1, 2]) }), (vec![ShardId(0)], waits));
+}
+
+#[test]
+fn a_dead_node_that_nobody_replaces_is_warned_of() {
+    let mut directory = directory();
+    let seen = observed((0..3).map(|shard| led(shard, &[1, 2, 3])).collect(), &[2, 4, 5]);
+    let warned = |directory: &Directory| report::status(directory, &seen).warnings;
+    assert_eq!(warned(&directory), ["node node3 does not answer"]);
+    told(&mut directory, start(&[(0, &[1, 2, 4])]));
+    told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Paused });
+    let paused = "node node3 does not answer, and is not given up while the rebalance is paused";
+    assert_eq!(warned(&directory), [paused]);
+    // Given up, and then called off.
+    told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Running });
+    let targets = (0..3).map(|shard| (ShardId(shard), nodes_of(&[1, 2, 4]))).collect();
+    told(&mut directory, Command::GiveUpNode { id: NodeId(3), targets, unix_s: 1 });
+    assert_eq!(warned(&directory), Vec::<String>::new());
+    told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
+    let left = "node node3 is drained and does not answer, and for 3 shards nothing is planned";
+    assert_eq!(warned(&directory), [left]);
 }
