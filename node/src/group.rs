@@ -13,8 +13,10 @@ use proto::wire::{self, GroupStatus};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId};
 
+use crate::log_keeping::LogExtent;
 use crate::raft::{
-    Applier, Damage, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
+    Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal,
+    vote_to_wire,
 };
 use crate::step_aside::Stall;
 
@@ -206,6 +208,26 @@ impl Group {
         let metrics = self.metrics();
         let last = metrics.last_log_index.unwrap_or(0);
         other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
+    }
+
+    /// How far its log reaches, and on a leader what others still need of it.
+    pub fn log_extent(&self) -> LogExtent {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        let followers = metrics.replication.iter().flatten().filter(|(id, _)| heard_lately(&metrics, **id));
+        LogExtent {
+            applied: index(&metrics.last_applied),
+            snapshot: index(&metrics.snapshot),
+            purged: index(&metrics.purged),
+            last_of_all: followers.map(|(_, matched)| index(matched)).min(),
+        }
+    }
+
+    /// Lets openraft drop the entries that are not kept.
+    pub async fn purge(&self) {
+        // A group that has stopped drops nothing.
+        drop(self.raft.trigger().snapshot().await);
     }
 
     /// As the leader, after a read barrier: its vote, and the last entry that it has applied.

@@ -23,7 +23,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::codec::{entry_to_wire, log_id_from_wire, log_id_to_wire, membership_to_wire, vote_from_wire, vote_to_wire};
 use super::machine::SnapshotData;
-use super::peers::{CallError, HELD_LOOK, Lane, Peers, Target};
+use super::peers::{CallError, Copying, HELD_LOOK, Lane, Peers, Target};
+use super::progress::{Sent, progress};
 use super::{Entry, Types, Vote};
 
 /// An append call that is to wait longer for its turn fails, and is tried again.
@@ -193,23 +194,25 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let mut client = RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
         let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
         let (peers, to) = (self.peers.clone(), (self.target.group, self.target.node));
-        tokio::task::spawn_blocking(move || {
-            send_blocks(header, export, &sender, &peers, to);
-            peers.forget_copied(to);
-        });
-        let sending = tokio::time::timeout(option.hard_ttl(), client.install_snapshot(ReceiverStream::new(parts)));
+        let _copying = Copying::begin(peers.clone(), to);
+        let (sent, progress) = progress();
+        tokio::task::spawn_blocking(move || send_blocks(header, export, &sender, &sent, &peers, to));
+        let sending = progress.watched(client.install_snapshot(ReceiverStream::new(parts)), option.hard_ttl());
         let reply = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             reply = sending => reply,
         };
         match reply {
-            Ok(Ok(reply)) => {
+            Some(Ok(reply)) => {
                 let vote = vote_from_wire(reply.into_inner().vote)
                     .map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
                 Ok(SnapshotResponse::new(vote))
             }
-            Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
-            Err(_) => Err(unreachable("snapshot took too long".to_owned())),
+            Some(Err(status)) => Err(unreachable(status.message().to_owned())),
+            None => {
+                tracing::info!(group = to.0.0, to = to.1, "copy does not get on, and begins anew");
+                Err(unreachable("the snapshot does not get on".to_owned()))
+            }
         }
     }
 
@@ -245,6 +248,7 @@ fn send_blocks(
     header: SnapshotHeader,
     export: storage::Export,
     parts: &mpsc::Sender<SnapshotPart>,
+    sent: &Sent,
     peers: &Peers,
     to: (GroupId, u64),
 ) {
@@ -258,12 +262,15 @@ fn send_blocks(
                     if parts.is_closed() {
                         return;
                     }
+                    sent.holds();
                     std::thread::sleep(wait.min(HELD_LOOK));
                 }
-                peers.count_copied(to, block.len());
+                let octets = block.len();
+                peers.count_copied(to, octets);
                 if parts.blocking_send(SnapshotPart { part: Some(Part::Block(block)) }).is_err() {
                     return;
                 }
+                sent.count(octets);
             }
             Err(error) => {
                 tracing::error!(%error, "snapshot cannot be read");

@@ -47,8 +47,8 @@ pub struct Peers {
 struct Copies {
     /// Groups and the nodes of their learners.
     to: BTreeSet<(GroupId, u64)>,
-    /// Groups whose copies wait: the rebalance is paused.
-    held: BTreeSet<GroupId>,
+    /// Those of them that wait: the rebalance is paused.
+    held: BTreeSet<(GroupId, u64)>,
     /// Octets of the snapshot that is under way.
     sent: HashMap<(GroupId, u64), u64>,
 }
@@ -97,8 +97,8 @@ impl Peers {
         self.own_id
     }
 
-    /// Says which replicas of the groups that this node leads are copied to, and which groups' copies wait.
-    pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<GroupId>) {
+    /// Says which replicas of the groups that this node leads are copied to, and which of these copies wait.
+    pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<(GroupId, u64)>) {
         let mut copies = self.copies.write();
         (copies.to, copies.held) = (to, held);
     }
@@ -111,12 +111,9 @@ impl Peers {
 
     /// Counts octets of a snapshot that is under way.
     pub(super) fn count_copied(&self, to: (GroupId, u64), octets: usize) {
-        *self.copies.write().sent.entry(to).or_default() += octets as u64;
-    }
-
-    /// No snapshot is under way any more.
-    pub(super) fn forget_copied(&self, to: (GroupId, u64)) {
-        self.copies.write().sent.remove(&to);
+        if let Some(sent) = self.copies.write().sent.get_mut(&to) {
+            *sent += octets as u64;
+        }
     }
 
     /// Whether octets may go to a replica now; else how long until it is worth asking again.
@@ -125,7 +122,7 @@ impl Peers {
         if !copies.to.contains(&(group, to)) {
             return Ok(());
         }
-        if copies.held.contains(&group) {
+        if copies.held.contains(&(group, to)) {
             return Err(HELD_LOOK);
         }
         drop(copies);
@@ -306,5 +303,24 @@ async fn carry(
                 }
             }
         }
+    }
+}
+
+/// A snapshot that is under way, until it is installed or given up.
+pub(super) struct Copying {
+    peers: Arc<Peers>,
+    to: (GroupId, u64),
+}
+
+impl Copying {
+    pub fn begin(peers: Arc<Peers>, to: (GroupId, u64)) -> Copying {
+        peers.copies.write().sent.insert(to, 0);
+        Copying { peers, to }
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.peers.copies.write().sent.remove(&self.to);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use directory::{Directory, NodeState, RebalanceState};
+use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{NodeShare, RebalanceReply, ShardMove};
 use types::{NodeId, ShardId};
 
@@ -129,15 +129,24 @@ fn shares(
     shares.into_values().collect()
 }
 
+/// Why nothing goes on, or something does not; empty where all does.
 fn waits_because(directory: &Directory, observed: &Observed) -> String {
-    let waiting: BTreeSet<ShardId> =
-        directory.placements().filter(|one| !one.planned.is_empty()).map(|placement| placement.shard).collect();
-    if waiting.is_empty() {
+    for (placement, target) in directory.moving().flat_map(|one| one.targets().map(move |target| (one, target))) {
+        let Some(known) = directory.node(target) else { continue };
+        let why = match observed.statuses.get(&target) {
+            None => "which does not answer",
+            Some(status) if status.disk_full => "whose disk is full",
+            Some(_) => continue,
+        };
+        return format!("shard {} is to go to node {}, {why}", placement.shard, known.name);
+    }
+    let left: BTreeSet<ShardId> = directory.queued().chain(directory.moving()).map(|one| one.shard).collect();
+    let degraded = observed.degraded(directory.placements());
+    // Moves of such shards go on.
+    if left.is_subset(&degraded) {
         return String::new();
     }
-    let settled = directory.placements().filter(|placement| placement.previous.is_empty());
-    let degraded = observed.degraded(settled);
-    match degraded.iter().find(|shard| !waiting.contains(shard)).or(degraded.iter().next()) {
+    match degraded.iter().find(|shard| !left.contains(shard)).or(degraded.first()) {
         Some(shard) => format!("shard {shard} lacks a replica or a leader"),
         None => String::new(),
     }
@@ -148,9 +157,20 @@ fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<Shard
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
     let coming = coming(directory, observed, targets);
+    for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
+        let waits = |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued();
+        let left = directory.placements().filter(waits).count();
+        if left > 0 && !observed.statuses.contains_key(&known.id) {
+            let text =
+                format!("node {} is drained and does not answer, and for {left} shards nothing is planned", known.name);
+            warnings.push(text);
+        }
+    }
+    let is_paused = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Paused);
+    let kept = if is_paused { ", and is not given up while the rebalance is paused" } else { "" };
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
-            None => warnings.push(format!("node {} does not answer", known.name)),
+            None => warnings.push(format!("node {} does not answer{kept}", known.name)),
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
             Some(status) => {
                 let (coming, free) = (coming.get(&known.id).copied().unwrap_or(0), status.disk_free_octets);
