@@ -257,6 +257,10 @@ impl Groups {
         let volume = shard.volume.clone();
         drop(shard);
         if is_member().await != Some(false) {
+            // Entries may still be applied to it: what begins now must not be a second one to do so.
+            if let Some(opened) = volume.volume() {
+                blocking(move || opened.let_go(GroupId(id.0))).await?;
+            }
             return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
         let Some(opened) = volume.volume() else { return Ok(false) };

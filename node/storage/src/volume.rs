@@ -163,6 +163,16 @@ impl Volume {
         Ok(())
     }
 
+    /// Ends the handles of a group, which answer `Dropped` from now on, and leaves all that it has: for whoever cannot
+    /// know what still works with them. The next [`Volume::group`] opens it anew. Returns when all that was asked for
+    /// before is durable.
+    pub fn let_go(&self, id: GroupId) -> Result<(), StorageError> {
+        let Some(group) = self.inner.groups.lock().get(&id).cloned() else { return Ok(()) };
+        group.retire()?;
+        self.inner.groups.lock().remove(&id);
+        Ok(())
+    }
+
     /// On which of the node's volumes each replica is, as [`Volume::set_home`] has recorded it here.
     pub fn homes(&self) -> Result<BTreeMap<GroupId, u64>, StorageError> {
         let mut found = BTreeMap::new();
