@@ -13,13 +13,12 @@ use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
+use crate::homes::{self, NOWHERE};
 use crate::raft::{Peers, Raft, RaftGroups, damage_in};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
-/// No volume has this id.
-const NOWHERE: u64 = 0;
 /// Of so many replicas a damaged one is made anew: without it the others still are more than one, and go on.
 const REPLICAS_TO_MEND: usize = 3;
 
@@ -211,18 +210,10 @@ impl Groups {
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
-        if self.damaged.lock().contains_key(&id) {
-            // Once its votes have gone nothing may start in its place by itself.
-            self.settle(group, NOWHERE).await?;
-        }
-        blocking(move || {
-            if opened.groups()?.contains(&group) {
-                opened.drop_group(group)?;
-            }
-            opened.group(group)?.begin(vote, votes_from)
-        })
-        .await?;
-        self.settle(group, home).await?;
+        let first = self.volumes.first().map_err(io::Error::other)?;
+        self.homes.lock().insert(group, NOWHERE);
+        blocking(move || homes::begin(&first, (home, &opened), group, (vote, votes_from))).await?;
+        self.homes.lock().insert(group, home);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
         if let Some(before) = before.and_then(|before| self.volumes.with_id(before)) {
@@ -265,11 +256,7 @@ impl Groups {
         }
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
-        blocking(move || {
-            opened.drop_group(GroupId(id.0))?;
-            first.forget_home(GroupId(id.0))
-        })
-        .await?;
+        blocking(move || homes::end(&first, &opened, GroupId(id.0))).await?;
         self.homes.lock().remove(&GroupId(id.0));
         Ok(true)
     }

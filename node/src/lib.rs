@@ -7,6 +7,7 @@ mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
+mod homes;
 mod mail;
 mod membership;
 mod raft;
