@@ -27,7 +27,7 @@ pub struct Groups {
     pub peers: Arc<Peers>,
     pub context: GroupContext,
     pub stall: Stall,
-    pub volumes: Volumes,
+    pub volumes: Arc<Volumes>,
     /// On which volume each replica is, or was before that was lost: as recorded in the first one.
     homes: Mutex<BTreeMap<GroupId, u64>>,
     pub directory_state: Arc<DirectoryState>,
@@ -44,7 +44,7 @@ pub struct Groups {
 
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
-    pub async fn start(volumes: Volumes, context: GroupContext) -> io::Result<Arc<Groups>> {
+    pub async fn start(volumes: Arc<Volumes>, context: GroupContext) -> io::Result<Arc<Groups>> {
         let first = volumes.first().map_err(io::Error::other)?;
         let disk = volumes.list().first().map(|volume| volume.shown()).unwrap_or_default();
         let opening = tokio::task::spawn_blocking(move || {
