@@ -390,9 +390,11 @@ impl RaftGroups for Groups {
 
 /// The node cannot run without its replica of the directory: says what to do.
 pub fn unreadable(disk: &str, error: StorageError) -> io::Error {
-    let StorageError::Corrupt { key, reason } = error else { return io::Error::other(error) };
+    if !error.is_unread() {
+        return io::Error::other(error);
+    }
     io::Error::other(format!(
-        "the directory's replica on {disk} is damaged: record {key}: {reason}; if other nodes have the directory, remove \
+        "the directory's replica on {disk} cannot be read: {error}; if other nodes have the directory, remove \
          this node with `mailring node remove`, and let it join again with empty disks"
     ))
 }

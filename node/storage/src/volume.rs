@@ -158,7 +158,7 @@ impl Volume {
     pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
         match self.group(id) {
             Ok(group) => group.remove()?,
-            Err(StorageError::Corrupt { .. }) => group::remove_unread(&self.inner.shared, id)?,
+            Err(error) if error.is_unread() => group::remove_unread(&self.inner.shared, id)?,
             Err(error) => return Err(error),
         }
         self.inner.groups.lock().remove(&id);
