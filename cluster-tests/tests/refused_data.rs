@@ -229,7 +229,7 @@ fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
         }
         Ok(served)
     };
-    let deliver = |cluster: &Cluster| {
+    let deliver = |cluster: &Cluster| -> Result<()> {
         let all: Vec<&str> = users.iter().map(String::as_str).collect();
         let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &all, b"Subject: x\r\n\r\nx\r\n")?;
         ensure!(code == 250, "{code} {text}");

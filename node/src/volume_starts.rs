@@ -81,7 +81,9 @@ pub fn count(volumes: &Volumes, now: Start) -> Result<(), StorageError> {
         let (Some(id), Some(opened)) = (volume.id(), volume.volume()) else { continue };
         // Before the first volume says so: a volume that has not noted it would be taken for an old one.
         match opened.set_starts(now.starts, now.run) {
-            Ok(()) => drop(known.insert(id, (now.starts, now.run))),
+            Ok(()) => {
+                known.insert(id, (now.starts, now.run));
+            }
             Err(error) => {
                 tracing::error!(volume = volume.number, %error, "volume is not open");
                 drop(opened);
