@@ -292,9 +292,12 @@ impl std::fmt::Debug for DropMeanwhile {
 
 impl Faults for DropMeanwhile {
     fn before(&self, _: HalfName, operation: Operation) -> std::io::Result<()> {
-        if operation == Operation::Read
-            && let Some(volume) = self.0.lock().take()
-        {
+        if operation != Operation::Read {
+            return Ok(());
+        }
+        // Dropping reads, too.
+        let volume = self.0.lock().take();
+        if let Some(volume) = volume {
             volume.drop_group(SHARD).unwrap();
         }
         Ok(())
@@ -342,7 +345,7 @@ fn litter(directory: &Path, spaces: std::ops::RangeInclusive<u32>) {
     let records: Vec<_> = db.iterator_cf(&state, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
     assert!(records.iter().all(|(key, _)| key.starts_with(&1u32.to_be_bytes())) && !records.is_empty());
     for (space, (key, value)) in spaces.flat_map(|space| records.iter().map(move |record| (space, record))) {
-        db.put_cf(&state, [&space.to_be_bytes(), &key[4..]].concat(), value).unwrap();
+        db.put_cf(&state, [&space.to_be_bytes()[..], &key[4..]].concat(), value).unwrap();
     }
 }
 
