@@ -7,6 +7,7 @@ mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
+mod homes;
 mod log_keeping;
 mod mail;
 mod membership;
@@ -20,6 +21,7 @@ mod shard_clock;
 mod space;
 mod step_aside;
 mod throttle;
+mod volume_starts;
 mod volumes;
 
 use std::collections::BTreeSet;
@@ -85,12 +87,18 @@ impl Node {
         descriptors::raise_limit();
         let of_volumes = settings.clone();
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
-        let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
+        let volumes = Arc::new(opening.await.context("open the volumes")?.context("open the volumes")?);
+        let looking = volumes.clone();
+        let looked = tokio::task::spawn_blocking(move || volume_starts::give_up_old_copies(&looking));
+        looked.await.context("look for old copies")??;
         let own = volumes.node;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let first = volumes.numbered(1).context("the first volume")?;
         let start = bootstrap::count_start(&first, &peers, &settings).await?;
+        let counting = volumes.clone();
+        let counted = tokio::task::spawn_blocking(move || volume_starts::count(&counting, start.now));
+        counted.await.context("count the start")?.context("count the start")?;
         // Not before: nodes that start together would wait for answers of each other's open ports.
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;

@@ -158,10 +158,11 @@ async fn cancellable<T: Send + 'static>(
 /// The log has the whole story of a disk error; the caller learns its kind.
 fn storage_error(error: StorageError) -> MailError {
     match error {
-        // The process ends, or the replica has gone elsewhere: no fault of the disk. Damage is told by `or_elsewhere`.
-        StorageError::Closed | StorageError::Dropped | StorageError::Corrupt { .. } => {
-            tracing::debug!(%error, "storage read refused");
-        }
+        // The process ends, or the replica has gone elsewhere: no fault of the disk.
+        StorageError::Closed | StorageError::Dropped => tracing::debug!(%error, "storage read refused"),
+        // What it means is told by `or_elsewhere`.
+        StorageError::Io { .. } if error.is_unread() => tracing::warn!(%error, "the disk gives no answer to a read"),
+        StorageError::Corrupt { .. } => tracing::debug!(%error, "storage read refused"),
         _ => tracing::error!(%error, "storage read failed"),
     }
     MailError::from(error)

@@ -41,7 +41,7 @@ pub(crate) struct Inner {
     /// by readers or by completion callbacks, which may run while a full queue blocks its holder.
     pub order: Mutex<()>,
     pub log: Mutex<LogState>,
-    /// Held by whoever writes state.
+    /// Held by whoever writes state, and looks first whether the group was dropped.
     pub apply: Mutex<Hints>,
     /// Read-locked until a reader has its snapshot; write-locked by the flip of an install.
     pub space: RwLock<SpaceRecord>,
@@ -81,6 +81,7 @@ impl Group {
             None => {
                 let space = SpaceRecord { space: shared.fresh_space(), installed: None };
                 let mut changes = Changes::default();
+                clear_space(&mut changes, &space);
                 changes.put(Family::Meta, key, encode(&space));
                 shared.writer.write_and_wait(changes)?;
                 space
@@ -125,8 +126,8 @@ impl Group {
 
     /// Notes an entry that changes no state as applied. Not synced: the log is replayed.
     pub fn set_applied(&self, marker: Bytes) -> Result<(), StorageError> {
-        self.inner.check()?;
         let _apply = self.inner.apply.lock();
+        self.inner.check()?;
         let mut changes = Changes::default();
         put_marker(&mut changes, self.inner.space.read().space, &marker);
         self.inner.shared.store.write_changes(&changes)
@@ -152,6 +153,18 @@ impl Group {
         let space = inner.space.write();
         let changes = removal(&inner.shared.store, inner.id, Some(space.space))?;
         inner.shared.writer.write_and_wait(changes)?;
+        inner.log.lock().clear(&inner.shared);
+        Ok(())
+    }
+
+    /// Ends its handles, and leaves on the disk all that they were asked to write.
+    pub(crate) fn retire(&self) -> Result<(), StorageError> {
+        let inner = &self.inner;
+        let _order = inner.order.lock();
+        let _apply = inner.apply.lock();
+        inner.dropped.store(true, Ordering::Release);
+        // Behind whatever is queued.
+        inner.shared.writer.write_and_wait(Changes::default())?;
         inner.log.lock().clear(&inner.shared);
         Ok(())
     }
@@ -243,6 +256,11 @@ impl Inner {
         let installing = self.installing.lock().as_ref().map(|install| install.last_index);
         self.space.read().installed.max(installing)
     }
+}
+
+/// Space ids count on from those that are in use: one that was given up may hold what was written to it late.
+pub(crate) fn clear_space(changes: &mut Changes, fresh: &SpaceRecord) {
+    changes.delete_range(Family::State, space_range(fresh.space));
 }
 
 pub(crate) fn put_marker(changes: &mut Changes, space: u32, marker: &[u8]) {
