@@ -47,6 +47,17 @@ impl StorageError {
         StorageError::Io { doing: doing.into(), reason: reason.to_string() }
     }
 
+    /// Whether the process is out of descriptors: no fault of the disk, of which another one is the same.
+    pub(crate) fn is_want(&self) -> bool {
+        // EMFILE and ENFILE, as the operating system says it.
+        matches!(self, StorageError::Io { reason, .. } if reason.contains("Too many open files"))
+    }
+
+    /// Of a failed read: whether what was to be read cannot be, by damage or for the disk gives no answer to it.
+    pub(crate) fn is_unread(&self) -> bool {
+        matches!(self, StorageError::Corrupt { .. } | StorageError::Io { .. }) && !self.is_want()
+    }
+
     /// A failed read: damage and a disk that does not answer are told apart.
     pub(crate) fn read(key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
         match error.kind() {

@@ -130,10 +130,16 @@ impl Mark {
     pub(crate) fn check_whole(&self) -> Result<(), StorageError> {
         self.check_in_place()?;
         // Twice: files come and go while they are listed.
-        if live_wal(&self.database)? < self.slot.wal && live_wal(&self.database)? < self.slot.wal {
-            return Err(self.log_has_gone());
+        for _ in 0..2 {
+            match list_logs(&self.database) {
+                Ok(wal) if wal < self.slot.wal => {}
+                Ok(_) => return Ok(()),
+                // The disk is well.
+                Err(error) if is_want(&error) => return Ok(()),
+                Err(error) => return Err(listing(&self.database, &error)),
+            }
         }
-        Ok(())
+        Err(self.log_has_gone())
     }
 
     fn log_has_gone(&self) -> StorageError {

@@ -23,7 +23,7 @@ use crate::faults::HalfName;
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
 use crate::mark::{self, Mark};
-use crate::mirror::{Mirror, side, write_record};
+use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
 use crate::pace::Pace;
 use crate::patience::patiently;
@@ -239,7 +239,7 @@ impl Copying<'_> {
             if walked.items > before {
                 (stuck, from) = (false, walked.after());
             }
-            if !matches!(error, StorageError::Corrupt { .. }) {
+            if !error.is_unread() {
                 return Err(error);
             }
             if half.note_damage() {
@@ -322,7 +322,7 @@ impl Resilver<'_> {
             drop((order, sides));
             if let (Some(old), Stage::Writing) = (old, stage) {
                 // Which of the two databases its record names is not known: neither is current.
-                self.store.drop_half(mirror, &old, &error.to_string())?;
+                self.store.drop_half(mirror, &old, (Cause::Failed, &error.to_string()))?;
             }
             return Err(error);
         }

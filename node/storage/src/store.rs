@@ -154,7 +154,8 @@ impl Store {
         self.get_in(self.reader(), None, family, key)
     }
 
-    /// Reads from a half, and from the other one, as it is now, where that half cannot be read.
+    /// Reads from a half, and from the other one, as it is now, where that half cannot be read. It is not dropped before it is
+    /// known that the other one can.
     pub(crate) fn get_in(
         &self,
         half: &Half,
@@ -166,11 +167,17 @@ impl Store {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let Some(other) = self.elsewhere(half, &error) else { return Err(error) };
-        other.get(None, family, key).map_err(|second| {
-            self.elsewhere(&other, &second);
-            error
-        })
+        let Some(other) = self.other_than(half, &error) else {
+            self.unread(half, &error)?;
+            return Err(error);
+        };
+        match other.get(None, family, key) {
+            Ok(value) => self.unread(half, &error).map(|()| value),
+            Err(second) => {
+                self.both_unread([(half, &error), (&other, &second)]);
+                Err(error)
+            }
+        }
     }
 
     /// The other half's copy of a record whose content is wrong here, if it is right there.

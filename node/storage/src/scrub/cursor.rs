@@ -14,6 +14,8 @@ use crate::store::Family;
 pub(crate) struct View<'a> {
     pub half: &'a Half,
     pub snapshot: &'a Snapshot<'a>,
+    /// Whether it is damage where its disk gives no answer.
+    pub as_damage: bool,
 }
 
 pub(crate) struct Cursor<'a> {
@@ -40,10 +42,18 @@ impl<'a> View<'a> {
         Ok(Cursor { view: self, family, iterator })
     }
 
+    fn error(&self, key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
+        match StorageError::read(key, error) {
+            error if error.is_want() => error,
+            StorageError::Io { doing, reason } if self.as_damage => StorageError::Corrupt { key: doing, reason },
+            error => error,
+        }
+    }
+
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
         self.half.before(Operation::Read)?;
         let value = self.snapshot.get_cf_opt(&self.half.family(family)?, key, read_options());
-        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+        Ok(value.map_err(|error| self.error(|| printable(family, key), &error))?.map(Bytes::from))
     }
 }
 
@@ -65,7 +75,7 @@ impl Records for Cursor<'_> {
         }
         match self.iterator.status() {
             Ok(()) => Ok(None),
-            Err(error) => Err(StorageError::read(|| format!("a block of {}", self.family.name()), &error)),
+            Err(error) => Err(self.view.error(|| format!("a block of {}", self.family.name()), &error)),
         }
     }
 
