@@ -21,6 +21,7 @@ mod options;
 mod pace;
 mod patience;
 mod planted;
+mod prepare;
 mod records;
 mod resilver;
 mod salvage;

@@ -202,9 +202,9 @@ pub(crate) fn generations(directory: &Path) -> io::Result<Vec<u64>> {
 /// How often the removal of a database is begun that changes meanwhile.
 const REMOVALS_MAX: usize = 100;
 
-/// Removes databases that are not open, and their marks: all but one.
-pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<()> {
-    generations(directory)?.into_iter().filter(|one| Some(*one) != keep).try_for_each(|one| remove(directory, one))
+/// Removes databases that are not open, and their marks: all but some.
+pub(crate) fn remove_others(directory: &Path, keep: &[u64]) -> io::Result<()> {
+    generations(directory)?.into_iter().filter(|one| !keep.contains(one)).try_for_each(|one| remove(directory, one))
 }
 
 /// Removes a database that is not open, and its mark.
