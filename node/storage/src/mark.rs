@@ -11,6 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tracing::{error, warn};
+
 use crate::error::StorageError;
 use crate::files::{self, sync_directory};
 use crate::half_record::HalfRecord;
@@ -205,6 +207,21 @@ const REMOVALS_MAX: usize = 100;
 /// Removes databases that are not open, and their marks: all but some.
 pub(crate) fn remove_others(directory: &Path, keep: &[u64]) -> io::Result<()> {
     generations(directory)?.into_iter().filter(|one| !keep.contains(one)).try_for_each(|one| remove(directory, one))
+}
+
+/// What a database is named that may have what is nowhere else, and that could not be read. Nothing removes it.
+const ASIDE: &str = "kept-db";
+
+/// Gives a database another name, where there is none that has it already.
+pub(crate) fn set_aside(directory: &Path, generation: u64) {
+    let (path, aside) = (database_path(directory, generation), directory.join(ASIDE));
+    if !path.exists() || aside.exists() {
+        return;
+    }
+    match std::fs::rename(&path, &aside) {
+        Ok(()) => error!(path = %aside.display(), "bodies that have no good copy may be in a database that is kept"),
+        Err(error) => warn!(%error, path = %path.display(), "a database could not be set aside"),
+    }
 }
 
 /// Removes a database that is not open, and its mark.

@@ -128,7 +128,12 @@ impl Resilver<'_> {
             true => None,
             false => Old::of(dropped, self.options, &cache, (&directory, record.generation)),
         };
+        let left_out = self.mirror.left_out.load(Ordering::Relaxed);
         let result = self.fill(&directory, generation, (&cache, old.as_ref()));
+        let misses = self.mirror.left_out.load(Ordering::Relaxed) > left_out;
+        if result.is_ok() && misses && old.is_none() && !is_live {
+            mark::set_aside(&directory, record.generation);
+        }
         drop(old);
         // What it had may hold the only good copies: that goes when the new database is in use, never before.
         let removed = match &result {

@@ -31,8 +31,8 @@ use crate::store::Family;
 use crate::volume::Shared;
 
 use cursor::View;
-use merge::{Records, behind};
 
+pub(crate) use merge::{Item, Records, behind};
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};
 
