@@ -22,6 +22,8 @@ mod pace;
 mod patience;
 mod planted;
 mod prepare;
+mod reading;
+mod reads;
 mod records;
 mod resilver;
 mod salvage;

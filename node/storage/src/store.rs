@@ -6,15 +6,17 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use rocksdb::{DBRawIterator, Snapshot, WriteBatch};
+use rocksdb::{Snapshot, WriteBatch};
 
 use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
 use crate::pace::RoundTimes;
+use crate::reading::Iter;
 use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -322,6 +324,24 @@ impl Store {
         }
     }
 
+    /// How long a disk has owed an answer that does not come from another one either: to a write or sync, to a read where
+    /// there is no other half, and to a read that a half was dropped for, and whoever waits for it waits on. Never waits.
+    pub(crate) fn unanswered_for(&self) -> Duration {
+        let is_alone = match &self.mirror {
+            None => true,
+            Some(mirror) => mirror.order.try_lock().is_some_and(|order| order.halves.len() < 2),
+        };
+        let mut oldest = self.under_way.oldest();
+        let mut link = Some(&self.reading);
+        while let Some(Link { half, next }) = link {
+            link = next.get().map(|next| &**next);
+            if (is_alone && link.is_none()) || half.failed().is_some() {
+                oldest = oldest.max(half.reads.oldest());
+            }
+        }
+        oldest
+    }
+
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         match self.failed.get() {
             Some(reason) => Err(StorageError::Failed(reason.clone())),
@@ -366,7 +386,7 @@ impl Walked {
 
 /// Runs an iterator, whose upper bound is set, from a key on. Answers the error that broke it off.
 pub(crate) fn walk(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     family: Family,
     from: &[u8],
     walked: &mut Walked,

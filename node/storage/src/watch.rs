@@ -18,6 +18,7 @@ use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::half::Half;
 use crate::mirror::{Cause, Mirror};
+use crate::patience::tick;
 use crate::store::{Family, Store};
 
 /// How soon a lost disk is noticed where nothing is written.
@@ -133,8 +134,30 @@ impl Half {
 
 /// The thread: looks after the halves, until the other end is dropped.
 pub(crate) fn run(store: &Store, closing: &Receiver<()>) {
-    while closing.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+    let interval = match &store.mirror {
+        Some(mirror) => tick(mirror.hang_max).min(LOOK_INTERVAL),
+        None => LOOK_INTERVAL,
+    };
+    while closing.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
         look(store);
+        if let Some(mirror) = &store.mirror {
+            look_at_reads(store, mirror, interval);
+        }
+    }
+}
+
+/// Drops a half whose disk does not answer a read, while the other one's does: so many looks are as many short waits that
+/// this process has lived through (`patience`). Who waits in that read waits on.
+fn look_at_reads(store: &Store, mirror: &Mirror, interval: Duration) {
+    let halves = mirror.halves();
+    let late = |half: &Arc<Half>| interval * half.reads.looks() > mirror.hang_max;
+    let late: Vec<bool> = halves.iter().map(late).collect();
+    if let ([first, second], [first_late, second_late]) = (&halves[..], &late[..])
+        && first_late != second_late
+    {
+        let half = if *first_late { first } else { second };
+        let reason = format!("no answer to a read within {} ms", mirror.hang_max.as_millis());
+        let _ = store.drop_half(mirror, half, (Cause::Hangs, &reason));
     }
 }
 

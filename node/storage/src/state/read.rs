@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::DBRawIterator;
 use types::{
     AccountId, InternalDate, Keyword, MailError, MailResult, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
     UidValidity,
@@ -19,6 +18,7 @@ use crate::error::StorageError;
 use crate::group::View;
 use crate::half::Half;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
+use crate::reading::Iter;
 use crate::records::{
     AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, MessageRecord, decode, payload,
 };
@@ -390,7 +390,7 @@ pub(crate) fn scan_messages(
 
 /// From behind the UID that it was at. Answers the error that broke it off.
 fn walk_messages(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     seek_key: impl Fn(u32) -> Vec<u8>,
     uids: &UidSet,
     at: &mut Option<u32>,
@@ -398,7 +398,7 @@ fn walk_messages(
 ) -> Result<Option<StorageError>, StorageError> {
     let visited = *at;
     let mut here: Option<u32> = None;
-    let broken = |iterator: &DBRawIterator<'_>, uid: u32| {
+    let broken = |iterator: &Iter<'_>, uid: u32| {
         let error = iterator.status().err();
         error.map(|error| StorageError::read(|| printable(Family::State, &seek_key(uid)), &error))
     };
