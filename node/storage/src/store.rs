@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use rocksdb::{Snapshot, WriteBatch};
 
 use crate::error::StorageError;
@@ -104,6 +105,8 @@ pub(crate) struct Store {
     reading: Link,
     pub(crate) mirror: Option<Mirror>,
     failed: OnceLock<String>,
+    /// Of a volume of one database: shared by writes until it is known whether they have failed.
+    writing: RwLock<()>,
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
     pub(crate) under_way: UnderWay,
@@ -124,6 +127,7 @@ impl Store {
             reading: Link { half: first, next: OnceLock::new() },
             mirror,
             failed: OnceLock::new(),
+            writing: RwLock::new(()),
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             under_way: UnderWay::default(),
@@ -304,7 +308,10 @@ impl Store {
         self.written_batches.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         match &self.mirror {
-            None => self.reader().write(batch).map_err(|error| self.fail(error.to_string())),
+            None => {
+                let _writing = self.writing.read();
+                self.reader().write(batch).map_err(|error| self.fail(error.to_string()))
+            }
             Some(mirror) => self.write_both(mirror, batch),
         }
     }
@@ -317,7 +324,9 @@ impl Store {
         match &self.mirror {
             None => {
                 self.reader().sync().map_err(|error| self.fail(error.to_string()))?;
-                // Another write may have failed meanwhile: what came behind it in the log is not acknowledged.
+                // Another write may have failed meanwhile, and RocksDB go on behind it: what came behind it in the log is
+                // not acknowledged.
+                drop(self.writing.write());
                 self.check()
             }
             Some(mirror) => self.sync_both(mirror),
