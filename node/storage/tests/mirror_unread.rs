@@ -5,14 +5,21 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
 use common::flips::{files_of, flip_body};
 use common::mirror::{
     EIO, Failure, Script, assert_entries, assert_equal_halves, body, head, is_current, mirror_options, put, status,
     wait_until, wait_whole, write_entries,
 };
-use common::{SHARD, marker};
-use storage::{HalfName, HalfState, Operation, ScrubOptions, ScrubProgress, StorageError, Volume, VolumeOptions};
+use common::{Replica, SHARD, marker, name};
+use parking_lot::Mutex;
+use storage::{
+    BodySource, Command, Faults, HalfName, HalfState, Operation, Recipient, ScrubOptions, ScrubProgress, StorageError,
+    Volume, VolumeOptions,
+};
+use types::{AccountId, InternalDate};
 
 const ENTRIES: u64 = 2400;
 const EMFILE: i32 = 24;
@@ -127,6 +134,62 @@ fn a_half_that_is_dropped_beside_a_damaged_one_is_made_anew_with_what_it_had() {
     wait_until("b is made anew", || is_current(&volume, HalfName::B));
     assert_entries(&group, ENTRIES + 1);
     assert!(volume.statistics().bodies_salvaged > 0);
+}
+
+const SELECTS: &str = "selects";
+
+/// The thread that is named so reads half `a` once; then something is done, and half `a` gives it no answer any more.
+#[derive(Default)]
+struct Meanwhile {
+    reads: AtomicU32,
+    what: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Meanwhile")
+    }
+}
+
+impl Faults for Meanwhile {
+    fn before(&self, half: HalfName, operation: Operation) -> std::io::Result<()> {
+        let here = (half, operation) == (HalfName::A, Operation::Read);
+        if !here || std::thread::current().name() != Some(SELECTS) || self.reads.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        if let Some(what) = self.what.lock().take() {
+            std::thread::spawn(what).join().unwrap();
+        }
+        Err(std::io::Error::from_raw_os_error(EIO))
+    }
+}
+
+#[test]
+fn a_mailbox_that_grows_while_its_half_is_left_is_not_taken_for_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Meanwhile::default());
+    let hook: Arc<dyn Faults> = faults.clone();
+    let volume = Volume::open(VolumeOptions { faults: Some(hook), ..small(root.path()) }).unwrap();
+    let account = AccountId(1);
+    let deliver = move |number: u8| Command::Deliver {
+        recipients: vec![Recipient { account, fingerprint: [number; 32] }],
+        body: BodySource::Inline,
+        digest: Bytes::from_static(b"digest"),
+        date: InternalDate::default(),
+        settle: Vec::new(),
+    };
+    let mut replica = Replica::new(&volume);
+    replica.run_with(deliver(1), Some(Bytes::from_static(b"one"))).unwrap();
+    let shard = replica.group.shard();
+    let inbox = shard.mailbox(account, &name("INBOX")).unwrap().unwrap().id;
+    *faults.what.lock() = Some(Box::new(move || {
+        replica.run_with(deliver(2), Some(Bytes::from_static(b"two"))).unwrap();
+    }));
+    let selects = std::thread::Builder::new().name(SELECTS.to_owned());
+    let selected = selects.spawn(move || shard.select(account, inbox)).unwrap().join().unwrap();
+    let selected = selected.unwrap();
+    assert_eq!((selected.info.messages, selected.uids.len()), (2, 2));
+    assert!(faults.what.lock().is_none());
 }
 
 #[test]

@@ -85,6 +85,15 @@ impl ShardState {
 
     /// All that SELECT tells, from the mailbox's record and its pages: one small record for each 1,024 UIDs.
     pub fn select(&self, account: AccountId, id: MailboxId) -> MailResult<Selection> {
+        if let Ok(selection) = self.select_once(account, id)? {
+            return Ok(selection);
+        }
+        // One of the two may have been read elsewhere, as of a later moment, for it is damaged here.
+        Ok(self.select_once(account, id)??)
+    }
+
+    /// The inner error: they do not agree.
+    fn select_once(&self, account: AccountId, id: MailboxId) -> MailResult<Result<Selection, StorageError>> {
         let view = self.view()?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let info = info(&view, account, id, record)?;
@@ -99,9 +108,9 @@ impl ShardState {
         if uids.len() != u64::from(info.messages) {
             let key = view.key(Kind::Mailbox).mailbox(account, id).done();
             let reason = format!("counts {} messages, its pages {}", info.messages, uids.len());
-            return Err(StorageError::corrupt(printable(Family::State, &key), reason).into());
+            return Ok(Err(StorageError::corrupt(printable(Family::State, &key), reason)));
         }
-        Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) })
+        Ok(Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) }))
     }
 
     /// Messages that have all of `with` and none of `without`, from the pages alone.
