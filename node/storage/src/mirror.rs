@@ -7,7 +7,7 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ use crate::half_status::HalfStatus;
 use crate::patience::{patiently, tick};
 use crate::store::Store;
 
+/// Every half that was read from is kept, each time (see [`Store::read_from`]): so often at most for slowness alone.
+const MOVES_MAX: u32 = 100;
+
 pub(crate) struct Mirror {
     /// Held while a batch is handed to both halves. Never while `sides` is waited for.
     pub order: Mutex<Order>,
@@ -33,6 +36,8 @@ pub(crate) struct Mirror {
     pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
+    /// How often reads have left a half that was slow.
+    pub moves: AtomicU32,
     /// Tells the thread that rebuilds that there is something to rebuild.
     pub rebuild: Mutex<Rebuild>,
     pub rebuild_wanted: Condvar,
@@ -96,6 +101,7 @@ impl Mirror {
             hang_max,
             dropped: AtomicU64::new(0),
             served_elsewhere: AtomicU64::new(0),
+            moves: AtomicU32::new(0),
             rebuild: Mutex::default(),
             rebuild_wanted: Condvar::new(),
             resilvering: Mutex::default(),
@@ -316,6 +322,21 @@ impl Store {
             self.read_from(other.clone());
         }
         Some(other)
+    }
+
+    /// New reads leave a half that takes its time with others. It stays in use. Not for ever to and fro.
+    pub(crate) fn read_elsewhere(&self, mirror: &Mirror, slow: &Arc<Half>, other: &Arc<Half>) {
+        if !Arc::ptr_eq(slow, self.reader()) || other.damaged.load(Ordering::Relaxed) {
+            return;
+        }
+        // Who holds it may wait for a disk.
+        let Some(order) = mirror.order.try_lock() else { return };
+        let is_there = order.halves.iter().any(|half| Arc::ptr_eq(half, other));
+        let is_level = || other.wait_written(order.number, Some(Instant::now())) == Progress::Made;
+        if is_there && is_level() && mirror.moves.fetch_add(1, Ordering::Relaxed) < MOVES_MAX {
+            warn!(half = %slow.name, "reads of a mirror half are slow, the other one is read");
+            self.read_from(other.clone());
+        }
     }
 
     /// Makes everything durable, and notes that nothing is missing.

@@ -22,25 +22,27 @@ impl Half {
         family: Family,
         key: &[u8],
     ) -> Result<Option<Bytes>, StorageError> {
-        let value = self.get_with(snapshot, family, key, ReadOptions::default())?;
-        value.map_err(|error| StorageError::read(|| printable(family, key), &error))
+        let _read = self.reads.begin();
+        self.before(Operation::Read)?;
+        let handle = self.family(family)?;
+        let value = match snapshot {
+            Some(snapshot) => snapshot.get_cf(&handle, key),
+            None => self.db.get_cf(&handle, key),
+        };
+        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
     }
 
     /// The inner error is the disk's.
     pub(crate) fn get_with(
         &self,
-        snapshot: Option<&Snapshot<'_>>,
+        snapshot: &Snapshot<'_>,
         family: Family,
         key: &[u8],
         options: ReadOptions,
     ) -> Result<Result<Option<Bytes>, rocksdb::Error>, StorageError> {
         let _read = self.reads.begin();
         self.before(Operation::Read)?;
-        let handle = self.family(family)?;
-        let value = match snapshot {
-            Some(snapshot) => snapshot.get_cf_opt(&handle, key, options),
-            None => self.db.get_cf_opt(&handle, key, &options),
-        };
+        let value = snapshot.get_cf_opt(&self.family(family)?, key, options);
         Ok(value.map(|value| value.map(Bytes::from)))
     }
 

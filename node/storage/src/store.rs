@@ -178,7 +178,11 @@ impl Store {
             return Err(error);
         };
         match other.get(None, family, key) {
-            Ok(value) => self.unread(half, &error).map(|()| value),
+            Ok(value) => {
+                // An error is kept, and answered to whoever writes.
+                let _ = self.unread(half, &error);
+                Ok(value)
+            }
             Err(second) => {
                 self.both_unread([(half, &error), (&other, &second)]);
                 Err(error)

@@ -23,6 +23,8 @@ use crate::store::{Family, Store};
 
 /// How soon a lost disk is noticed where nothing is written.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Looks that a read may be seen in before others go to the other half.
+const SLOW_LOOKS: u32 = 2;
 /// For so long compactions rest where one has met damage: others may have work meanwhile.
 const REST: Duration = Duration::from_secs(600);
 
@@ -147,17 +149,18 @@ pub(crate) fn run(store: &Store, closing: &Receiver<()>) {
 }
 
 /// Drops a half whose disk does not answer a read, while the other one's does: so many looks are as many short waits that
-/// this process has lived through (`patience`). Who waits in that read waits on.
+/// this process has lived through (`patience`). Who waits in that read waits on; so before that, others read elsewhere.
 fn look_at_reads(store: &Store, mirror: &Mirror, interval: Duration) {
-    let halves = mirror.halves();
-    let late = |half: &Arc<Half>| interval * half.reads.looks() > mirror.hang_max;
-    let late: Vec<bool> = halves.iter().map(late).collect();
-    if let ([first, second], [first_late, second_late]) = (&halves[..], &late[..])
-        && first_late != second_late
-    {
-        let half = if *first_late { first } else { second };
+    let [first, second] = &mirror.halves()[..] else { return };
+    let looks = [first.reads.looks(), second.reads.looks()];
+    let (slow, other) = if looks[0] > looks[1] { (first, second) } else { (second, first) };
+    let [most, least] = [looks[0].max(looks[1]), looks[0].min(looks[1])];
+    let is_late = |looks: u32| interval * looks > mirror.hang_max;
+    if is_late(most) && !is_late(least) {
         let reason = format!("no answer to a read within {} ms", mirror.hang_max.as_millis());
-        let _ = store.drop_half(mirror, half, (Cause::Hangs, &reason));
+        let _ = store.drop_half(mirror, slow, (Cause::Hangs, &reason));
+    } else if most >= SLOW_LOOKS && least < SLOW_LOOKS {
+        store.read_elsewhere(mirror, slow, other);
     }
 }
 

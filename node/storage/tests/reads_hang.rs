@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::mirror::{Failure, Script, is_current, mirror_options, put, status, wait_until, wait_whole};
@@ -48,6 +49,34 @@ fn a_half_that_hangs_in_reads_is_dropped_though_nobody_writes() {
     assert_eq!(volume.unanswered_for(), Duration::ZERO);
     volume.resilver(HalfName::A).unwrap();
     wait_whole(&volume);
+}
+
+#[test]
+fn reads_leave_a_half_that_is_slow_before_it_is_dropped() {
+    let root = tempfile::tempdir().unwrap();
+    let patient = VolumeOptions { hang_max: Duration::from_secs(600), ..mirror_options(root.path()) };
+    let (volume, script) = with_script(patient);
+    let group = volume.group(SHARD).unwrap();
+    put(&group, 1);
+    group.set_applied(marker(1)).unwrap();
+    let answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _let_go = LetGo(script.clone());
+        script.set(HalfName::A, Operation::Read, Failure::Hang);
+        let read = || {
+            assert_eq!(group.applied().unwrap(), Some(marker(1)));
+            answered.store(true, Ordering::Relaxed);
+        };
+        scope.spawn(read);
+        let looks = AtomicU32::new(0);
+        wait_until("somebody has an answer", || {
+            if looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(50) {
+                scope.spawn(read);
+            }
+            answered.load(Ordering::Relaxed)
+        });
+        assert!(is_current(&volume, HalfName::A) && is_current(&volume, HalfName::B));
+    });
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl<'a> View<'a> {
     }
 
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let value = self.half.get_with(Some(self.snapshot), family, key, read_options())?;
+        let value = self.half.get_with(self.snapshot, family, key, read_options())?;
         value.map_err(|error| self.error(|| printable(family, key), &error))
     }
 }
