@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
-use rocksdb::{DBRawIterator, Snapshot};
+use rocksdb::Snapshot;
 
 use crate::error::StorageError;
 use crate::half::Half;
@@ -16,6 +16,7 @@ use crate::keys::{
     GroupId, Key, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range,
     printable, space_range, u64_at,
 };
+use crate::reading::Iter;
 use crate::records::{decode, encode, encode_bytes, payload};
 use crate::state::{Hints, ShardState, Totals};
 use crate::store::{Changes, Family, Store};
@@ -328,7 +329,7 @@ impl<'a> View<'a> {
     }
 
     /// An iterator over state records that ends before `to`. Not yet positioned.
-    pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<DBRawIterator<'_>, StorageError> {
+    pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<Iter<'_>, StorageError> {
         self.half.iterator(self.snapshot.as_ref(), Family::State, to)
     }
 

@@ -309,9 +309,10 @@ impl Volume {
         self.inner.shared.store.check()
     }
 
-    /// How long the oldest write or sync under way has been waiting for the disk. Never waits itself.
+    /// How long the oldest write or sync under way has been waiting for the disk; or the oldest read that no other half will
+    /// answer, from the first call on that has seen it. Never waits itself.
     pub fn unanswered_for(&self) -> Duration {
-        self.inner.shared.store.under_way.oldest()
+        self.inner.shared.store.unanswered_for()
     }
 
     /// Writes and syncs what waits, then refuses further writes.
