@@ -39,6 +39,8 @@ pub(crate) struct Half {
     /// Damage was read here: it is written on, and rebuilt.
     pub damaged: AtomicBool,
     pub damage_found: AtomicU64,
+    /// A write became another number here than in the volume: what it holds is not told by its number.
+    pub is_astray: AtomicBool,
     pub met: Arc<Met>,
     pub rest: Rest,
     faults: Option<Arc<dyn Faults>>,
@@ -111,6 +113,7 @@ impl Half {
             mark: Mutex::new(mark),
             damaged: AtomicBool::new(false),
             damage_found: AtomicU64::new(0),
+            is_astray: AtomicBool::new(false),
             met,
             rest: Rest::default(),
             faults: options.faults.clone(),
@@ -330,6 +333,7 @@ impl Half {
             match result {
                 // The halves' numbers can only differ if their contents do.
                 Ok(()) if found != number => {
+                    self.is_astray.store(true, Ordering::Relaxed);
                     self.give_up(&mut line, format!("write {number} has become number {found}"));
                 }
                 Ok(()) => line.written = number,

@@ -33,6 +33,7 @@ use crate::volume::Shared;
 use cursor::View;
 use merge::{Records, behind};
 
+pub(crate) use check::holds;
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};
 
