@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Process, eventually, live_log};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const VICTIM: usize = 2;
+/// Some of them are in the victim's shards.
+const ACCOUNTS: usize = 8;
 
 fn start() -> Result<Cluster> {
     let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::default() })?;
@@ -100,6 +102,13 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks"])?;
     deliver(&cluster)?;
 
+    // Together with the others, while nobody is there to ask yet.
+    cluster.kill_all()?;
+    cluster.start_all()?;
+    let (code, said) = cluster.nodes[VICTIM].ended()?;
+    ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
+    deliver(&cluster)?;
+
     fs::remove_dir_all(&disk)?;
     fs::rename(&newest, &disk)?;
     cluster.nodes[VICTIM].start()?;
@@ -107,6 +116,71 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     deliver(&cluster)?;
     cluster.wait_caught_up()?;
     cluster.compare_replicas().map(drop)
+}
+
+/// How many messages an account has, if it is served.
+fn messages(cluster: &Cluster, user: &str) -> Result<usize> {
+    let mut imap = cluster.imap_client(user)?;
+    imap.select("INBOX")?;
+    Ok(imap.uids()?.len())
+}
+
+/// With one replica of each shard nobody but the node itself could tell what is missing on the old copy.
+#[test]
+fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
+    let options = ClusterOptions { shards: 4, replicas: 1, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
+    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let users: Vec<String> = locals.iter().map(|local| format!("{local}@example.test")).collect();
+    let to_all = |cluster: &Cluster| {
+        users.iter().try_for_each(|user| {
+            eventually("mail flows", PATIENCE, || {
+                let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &[user], b"Subject: x\r\n\r\nx\r\n")?;
+                ensure!(code == 250, "{code} {text}");
+                Ok(())
+            })
+        })
+    };
+    to_all(&cluster)?;
+    let disk = cluster.disk(VICTIM);
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    to_all(&cluster)?;
+    let before: Vec<usize> = users.iter().map(|user| messages(&cluster, user)).collect::<Result<_>>()?;
+    cluster.nodes.iter_mut().try_for_each(Process::kill)?;
+    fs::rename(&disk, &newest)?;
+    copy(&old, &disk)?;
+    cluster.start_all()?;
+    let (mut looked, end) = (0, Instant::now() + PATIENCE);
+    while cluster.nodes[VICTIM].is_running() {
+        ensure!(Instant::now() < end, "an old copy is not refused");
+        for (user, before) in users.iter().zip(&before) {
+            if let Ok(found) = messages(&cluster, user) {
+                ensure!(found >= *before, "{user} had {before} messages and is told of {found}");
+            }
+            looked += 1;
+        }
+    }
+    let (code, said) = cluster.nodes[VICTIM].ended()?;
+    ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
+    println!("looked {looked} times meanwhile");
+
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    for (user, before) in users.iter().zip(&before) {
+        eventually("everything is there", PATIENCE, || {
+            let found = messages(&cluster, user)?;
+            ensure!(found >= *before, "{user} had {before} messages and has {found}");
+            Ok(())
+        })?;
+    }
+    to_all(&cluster)
 }
 
 #[test]

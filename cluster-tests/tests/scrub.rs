@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, setting};
+use proto::wire::{CompareShardReply, CompareShardRequest};
+use proto::{ClusterTls, DirectoryStore, GrpcNode};
 use serde_json::Value;
+use types::{MailError, MailResult};
 
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
@@ -155,4 +158,36 @@ fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<(
     }
     check_large(&scenario.cluster, seed)?;
     scenario.finish()
+}
+
+/// Asks the node that leads a shard to compare its replicas, twice at once.
+fn compare_twice(cluster: &Cluster, shard: u32) -> Result<[MailResult<CompareShardReply>; 2]> {
+    let shown: Value = serde_json::from_str(&cluster.admin(&["shard", "show", &shard.to_string(), "--json"])?)?;
+    let leader = cluster.nodes.iter().position(|node| shown["leader"] == node.name.as_str()).context("a leader")?;
+    let tls = ClusterTls::load(&cluster.tls_files("admin"))?.client;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let node = GrpcNode::new(proto::connect(&cluster.grpc(leader).to_string(), tls)?);
+        let request = || CompareShardRequest { shard };
+        let (one, other) = tokio::join!(node.compare_shard(request()), node.compare_shard(request()));
+        Ok([one, other])
+    })
+}
+
+/// The second would let go of the state that the first has marked, and replicas would be taken for damaged, or wait.
+#[test]
+fn a_shard_is_compared_once_at_a_time() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::DEFAULT })?;
+    cluster.add_accounts(&["user0"])?;
+    fill(&cluster, 85)?;
+    let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", "user0@example.test", "--json"])?)?;
+    let shard = u32::try_from(account["shard"].as_u64().with_context(|| format!("{account}"))?)?;
+    let answers = compare_twice(&cluster, shard)?;
+    let compared: Vec<_> = answers.iter().flatten().collect();
+    let all_good = |reply: &CompareShardReply| reply.replicas.iter().all(|replica| replica.verdict == "good");
+    ensure!(compared.len() == 1 && compared.iter().all(|reply| all_good(reply)), "{answers:?}");
+    let refused = |answer: &MailResult<CompareShardReply>| matches!(answer, Err(MailError::CannotDo(reason)) if reason.contains("is being compared already"));
+    ensure!(answers.iter().filter(|answer| refused(answer)).count() == 1, "{answers:?}");
+    // And again when that has ended.
+    cluster.check_scrub()
 }

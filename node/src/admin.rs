@@ -266,7 +266,8 @@ impl DirectoryStore for Node {
             Err(_) if request.mark.is_empty() => None,
             Err(_) => return Err(MailError::Invalid("a mark has 16 octets".to_owned())),
         };
-        let digest = tokio::task::spawn_blocking(move || shard.digest(export)).await;
+        let octets_per_s_max = self.settings().scrub_octets_per_s;
+        let digest = tokio::task::spawn_blocking(move || shard.digest(export, octets_per_s_max)).await;
         digest.map_err(|e| MailError::Internal(e.to_string()))?
     }
 }

@@ -2,7 +2,8 @@
 //! every other node makes itself known to the directory's leader.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use directory::{NodeState, Start};
@@ -31,12 +32,15 @@ const MANY_NODES: usize = 5;
 
 /// A node that runs answers within this.
 const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
+/// For so long nodes that are started at once are waited for: less than until an election would begin.
+const VETTING_MAX: Duration = Duration::from_millis(1500);
+const VETTING_RETRY: Duration = Duration::from_millis(50);
 /// As any start that is refused.
 const EXIT_OLD_COPY: i32 = 1;
 
 /// Before any group starts and anything is said to others: an error if these disks are not the node's newest. Counts the
-/// start, and lets others know of it.
-pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<StartCount> {
+/// start, and lets others know of it. Whether all others were there to be asked; [`vet`] is for those that were not.
+pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<(StartCount, bool)> {
     let (own, volume) = (NodeId(peers.own_id()), first.volume().context("the first volume")?);
     let opened = volume.clone();
     let opening = tokio::task::spawn_blocking(move || {
@@ -46,16 +50,13 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
     let (state, before) = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
     let nodes: Vec<(NodeId, String)> = state.read().nodes().map(|node| (node.id, node.address.clone())).collect();
     refuse_copy(own, &nodes, peers, settings.advertise()).await?;
-    let mut others: BTreeSet<&str> = settings.cluster.nodes.iter().map(String::as_str).collect();
-    others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.as_str()));
-    others.remove(settings.advertise());
+    let mut others = addresses(settings, &nodes, own);
     if before.starts == 0 {
         // Empty disks are a copy of nothing.
         others.clear();
     }
     let asked = NodeStart { node: own.0, ..Default::default() };
-    let answers =
-        join_all(others.iter().map(async |address| (*address, note_start(peers, address, asked).await))).await;
+    let answers = join_all(others.iter().map(async |address| (address, note_start(peers, address, asked).await))).await;
     let newer = answers.iter().filter_map(|(_, known)| *known).find(|known| before.is_before(*known));
     if let Some(newer) = newer {
         bail!("{}", old_copy(&first.shown(), before, newer));
@@ -66,7 +67,47 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
     let told = NodeStart { node: own.0, starts: now.starts, run: now.run };
     let there = answers.iter().filter(|(_, known)| known.is_some());
     join_all(there.map(|(address, _)| note_start(peers, address, told))).await;
-    Ok(StartCount { before, now })
+    Ok((StartCount { before, now }, answers.iter().all(|(_, known)| known.is_some())))
+}
+
+/// Of all nodes but this one: those that founded the cluster, and those that the directory knows.
+fn addresses(settings: &NodeSettings, nodes: &[(NodeId, String)], own: NodeId) -> BTreeSet<String> {
+    let mut others: BTreeSet<String> = settings.cluster.nodes.iter().cloned().collect();
+    others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.clone()));
+    others.remove(settings.advertise());
+    others
+}
+
+/// Asks those that were not there before: nodes that are started together answer when each of them serves. Ends the process
+/// if one of them knows newer disks of this node. Then its replicas may vote, be all others there or not.
+async fn vet(node: &Node) {
+    let StartCount { before, now } = node.groups().context.start;
+    let nodes: Vec<(NodeId, String)> = {
+        let directory = node.groups().directory_state.read();
+        directory.nodes().map(|node| (node.id, node.address.clone())).collect()
+    };
+    let mut others = addresses(node.settings(), &nodes, node.id());
+    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run };
+    let deadline = Instant::now() + VETTING_MAX;
+    loop {
+        let asked = others.iter().map(async |address| {
+            let answer =
+                tokio::time::timeout_at(deadline.into(), note_start(&node.groups().peers, address, told)).await;
+            (address.clone(), answer.ok().flatten())
+        });
+        for (address, known) in join_all(asked).await {
+            let Some(known) = known else { continue };
+            if known != now && before.is_before(known) {
+                end_as_old_copy(node, known).await;
+            }
+            others.remove(&address);
+        }
+        if others.is_empty() || Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(VETTING_RETRY).await;
+    }
+    node.groups().vet();
 }
 
 fn old_copy(disks: &str, before: Start, known: Start) -> String {
@@ -111,6 +152,9 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 }
 
 async fn find_cluster(node: &Node) {
+    if !node.groups().context.vetted.load(Ordering::Relaxed) {
+        vet(node).await;
+    }
     loop {
         match step(node).await {
             Ok(true) => return,
@@ -159,7 +203,13 @@ fn known_as_is(node: &Node) -> bool {
 async fn refuse_old_copy(node: &Node) {
     let StartCount { before, now } = node.groups().context.start;
     let known = node.groups().directory_state.read().node(node.id()).map(|known| known.start);
-    let Some(known) = known.filter(|known| *known != now && before.is_before(*known)) else { return };
+    if let Some(known) = known.filter(|known| *known != now && before.is_before(*known)) {
+        end_as_old_copy(node, known).await;
+    }
+}
+
+async fn end_as_old_copy(node: &Node, known: Start) {
+    let before = node.groups().context.start.before;
     let Some(first) = node.groups().volumes.list().first().cloned() else { return };
     tracing::error!(reason = old_copy(&first.shown(), before, known), "process ends");
     if let Some(volume) = first.volume() {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,6 +48,9 @@ pub struct GroupContext {
     pub log_entries_kept: u64,
     pub stall: Stall,
     pub start: StartCount,
+    /// Whether others were asked if they know of newer disks of this node. Before that it neither votes nor stands for
+    /// election: an old copy has forgotten votes, and entries that it has acknowledged.
+    pub vetted: Arc<AtomicBool>,
 }
 
 /// Of this process: what tells it from one on an old copy of its disks.
@@ -68,6 +72,8 @@ pub struct Group {
     damage: Damage,
     /// As [`storage::Group::votes_from`] has it.
     votes_from: Option<u64>,
+    /// As in [`GroupContext`].
+    vetted: Arc<AtomicBool>,
 }
 
 impl Group {
@@ -91,8 +97,8 @@ impl Group {
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
             .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
-        let (peers, stall) = (context.peers.clone(), context.stall.clone());
-        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from };
+        let (peers, stall, vetted) = (context.peers.clone(), context.stall.clone(), context.vetted.clone());
+        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from, vetted };
         if !group.takes_part() {
             group.raft.runtime_config().elect(false);
         }
@@ -244,14 +250,15 @@ impl Group {
         self.metrics().last_log_index.unwrap_or(0) < votes_from
     }
 
-    /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it.
+    /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it,
+    /// and none until its node's disks are known not to be an old copy.
     pub fn takes_part(&self) -> bool {
-        self.votes_from.is_none_or(|from| !self.is_before(from))
+        self.vetted.load(Ordering::Relaxed) && self.votes_from.is_none_or(|from| !self.is_before(from))
     }
 
     /// Lets it stand for election once it may vote.
     pub fn stand_if_due(&self) {
-        if self.votes_from.is_some() && self.takes_part() {
+        if self.takes_part() {
             self.raft.runtime_config().elect(true);
         }
     }

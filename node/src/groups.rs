@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use directory::Start;
@@ -113,6 +114,13 @@ impl Groups {
             self.start_unless_damaged(ShardId(group.0), volume).await?;
         }
         Ok(())
+    }
+
+    /// This node's disks are no old copy, as far as others know: its replicas vote from now on.
+    pub fn vet(&self) {
+        self.context.vetted.store(true, Ordering::Relaxed);
+        self.directory.stand_if_due();
+        self.shards().iter().for_each(|shard| shard.group.stand_if_due());
     }
 
     /// What nobody counts on any more. It is never started, whether it goes or not.
@@ -370,6 +378,9 @@ impl RaftGroups for Groups {
     }
 
     fn takes_part(&self, group: GroupId) -> bool {
+        if group == GroupId::DIRECTORY {
+            return self.directory.takes_part();
+        }
         self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.group.takes_part())
     }
 

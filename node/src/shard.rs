@@ -120,18 +120,20 @@ impl Shard {
     }
 
     /// What this replica holds, now or as exported, summed up; a record or body that cannot be read is an error. Reads
-    /// it all: to be called off the async threads.
-    pub fn digest(&self, export: Option<Export>) -> MailResult<DigestShardReply> {
+    /// it all, at a pace that yields to mail: to be called off the async threads.
+    pub fn digest(&self, export: Option<Export>, octets_per_s_max: u64) -> MailResult<DigestShardReply> {
         let export = match export {
             Some(export) => export,
             None => self.group.storage.export()?,
         };
         let marker = Marker::decode(&export.marker).map_err(|e| MailError::Internal(e.to_string()))?;
         let (mut hash, mut octets) = (blake3::Hasher::new(), 0);
+        let mut pace = self.group.storage.read_pace(octets_per_s_max);
         for block in export.blocks {
             let block = block?;
             hash.update(&block);
             octets += block.len() as u64;
+            pace.read(block.len() as u64);
         }
         let digest = Bytes::copy_from_slice(hash.finalize().as_bytes());
         Ok(DigestShardReply { applied_index: marker.applied.map_or(0, |id| id.index), digest, octets })

@@ -38,6 +38,8 @@ pub(crate) struct Half {
     pub damage_found: AtomicU64,
     /// Those that its disk has not answered.
     pub reads: Reads,
+    /// A write became another number here than in the volume: what it holds is not told by its number.
+    pub is_astray: AtomicBool,
     pub met: Arc<Met>,
     pub rest: Rest,
     faults: Option<Arc<dyn Faults>>,
@@ -111,6 +113,7 @@ impl Half {
             damaged: AtomicBool::new(false),
             damage_found: AtomicU64::new(0),
             reads: Reads::default(),
+            is_astray: AtomicBool::new(false),
             met,
             rest: Rest::default(),
             faults: options.faults.clone(),
@@ -298,6 +301,7 @@ impl Half {
             match result {
                 // The halves' numbers can only differ if their contents do.
                 Ok(()) if found != number => {
+                    self.is_astray.store(true, Ordering::Relaxed);
                     self.give_up(&mut line, format!("write {number} has become number {found}"));
                 }
                 Ok(()) => line.written = number,

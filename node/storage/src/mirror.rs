@@ -50,6 +50,8 @@ pub(crate) struct Mirror {
     /// Bodies that only the old database of a dropped half still had, and those that no database had.
     pub salvaged: AtomicU64,
     pub left_out: AtomicU64,
+    /// Other records that only it had.
+    pub recalled: AtomicU64,
 }
 
 #[derive(Default)]
@@ -111,6 +113,7 @@ impl Mirror {
             resilvers: AtomicU64::new(0),
             salvaged: AtomicU64::new(0),
             left_out: AtomicU64::new(0),
+            recalled: AtomicU64::new(0),
         }
     }
 

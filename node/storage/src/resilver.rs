@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rocksdb::{Cache, DB, WriteBatch};
-use tracing::{error, info, warn};
+use rocksdb::{Cache, DB};
+use tracing::{info, warn};
 
 use crate::assemble::replay;
 use crate::error::StorageError;
@@ -25,20 +25,19 @@ use crate::half_record::HalfRecord;
 use crate::mark::{self, Mark};
 use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
-use crate::pace::Pace;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
-use crate::salvage::{Old, Source, Stretch, stretch};
-use crate::store::{Family, Store, Walked, walk};
+use crate::salvage::{Old, Source};
+use crate::store::{Family, Store};
 
-/// Written to the new database at once.
-const BATCH_BYTES: usize = 1 << 20;
+mod copying;
+
+use copying::Copying;
+
 /// What may be missing when writes are made to wait for the rest.
 const REST_BYTES_MAX: u64 = 1 << 20;
 /// How often the log is followed before writes are made to wait however much is missing.
 const ROUNDS_MAX: usize = 50;
-/// Before it is looked again whether to write: the volume may be closed, or the rate be another one.
-const WAIT_MAX: Duration = Duration::from_millis(50);
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 
@@ -126,7 +125,7 @@ impl Resilver<'_> {
         let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
         let old = match is_live {
             true => None,
-            false => Old::of(dropped, self.options, &cache, (&directory, record.generation)),
+            false => Old::of(dropped, self.options, &cache, (&directory, &record)),
         };
         let left_out = self.mirror.left_out.load(Ordering::Relaxed);
         let result = self.fill(&directory, generation, (&cache, old.as_ref()));
@@ -178,10 +177,11 @@ impl Resilver<'_> {
         }
         let estimates = Family::EVERY.map(|family| source.records_estimated(family));
         self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
-        let mut copy = Copying { resilver: self, new: &new, pace: self.pace(), old: salvage };
+        let mut copy = Copying::new(self, &new, salvage, number);
         for family in Family::EVERY {
             copy.family(&sources, family)?;
         }
+        copy.write()?;
         drop((copy, sources));
         // The copy is in no log: what follows it is.
         new.flush()?;
@@ -201,88 +201,8 @@ impl Resilver<'_> {
         self.join(source, new)
     }
 
-    fn pace(&self) -> Pace<'_> {
-        Pace::new(&self.store.round_times, self.options.resilver_bytes_per_s, Instant::now())
-    }
-
     fn check(&self) -> Result<(), StorageError> {
         if self.mirror.rebuild.lock().closing { Err(StorageError::Closed) } else { self.store.check() }
-    }
-}
-
-/// What is copied as it was at one moment.
-struct Copying<'a> {
-    resilver: &'a Resilver<'a>,
-    new: &'a Half,
-    pace: Pace<'a>,
-    old: Option<&'a Old>,
-}
-
-impl Copying<'_> {
-    /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
-    fn family(&mut self, sources: &[Source<'_>], family: Family) -> Result<(), StorageError> {
-        let handle = self.new.family(family)?;
-        let (mut from, end) = (Vec::new(), vec![u8::MAX; 64]);
-        let (mut walked, mut at) = (Walked::default(), 0);
-        // Neither this source nor the other one can be read from `from` on.
-        let mut stuck = false;
-        let mut batch = WriteBatch::default();
-        loop {
-            let Some((half, snapshot)) = sources.get(at) else { return Ok(()) };
-            let before = walked.items;
-            let iterator = half.iterator(Some(snapshot), family, end.clone())?;
-            let broken = walk(iterator, family, &from, &mut walked, |key, value| {
-                batch.put_cf(&handle, key, value);
-                if batch.size_in_bytes() >= BATCH_BYTES {
-                    self.write(std::mem::take(&mut batch))?;
-                }
-                Ok(true)
-            })?;
-            let Some(error) = broken else { break };
-            if walked.items > before {
-                (stuck, from) = (false, walked.after());
-            }
-            if !error.is_unread() {
-                return Err(error);
-            }
-            if half.note_damage() {
-                warn!(half = %half.name, %error, "mirror half is damaged");
-            }
-            if !stuck && sources.len() > 1 {
-                (stuck, at) = (true, 1 - at);
-                continue;
-            }
-            if family != Family::Blob {
-                return Err(error);
-            }
-            let Stretch { to, bodies, lost } = stretch(sources, self.old, &from, &end)?;
-            for (key, value) in bodies {
-                batch.put_cf(&handle, key, value);
-                self.resilver.mirror.salvaged.fetch_add(1, Ordering::Relaxed);
-            }
-            if !lost.is_empty() {
-                self.resilver.mirror.left_out.fetch_add(lost.len() as u64, Ordering::Relaxed);
-                error!(keys = lost.join(" "), reason = %error, "bodies have no good copy here");
-            }
-            let Some(to) = to else { break };
-            (stuck, from) = (false, to);
-        }
-        if batch.is_empty() { Ok(()) } else { self.write(batch) }
-    }
-
-    fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError> {
-        while let Some(early) = self.pace.wait(Instant::now()) {
-            self.resilver.check()?;
-            thread::sleep(early.min(WAIT_MAX));
-        }
-        self.resilver.check()?;
-        let mirror = self.resilver.mirror;
-        let (bytes, records) = (batch.size_in_bytes() as u64, batch.len() as u64);
-        self.new.write_unlogged(batch)?;
-        self.pace.wrote(bytes);
-        mirror.copied_records.fetch_add(records, Ordering::Relaxed);
-        mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
     }
 }
 

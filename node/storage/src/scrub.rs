@@ -32,6 +32,7 @@ use crate::volume::Shared;
 
 use cursor::View;
 
+pub(crate) use check::holds;
 pub(crate) use merge::{Item, Records, behind};
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};

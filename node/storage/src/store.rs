@@ -17,7 +17,9 @@ use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
 use crate::pace::RoundTimes;
+use crate::piecemeal::keys_between;
 use crate::reading::Iter;
+use crate::scrub::behind_damage;
 use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -110,7 +112,7 @@ pub(crate) struct Store {
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
     pub(crate) under_way: UnderWay,
-    pub(crate) round_times: RoundTimes,
+    pub(crate) round_times: Arc<RoundTimes>,
 }
 
 /// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
@@ -131,7 +133,7 @@ impl Store {
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             under_way: UnderWay::default(),
-            round_times: RoundTimes::default(),
+            round_times: Arc::default(),
         }
     }
 
@@ -217,7 +219,8 @@ impl Store {
         self.scan_in(self.reader(), None, family, range, visit)
     }
 
-    /// Goes on in the other half, as it is now, where one cannot be read, and back again.
+    /// Goes on in the other half, as it is now, where one cannot be read, and back again; where no walk can go on, record by
+    /// record.
     pub(crate) fn scan_in(
         &self,
         half: &Half,
@@ -228,6 +231,7 @@ impl Store {
     ) -> Result<(), StorageError> {
         let mut walked = Walked::default();
         let mut other: Option<Arc<Half>> = None;
+        // What one half was left for: the next one cannot go on either, if nothing is visited in between.
         let mut stuck: Option<StorageError> = None;
         loop {
             let current = other.as_deref().unwrap_or(half);
@@ -244,16 +248,60 @@ impl Store {
                 (stuck, from) = (None, walked.after());
             }
             let next = self.elsewhere(current, &error);
-            match (stuck, next) {
-                // Neither can be read here.
-                (Some(first), _) => return Err(first),
-                (None, None) => return Err(error),
+            match (stuck.take(), next) {
                 (None, Some(next)) => {
                     stuck = Some(error);
                     other = if std::ptr::eq(&raw const *next, &raw const *half) { None } else { Some(next) };
                 }
+                // Neither can be read on from here, or there is but one.
+                (first, _) => {
+                    let (range, error) = ((&from[..], &to[..]), first.unwrap_or(error));
+                    match self.one_by_one(half, snapshot, family, range, error, &mut visit)? {
+                        Some(behind) => (from, other) = (behind, None),
+                        None => return Ok(()),
+                    }
+                }
             }
         }
+    }
+
+    /// Visits what no walk comes to, record by record. Answers where a walk can go on; `None` where there is no more.
+    fn one_by_one(
+        &self,
+        half: &Half,
+        snapshot: Option<&Snapshot<'_>>,
+        family: Family,
+        (from, to): (&[u8], &[u8]),
+        error: StorageError,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        if !error.is_unread() {
+            return Err(error);
+        }
+        let halves = self.mirror.as_ref().map(Mirror::halves).unwrap_or_default();
+        let others = halves.iter().map(|other| &**other).filter(|other| !std::ptr::eq(*other, half));
+        let mut again: Option<Vec<u8>> = None;
+        for one in std::iter::once(half).chain(others) {
+            let own = behind_damage(one, &one.db.snapshot(), family, (from, to))?;
+            again = match (again, own) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+        }
+        let keys = keys_between(family, from, again.as_deref().unwrap_or(to));
+        let (Some(keys), false) = (keys, again.as_deref().is_some_and(|again| again <= from)) else {
+            return Err(error);
+        };
+        for key in keys {
+            // What was met first tells the place.
+            let value = self.get_in(half, snapshot, family, &key).map_err(|_| error.clone())?;
+            if let Some(value) = value
+                && !visit(&key, &value)?
+            {
+                return Ok(None);
+            }
+        }
+        Ok(again)
     }
 
     /// As [`Store::scan_in`], in this half alone.

@@ -56,6 +56,8 @@ pub struct VolumeStatistics {
     pub bodies_salvaged: u64,
     /// Bodies that a resilver found nowhere: reading them is an error, until they come from another node.
     pub bodies_left_out: u64,
+    /// Other records that a resilver has from that database, and from the log of the half that went on.
+    pub records_recalled: u64,
 }
 
 /// What the groups of a volume share.
@@ -260,6 +262,7 @@ impl Volume {
             resilvers: of_mirror(|mirror| &mirror.resilvers),
             bodies_salvaged: of_mirror(|mirror| &mirror.salvaged),
             bodies_left_out: of_mirror(|mirror| &mirror.left_out),
+            records_recalled: of_mirror(|mirror| &mirror.recalled),
         }
     }
 

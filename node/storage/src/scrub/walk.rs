@@ -285,15 +285,22 @@ impl Scrub<'_> {
             };
             if let Some((gap_from, gap_to, unknown, error)) = gap {
                 let keys = self.book.keys_between(family, &gap_from, gap_to.as_deref()).filter(|_| unknown);
+                // Of bodies it is known which ones there should be, and of entries.
+                let is_listed = matches!(family, Family::Blob | Family::Log);
+                let mut known = keys.is_some();
                 for key in keys.iter().flatten() {
                     let readings = merge.read(key);
                     if let Some((at, error)) = unanswered(&readings) {
                         return Ok(Ended::Unanswered { at, error });
                     }
+                    if !is_listed && readings.iter().all(Result::is_err) {
+                        known = false;
+                        continue;
+                    }
                     self.record(&views, &names, family, key, &readings)?;
                 }
                 // Bodies are missed by what refers to them.
-                match unknown && keys.is_none() && family != Family::Blob {
+                match unknown && !known && family != Family::Blob {
                     true => self.book.lost_place(family, &gap_from, gap_to.as_deref(), &error, &names),
                     false => self.book.place_ended(family, gap_to.as_deref(), &names),
                 }

@@ -96,10 +96,11 @@ impl ShardState {
     fn select_once(&self, account: AccountId, id: MailboxId) -> MailResult<Result<Selection, StorageError>> {
         let view = self.view()?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
+        let last = uid_last(&record);
         let info = info(&view, account, id, record)?;
         let mut uids = UidSet::new();
         let mut unseen = UidSet::new();
-        each_page(&view, account, id, (0, u32::MAX), |number, page| {
+        each_page(&view, account, id, (0, last), |number, page| {
             page.collect(number, SystemFlags::NONE, SystemFlags::NONE, &mut uids);
             if unseen.is_empty() {
                 page.collect(number, SystemFlags::NONE, SystemFlags::SEEN, &mut unseen);
@@ -122,8 +123,12 @@ impl ShardState {
         without: SystemFlags,
     ) -> MailResult<UidSet> {
         let view = self.view()?;
-        mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
-        Ok(collect_pages(&view, account, id, &UidSet::from_range(1, u32::MAX), with, without)?)
+        let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
+        let last = uid_last(&record);
+        if last == 0 {
+            return Ok(UidSet::new());
+        }
+        Ok(collect_pages(&view, account, id, &UidSet::from_range(1, last), with, without)?)
     }
 
     /// Visits the messages of a set that exist, in ascending order, until the visitor answers false.
@@ -327,6 +332,11 @@ fn meta(
     })
 }
 
+/// The greatest UID that was given out, 0 if none: no page lies behind it.
+fn uid_last(record: &MailboxRecord) -> u32 {
+    u32::try_from(record.uid_next.saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
 fn each_page(
     view: &View<'_>,
     account: AccountId,
@@ -392,9 +402,25 @@ pub(crate) fn scan_messages(
         let next = view.elsewhere_than(half.as_deref(), &error);
         match next {
             Some(next) if other.is_none() || at > before => other = Some(next),
-            _ => return Err(error),
+            _ => {
+                // Neither can be walked on from here: a single record may be read all the same.
+                let Some(uid) = next_uid(uids, at) else { return Ok(()) };
+                let key = seek_key(uid);
+                // What was met first tells the place.
+                let record: Option<MessageRecord> = view.record(&key).map_err(|_| error)?;
+                (at, other) = (Some(uid), None);
+                if record.is_some_and(|record| !visit(uid, record)) {
+                    return Ok(());
+                }
+            }
         }
     }
+}
+
+/// The first UID of a set behind one.
+fn next_uid(uids: &UidSet, behind: Option<u32>) -> Option<u32> {
+    let least = behind.map_or(Some(0), |uid| uid.checked_add(1))?;
+    uids.ranges().iter().find(|(_, last)| *last >= least).map(|(first, _)| least.max(*first))
 }
 
 /// From behind the UID that it was at. Answers the error that broke it off.
