@@ -6,13 +6,13 @@ mod common;
 use bytes::Bytes;
 use common::{Replica, SHARD, append, blocks, copy_volume, entry, forget_mark, live_wal, marker, name, open, options};
 use storage::{BodyId, BodySource, Command, Group, GroupId, Recipient, StorageError, Volume, VolumeOptions};
-use types::{AccountId, Flags, InternalDate, UidSet};
+use types::{AccountId, Flags, InternalDate, Quota, UidSet};
 
 const ALICE: AccountId = AccountId(1);
 
 fn deliver(number: u8) -> Command {
     Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32] }],
+        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32], quota: Quota::NONE }],
         body: BodySource::Inline,
         digest: Bytes::from(vec![number; 10]),
         date: InternalDate::default(),
@@ -69,6 +69,7 @@ fn blocks_are_small_and_carry_bodies() {
         date: InternalDate::default(),
         body: BodySource::Upload(9),
         digest: Bytes::new(),
+        quota: Quota::NONE,
     };
     there.run(append).unwrap();
     assert_eq!(shard.body_range(BodyId(there.next - 1), 5, 4).unwrap().unwrap().concat(), b"a me");
