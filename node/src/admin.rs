@@ -1,7 +1,7 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
+use directory::{Command, DirectoryError, NewAccount, PasswordHash, QuotaChange, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
@@ -70,6 +70,13 @@ fn command(request: Request) -> MailResult<Command> {
         Request::AccountEnabled(change) => {
             Command::SetEnabled { name: account(&change.name)?, enabled: change.enabled }
         }
+        Request::QuotaSet(change) => Command::SetQuota {
+            name: account(&change.name)?,
+            change: QuotaChange {
+                octets: change.octets.map(|limit| limit.max),
+                messages: change.messages.map(|limit| limit.max),
+            },
+        },
         Request::AliasAdd(alias) => Command::CreateAlias {
             name: account(&alias.name)?,
             targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,
