@@ -49,7 +49,7 @@ pub fn is_long() -> bool {
 }
 
 /// The command that repeats the test that calls this.
-fn command_again(seed: u64, rounds: u64) -> String {
+pub fn command_again(seed: u64, rounds: u64) -> String {
     let binary = std::env::current_exe().unwrap_or_default();
     let stem = binary.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     // Cargo adds a hash: `kill-0123456789abcdef`.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
+use directory::{Command, DirectoryError, NewAccount, PasswordHash, QuotaChange, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
@@ -72,6 +72,13 @@ fn command(request: Request) -> MailResult<Command> {
         Request::AccountEnabled(change) => {
             Command::SetEnabled { name: account(&change.name)?, enabled: change.enabled }
         }
+        Request::QuotaSet(change) => Command::SetQuota {
+            name: account(&change.name)?,
+            change: QuotaChange {
+                octets: change.octets.map(|limit| limit.max),
+                messages: change.messages.map(|limit| limit.max),
+            },
+        },
         Request::AliasAdd(alias) => Command::CreateAlias {
             name: account(&alias.name)?,
             targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,

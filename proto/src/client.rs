@@ -33,7 +33,7 @@ use crate::wire::{
     FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply,
     NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
     ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
-    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -217,6 +217,10 @@ impl MailStore for GrpcNode {
 
     async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
         call!(self.mail, open_account, request).map(|Done {}| ())
+    }
+
+    async fn usage(&self, request: AccountRequest) -> MailResult<UsageReply> {
+        call!(self.mail, usage, request)
     }
 
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {

@@ -6,7 +6,7 @@ mod placements;
 
 use std::collections::BTreeSet;
 
-use types::{AccountId, AccountName, DomainName, ShardId};
+use types::{AccountId, AccountName, DomainName, Quota, ShardId};
 
 use crate::change::{Change, ChangedRecord};
 use crate::command::{Command, NewAccount};
@@ -81,6 +81,9 @@ impl Directory {
                 self.alter_account(name, |account| account.password_hash = password_hash.clone())
             }
             Command::SetEnabled { name, enabled } => self.alter_account(name, |account| account.enabled = *enabled),
+            Command::SetQuota { name, change } => {
+                self.alter_account(name, |account| account.quota = change.of(account.quota))
+            }
             Command::CreateAlias { name, targets } => self.create_alias(name, targets),
             Command::RemoveAlias { name } => self.remove_alias(name),
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
@@ -174,6 +177,7 @@ impl Directory {
             shard: shard_of(id, cluster.shards),
             enabled: true,
             created_unix_s: unix_s,
+            quota: Quota::NONE,
         })
     }
 

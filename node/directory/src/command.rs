@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
-use crate::values::{ClusterId, NodeState, PasswordHash, RebalanceState, Start};
+use crate::values::{ClusterId, NodeState, PasswordHash, QuotaChange, RebalanceState, Start};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -73,6 +73,11 @@ pub enum Command {
     SetEnabled {
         name: AccountName,
         enabled: bool,
+    },
+    /// What an account may hold from now on. Mail that is there already stays, also above a limit.
+    SetQuota {
+        name: AccountName,
+        change: QuotaChange,
     },
     /// `*@domain` makes the domain's catch-all.
     CreateAlias {

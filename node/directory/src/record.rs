@@ -16,7 +16,7 @@
 //! change needs a new version. The index from account id to name is rebuilt in memory when records are loaded.
 
 use prost::Message;
-use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
 
 use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
@@ -46,7 +46,6 @@ struct ClusterRecord {
 #[derive(Clone, PartialEq, Message)]
 struct DomainRecord {}
 
-/// Tags 6 and 7 are kept for byte and message quotas.
 #[derive(Clone, PartialEq, Message)]
 struct AccountRecord {
     #[prost(uint64, tag = "1")]
@@ -59,6 +58,10 @@ struct AccountRecord {
     enabled: bool,
     #[prost(uint64, tag = "5")]
     created_unix_s: u64,
+    #[prost(uint64, optional, tag = "6")]
+    quota_octets: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    quota_messages: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -151,6 +154,8 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 shard: account.shard.0,
                 enabled: account.enabled,
                 created_unix_s: account.created_unix_s,
+                quota_octets: account.quota.octets,
+                quota_messages: account.quota.messages,
             })
         }),
         ChangedRecord::Alias(_, alias) => alias
@@ -291,6 +296,7 @@ fn account(name: &AccountName, bytes: &[u8]) -> Result<Account, String> {
         shard: ShardId(record.shard),
         enabled: record.enabled,
         created_unix_s: record.created_unix_s,
+        quota: Quota { octets: record.quota_octets, messages: record.quota_messages },
     })
 }
 

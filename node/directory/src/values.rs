@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
 
 use crate::error::DirectoryError;
 use crate::limits::PASSWORD_HASH_OCTETS_MAX;
@@ -52,6 +52,21 @@ pub struct Account {
     pub enabled: bool,
     /// Seconds since 1970, as the command that created the account said.
     pub created_unix_s: u64,
+    /// Enforced by the leader of the account's shard, which takes it from its node's replica of the directory.
+    pub quota: Quota,
+}
+
+/// Other limits for an account: `None` leaves one as it is, `Some(None)` takes it away.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct QuotaChange {
+    pub octets: Option<Option<u64>>,
+    pub messages: Option<Option<u64>>,
+}
+
+impl QuotaChange {
+    pub(crate) fn of(self, quota: Quota) -> Quota {
+        Quota { octets: self.octets.unwrap_or(quota.octets), messages: self.messages.unwrap_or(quota.messages) }
+    }
 }
 
 /// A name that stands for accounts. `*@domain` catches what the domain has no other name for.

@@ -5,7 +5,9 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node};
-use directory::{Change, Command, Directory, DirectoryError, NewNode, NodeState, RebalanceState, RecipientError};
+use directory::{
+    Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError,
+};
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};
 use types::{AccountName, DomainName, NodeId, ShardId};
@@ -22,6 +24,11 @@ fn domains() -> impl Strategy<Value = DomainName> {
 
 fn node_ids() -> impl Strategy<Value = NodeId> + Clone {
     (1u64..7).prop_map(NodeId)
+}
+
+/// As it is, none, or one of few, so that what is set is now and then what was.
+fn limits() -> impl Strategy<Value = Option<Option<u64>>> {
+    option::of(option::of(sample::select(vec![0, 1, u64::MAX])))
 }
 
 fn commands() -> impl Strategy<Value = Command> {
@@ -55,6 +62,10 @@ fn commands() -> impl Strategy<Value = Command> {
             password_hash: hash(&salt.to_string()),
         }),
         1 => (names(), any::<bool>()).prop_map(|(name, enabled)| Command::SetEnabled { name, enabled }),
+        1 => (names(), limits(), limits()).prop_map(|(name, octets, messages)| Command::SetQuota {
+            name,
+            change: QuotaChange { octets, messages },
+        }),
         5 => (names(), collection::vec(names(), 0..4)).prop_map(|(name, targets)| Command::CreateAlias { name, targets }),
         2 => names().prop_map(|name| Command::RemoveAlias { name }),
         1 => option::of(names()).prop_map(|account| Command::SetPostmaster { account }),
@@ -280,6 +291,25 @@ fn records_of_a_rebalance_are_read_for_ever() {
         let now = story.disk.get(key).map(|now| now.escape_ascii().to_string());
         assert_eq!(now, Some(value.escape_ascii().to_string()), "{}", key.escape_ascii());
     }
+    assert_eq!(story.reload().unwrap(), story.directory);
+}
+
+/// And those that came with quotas: an account without one is written as before.
+#[test]
+fn quotas_are_read_for_ever() {
+    let mut story = rich();
+    let set = Command::SetQuota {
+        name: name("alice@example.test"),
+        change: QuotaChange { octets: Some(Some(300)), messages: Some(None) },
+    };
+    let written = b"\x01\xc2\x01\x1b\n\x12alice@example.test\x12\x03\x08\xac\x02\x1a\0";
+    assert_eq!(set.encode().unwrap().escape_ascii().to_string(), written.escape_ascii().to_string());
+    story.must(set);
+    let change = QuotaChange { octets: None, messages: Some(Some(0)) };
+    story.must(Command::SetQuota { name: name("alice@example.test"), change });
+    let record = b"\x01\x08\x01\x126$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g\x18\x08 \x01(\x80\xa4\xa7\xda\x060\xac\x028\0";
+    let now = &story.disk[&b"aalice@example.test"[..]];
+    assert_eq!(now.escape_ascii().to_string(), record.escape_ascii().to_string());
     assert_eq!(story.reload().unwrap(), story.directory);
 }
 

@@ -3,6 +3,7 @@
 
 mod deliver;
 mod fetch;
+mod quota;
 mod search;
 
 use std::sync::Arc;
@@ -15,14 +16,14 @@ use proto::wire::{
     CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, Done, ExpungeReply, ExpungeRequest,
     FetchItem, FetchRequest, Mailbox, MailboxNameRequest, MailboxesReply, RenameMailboxRequest, SearchReply,
     SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, StoredMessage,
-    SubscribeRequest, WatchEvent, WatchRequest, store_request,
+    SubscribeRequest, UsageReply, WatchEvent, WatchRequest, store_request,
 };
 use proto::{Body, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use storage::{Command, MailboxInfo, Outcome, ShardState, StorageError, StoreAction};
 use tokio::sync::{Semaphore, broadcast};
 use types::{
-    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, ShardId, SpecialUse, SystemFlags, Uid,
-    UidSet,
+    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, Quota, ShardId, SpecialUse, SystemFlags,
+    Uid, UidSet,
 };
 
 use crate::Node;
@@ -70,14 +71,16 @@ impl Node {
         self.shard(shard)?.read().await
     }
 
-    /// Refuses an account that the directory knows to be removed: nothing of it may come back by a late request.
-    fn check_account(&self, account: AccountId) -> MailResult<()> {
+    /// The account's quota, none where this node has not heard of the account yet. Refuses one that the directory knows
+    /// to be removed: nothing of it may come back by a late request.
+    fn check_account(&self, account: AccountId) -> MailResult<Quota> {
         let directory = self.groups().directory_state.read();
         let given_out = directory.cluster().is_some_and(|cluster| account < cluster.next_account_id);
-        if given_out && directory.account_by_id(account).is_none() {
-            return Err(MailError::NoSuchAccount);
+        match directory.account_by_id(account) {
+            Some(account) => Ok(account.quota),
+            None if given_out => Err(MailError::NoSuchAccount),
+            None => Ok(Quota::NONE),
         }
-        Ok(())
     }
 
     /// What a read of a shard came to. One that met damage is to be asked of another replica, where there is one.
@@ -257,6 +260,10 @@ impl MailStore for Node {
         self.change(request.shard, 0, Command::CreateAccount { account }).await.map(|_| ())
     }
 
+    async fn usage(&self, request: AccountRequest) -> MailResult<UsageReply> {
+        self.account_usage(request).await
+    }
+
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
@@ -402,7 +409,8 @@ impl MailStore for Node {
             return Err(MailError::Limit(text));
         }
         let (to, remove_source) = (mailbox_name(&request.to)?, request.remove_source);
-        let command = Command::Copy { account, from, uids, to, remove_source, messages_min };
+        let quota = if remove_source { Quota::NONE } else { self.check_account(account)? };
+        let command = Command::Copy { account, from, uids, to, remove_source, messages_min, quota };
         match self.change(request.shard, request_id(&request.request_id)?, command).await? {
             Outcome::Copied { from, to, uid_validity, to_mailbox, mod_seq } => Ok(CopyReply {
                 from: Some(uid_set_to_wire(&from)),
@@ -571,7 +579,9 @@ mod tests {
     use proto::wire::ExpungeRequest;
     use storage::{Command, Stamp, StoreAction};
     use tokio::sync::Semaphore;
-    use types::{AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, SystemFlags, UidSet};
+    use types::{
+        AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, UidSet,
+    };
 
     use super::{UID_RUNS_PER_COMMAND, cancellable, expunge_commands, in_commands, with_gaps_filled};
     use crate::group::PROPOSAL_OCTETS_MAX;
@@ -602,10 +612,11 @@ mod tests {
         let flags = Flags::system(SystemFlags::ALL);
         let unchanged_since = Some(ModSeq(u64::MAX));
         let action = StoreAction::Replace;
+        let quota = Quota { octets: Some(u64::MAX), messages: Some(u64::MAX) };
         for command in [
             Command::Store { account, mailbox, uids: uids.clone(), action, flags, unchanged_since },
             Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
-            Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX },
+            Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX, quota },
         ] {
             let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
             assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");

@@ -15,13 +15,13 @@ use storage::{
     BodyId, BodySource, Command, Faults, Group, GroupId, HalfName, Operation, Recipient, StorageError, Volume,
     VolumeOptions,
 };
-use types::{AccountId, Flags, InternalDate, UidSet};
+use types::{AccountId, Flags, InternalDate, Quota, UidSet};
 
 const ALICE: AccountId = AccountId(1);
 
 fn deliver(number: u8) -> Command {
     Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32] }],
+        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32], quota: Quota::NONE }],
         body: BodySource::Inline,
         digest: Bytes::from(vec![number; 10]),
         date: InternalDate::default(),
@@ -78,6 +78,7 @@ fn blocks_are_small_and_carry_bodies() {
         date: InternalDate::default(),
         body: BodySource::Upload(9),
         digest: Bytes::new(),
+        quota: Quota::NONE,
     };
     there.run(append).unwrap();
     assert_eq!(shard.body_range(BodyId(there.next - 1), 5, 4).unwrap().unwrap().concat(), b"a me");

@@ -12,8 +12,11 @@ use futures_util::future::join_all;
 use proto::wire::admin_request::Request;
 use proto::wire::node_record::State;
 use proto::wire::rebalance_request::Action;
-use proto::wire::{AdminReply, AdminRequest, Done, GroupStatus, NodeStatusReply, RebalanceReply, RebalanceRequest};
-use proto::{ClusterTls, DirectoryStore, GrpcNode, connect};
+use proto::wire::{
+    AccountRecord, AccountRequest, AdminReply, AdminRequest, Done, GroupStatus, NodeRecord, NodeStatusReply,
+    RebalanceReply, RebalanceRequest, UsageReply,
+};
+use proto::{ClusterTls, DirectoryStore, GrpcNode, MailStore, connect};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep, timeout};
 use types::{MailError, MailResult};
@@ -112,8 +115,10 @@ impl AdminClient {
     /// Makes a change, waiting for a leader if there is none. A change that may be made twice without harm is tried
     /// again when its answer is lost.
     pub async fn administer(&mut self, request: Request) -> Result<AdminReply, Failure> {
-        let repeatable =
-            matches!(request, Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_));
+        let repeatable = matches!(
+            request,
+            Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_) | Request::QuotaSet(_)
+        );
         Ok(self.change(request, repeatable).await?.reply)
     }
 
@@ -177,6 +182,31 @@ impl AdminClient {
                     true => MailError::Deadline.into(),
                     false => Failure::Unreachable("the directory has no leader: nothing was changed".to_owned()),
                 });
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// What an account holds, as the leader of its shard says; asked until there is one.
+    pub async fn usage(&mut self, view: &DirectoryView, of: &AccountRecord) -> Result<UsageReply, Failure> {
+        let deadline = Instant::now() + COMMAND_MAX;
+        // Those that should hold the shard, then the others: it may be on its way.
+        let wanted = view.placements.get(&of.shard).map(Vec::as_slice).unwrap_or_default();
+        let others = view.nodes.keys().filter(|node| !wanted.contains(node));
+        let nodes = wanted.iter().chain(others).filter_map(|node| view.nodes.get(node));
+        let nodes: Vec<&NodeRecord> = nodes.filter(|node| node.state() != State::Removed).collect();
+        loop {
+            for node in &nodes {
+                let request = AccountRequest { shard: of.shard, account: of.id };
+                let asked = self.at(&node.address)?;
+                match timeout(PROBE_MAX, asked.usage(request)).await.unwrap_or(Err(MailError::Deadline)) {
+                    Ok(usage) => return Ok(usage),
+                    Err(MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::Unreachable(format!("shard {} has no leader that answers", of.shard)));
             }
             sleep(RETRY).await;
         }

@@ -8,7 +8,7 @@ use types::{NodeId, ShardId};
 
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
-use crate::values::{ClusterId, PasswordHash, Start};
+use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 
 const VERSION: u8 = 1;
 
@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 30, 31"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31"
     )]
     kind: Option<Kind>,
 }
@@ -69,6 +69,8 @@ enum Kind {
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(message, tag = "24")]
+    SetQuota(QuotaForm),
     #[prost(message, tag = "30")]
     PreferLeaders(Placements),
     #[prost(message, tag = "31")]
@@ -173,6 +175,24 @@ struct Enabled {
     name: String,
     #[prost(bool, tag = "2")]
     enabled: bool,
+}
+
+/// An absent limit stays as it is.
+#[derive(Clone, PartialEq, Message)]
+struct QuotaForm {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    octets: Option<LimitForm>,
+    #[prost(message, optional, tag = "3")]
+    messages: Option<LimitForm>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct LimitForm {
+    /// Absent: no limit.
+    #[prost(uint64, optional, tag = "1")]
+    max: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -286,6 +306,11 @@ fn kind(command: &Command) -> Kind {
         Command::SetEnabled { name, enabled } => {
             Kind::SetEnabled(Enabled { name: name.to_string(), enabled: *enabled })
         }
+        Command::SetQuota { name, change } => Kind::SetQuota(QuotaForm {
+            name: name.to_string(),
+            octets: change.octets.map(|max| LimitForm { max }),
+            messages: change.messages.map(|max| LimitForm { max }),
+        }),
         Command::CreateAlias { name, targets } => Kind::CreateAlias(AliasForm {
             name: name.to_string(),
             targets: targets.iter().map(ToString::to_string).collect(),
@@ -383,6 +408,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             Command::SetPassword { name, password_hash }
         }
         Kind::SetEnabled(form) => Command::SetEnabled { name: account_name(&form.name)?, enabled: form.enabled },
+        Kind::SetQuota(form) => Command::SetQuota {
+            name: account_name(&form.name)?,
+            change: QuotaChange {
+                octets: form.octets.map(|limit| limit.max),
+                messages: form.messages.map(|limit| limit.max),
+            },
+        },
         Kind::CreateAlias(form) => Command::CreateAlias {
             name: account_name(&form.name)?,
             targets: form.targets.iter().map(|target| account_name(target)).collect::<Result<_, _>>()?,

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use prost::Message;
-use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, SpecialUse, UidSet};
+use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, UidSet};
 
 use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
 use crate::error::StorageError;
@@ -28,6 +28,8 @@ pub struct Recipient {
     pub account: AccountId,
     /// Of reverse-path, recipient and bytes: by it a retry is known.
     pub fingerprint: [u8; 32],
+    /// The account's, as the proposer knew it: all replicas decide by the same one.
+    pub quota: Quota,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +78,8 @@ pub enum Command {
         date: InternalDate,
         body: BodySource,
         digest: Bytes,
+        /// As [`Recipient::quota`].
+        quota: Quota,
     },
     CreateMailbox {
         account: AccountId,
@@ -119,10 +123,14 @@ pub enum Command {
         remove_source: bool,
         /// Unless so many of `uids` are there, nothing is done.
         messages_min: u64,
+        /// As [`Recipient::quota`]. A MOVE adds nothing, and is not measured by it.
+        quota: Quota,
     },
 }
 
 const VERSION: u8 = 1;
+/// Of commands that carry a quota: a program that knew none would store what the others refuse, and must stop instead.
+const VERSION_WITH_QUOTA: u8 = 2;
 
 impl Command {
     /// The account that the command is about, if it is about one.
@@ -146,6 +154,25 @@ impl Command {
         }
     }
 
+    fn carries_quota(&self) -> bool {
+        match self {
+            Command::Deliver { recipients, .. } => recipients.iter().any(|one| one.quota != Quota::NONE),
+            Command::Append { quota, .. } | Command::Copy { quota, .. } => *quota != Quota::NONE,
+            Command::Chunk { .. }
+            | Command::DropUpload { .. }
+            | Command::Mark { .. }
+            | Command::CreateAccount { .. }
+            | Command::DropAccount { .. }
+            | Command::Settle { .. }
+            | Command::CreateMailbox { .. }
+            | Command::DeleteMailbox { .. }
+            | Command::RenameMailbox { .. }
+            | Command::Subscribe { .. }
+            | Command::Store { .. }
+            | Command::Expunge { .. } => false,
+        }
+    }
+
     /// `request` tells a repeated request from a new one, 0 where nobody asks.
     pub fn encode(&self, stamp: Stamp, request: u128) -> Vec<u8> {
         let record = CommandRecord {
@@ -155,14 +182,16 @@ impl Command {
             body: Some(to_wire(self)),
         };
         let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
-        bytes.push(VERSION);
+        bytes.push(if self.carries_quota() { VERSION_WITH_QUOTA } else { VERSION });
         record.encode_raw(&mut bytes);
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<(Stamp, u128, Command), StorageError> {
         let damaged = |reason: &str| StorageError::corrupt("command", reason);
-        let Some((&VERSION, rest)) = bytes.split_first() else { return Err(damaged("unknown version")) };
+        let Some((&(VERSION | VERSION_WITH_QUOTA), rest)) = bytes.split_first() else {
+            return Err(damaged("unknown version"));
+        };
         let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
         let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
         let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;

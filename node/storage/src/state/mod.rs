@@ -9,6 +9,7 @@ mod edit;
 mod mailbox;
 mod outcome;
 mod page;
+mod quota;
 mod read;
 mod requests;
 mod sweep;
