@@ -12,7 +12,7 @@ use common::mirror::{assert_equal_halves, fill_until, random, small_mirror, wait
 use storage::{
     BodySource, Command, MessageMeta, Recipient, ScrubOptions, ScrubProgress, ShardState, StoreAction, Volume,
 };
-use types::{AccountId, Flags, InternalDate, MailboxId, SystemFlags, Uid, UidSet};
+use types::{AccountId, Flags, InternalDate, MailboxId, Quota, SystemFlags, Uid, UidSet};
 
 const ALICE: AccountId = AccountId(1);
 const MESSAGES: u32 = 600;
@@ -21,7 +21,7 @@ fn deliver(number: u32, digest: Bytes) -> Command {
     let mut fingerprint = [0; 32];
     fingerprint[..4].copy_from_slice(&number.to_be_bytes());
     Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint }],
+        recipients: vec![Recipient { quota: Quota::NONE, account: ALICE, fingerprint }],
         body: BodySource::Inline,
         digest,
         date: InternalDate { unix_s: 77, offset_min: 0 },
