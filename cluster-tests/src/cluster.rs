@@ -328,15 +328,9 @@ impl Cluster {
             .stdin(Stdio::null()))?;
         let [grpc, http] = free_ports(2)?[..] else { bail!("ports") };
         let tables = self.node_tables(&name, grpc, grpc, &self.seeds);
-        let mut process = self.process(&name, "node", http, &tables)?;
-        process.start()?;
+        let process = self.process(&name, "node", http, &tables)?;
         self.nodes.push(process);
         self.grpc.push(grpc);
-        eventually("the directory knows the node", START_MAX, || {
-            let nodes: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["node", "list", "--json"])?)?;
-            ensure!(nodes.iter().any(|node| node["name"] == name && node["up"] == true), "{nodes:?}");
-            Ok(())
-        })?;
         Ok(self.nodes.len() - 1)
     }
 
@@ -373,9 +367,9 @@ impl Cluster {
 
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
-        let ClusterOptions { shards, replicas, log_entries_kept, own_disks, .. } = self.options;
+        let (options, ClusterOptions { shards, replicas, .. }) = (self.options, self.options);
         // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
-        let reserve = if own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
+        let reserve = if options.own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
         let quoted = |disks: Vec<(char, PathBuf)>| {
             let quoted: Vec<String> = disks.iter().map(|(_, path)| format!("\"{}\"", path.display())).collect();
             format!("{{ disks = [{}] }}", quoted.join(", "))
@@ -384,7 +378,7 @@ impl Cluster {
         let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{volumes}]\n\
-             disk_reserve_octets = {reserve}\n{kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             disk_reserve_octets = {reserve}\n{further}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             volumes = volumes.join(", "),
             tls = tls_files(&self.path().join("ca"), name),

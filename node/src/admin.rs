@@ -1,7 +1,7 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
+use directory::{Command, DirectoryError, NewAccount, NodeState, PasswordHash, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
@@ -155,7 +155,11 @@ impl DirectoryStore for Node {
 
     async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
         let node = request.node;
-        let recorded = self.groups().directory_state.read().node(NodeId(node)).map(|known| known.start);
+        let (recorded, removed) = {
+            let directory = self.groups().directory_state.read();
+            let known = directory.node(NodeId(node));
+            (known.map(|known| known.start), known.is_some_and(|known| known.state == NodeState::Removed))
+        };
         let mut said = self.groups().starts.lock();
         let newest = [recorded, said.get(&node).copied()].into_iter().flatten().max_by_key(|start| start.starts);
         let known = newest.unwrap_or_default();
@@ -163,7 +167,7 @@ impl DirectoryStore for Node {
         if request.starts > known.starts && (recorded.is_some() || said.len() < directory::limits::NODES_MAX) {
             said.insert(node, start(request));
         }
-        Ok(NodeStart { node, starts: known.starts, run: known.run })
+        Ok(NodeStart { node, starts: known.starts, run: known.run, removed })
     }
 
     async fn identify(&self) -> MailResult<Identity> {

@@ -2,6 +2,7 @@
 //! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
+mod dead;
 mod report;
 mod turns;
 mod voters;
@@ -18,6 +19,7 @@ use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceRe
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+use self::dead::Verdict;
 use self::turns::Turn;
 use self::voters::Candidate;
 use crate::Node;
@@ -131,23 +133,20 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
     if limit.is_zero() {
         return Ok(());
     }
-    let dead: Option<(NodeId, String)> = {
+    let verdict = {
         let directory = node.groups().directory_state.read();
-        let Some(cluster) = directory.cluster() else { return Ok(()) };
-        let active = || directory.nodes().filter(|known| known.state == NodeState::Active);
-        let is_dead = |id: NodeId| silent_for(heard, id) >= limit;
-        let living = active().filter(|known| !is_dead(known.id)).count();
-        let dead = active().find(|known| is_dead(known.id));
-        dead.filter(|_| living >= cluster.replicas as usize).map(|known| (known.id, known.name.clone()))
+        dead::next(&directory, |id| silent_for(heard, id) >= limit)
     };
-    let Some((id, name)) = dead else { return Ok(()) };
-    tracing::warn!(
-        node = id.0,
-        name,
-        limit_s = limit.as_secs(),
-        "node has been away for too long, its replicas are made anew"
-    );
-    propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
+    let Some(verdict) = verdict else { return Ok(()) };
+    if let Verdict::GiveUp { id, name } = verdict {
+        tracing::warn!(
+            node = id.0,
+            name,
+            limit_s = limit.as_secs(),
+            "node has been away for too long, its replicas are made anew"
+        );
+        propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
+    }
     let observed = Observed::take(node).await;
     start(node, &observed).await
 }
