@@ -274,8 +274,15 @@ fn is_under_way(node: &Node) -> bool {
 
 /// Plans from what the nodes are, and has it begun.
 async fn start(node: &Node, observed: &Observed) -> MailResult<()> {
-    let targets = node.groups().directory_state.read().propose_rebalance(&observed.octets());
-    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s() }).await
+    let (targets, octets) = {
+        let directory = node.groups().directory_state.read();
+        let targets = directory.propose_rebalance(&observed.octets());
+        let under_way = report::moving(&directory, observed);
+        let all = under_way.chain(report::to_move(&directory, observed, &targets));
+        let octets = all.map(|one| report::copies(&one)).sum();
+        (targets, octets)
+    };
+    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s(), octets }).await
 }
 
 fn unix_s() -> u64 {
@@ -316,7 +323,7 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
             let id = named(node, &name)?;
             remove_node(node, id, &name).await?;
         }
-        Action::MoveShard(one) => move_shard(node, &one).await?,
+        Action::MoveShard(one) => move_shard(node, &one, &observed).await?,
     }
     let directory = node.groups().directory_state.read();
     Ok(report::status(&directory, &observed))
@@ -357,7 +364,7 @@ async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
     propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
 }
 
-async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
+async fn move_shard(node: &Node, one: &MoveShard, observed: &Observed) -> MailResult<()> {
     let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
     let target = {
         let directory = node.groups().directory_state.read();
@@ -377,5 +384,6 @@ async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
         target
     };
     let targets = BTreeMap::from([(shard, target)]);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await
+    let octets = observed.octets().get(&shard).copied().unwrap_or(0);
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await
 }

@@ -66,7 +66,7 @@ impl Directory {
         let cluster = self.cluster.as_ref().ok_or(DirectoryError::NotReady)?;
         match command {
             Command::CreateCluster { .. } => Err(DirectoryError::AlreadyExists("the cluster".to_owned())),
-            Command::RegisterNode(node) => self.register_node(node),
+            Command::RegisterNode(node) => self.register_node(cluster, node),
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
             Command::NoteNodeStart { id, before, now } => self.note_node_start(*id, *before, *now),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
@@ -86,8 +86,8 @@ impl Directory {
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
             Command::SetPlacements { wanted } => self.set_placements(cluster, revision, wanted),
             Command::MarkShardInitialised { shard } => self.mark_shard_initialised(revision, *shard),
-            Command::StartRebalance { targets, replace, unix_s } => {
-                self.start_rebalance(cluster, revision, targets, *replace, *unix_s)
+            Command::StartRebalance { targets, replace, unix_s, octets } => {
+                self.start_rebalance(cluster, revision, targets, *replace, (*unix_s, *octets))
             }
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),

@@ -106,7 +106,8 @@ pub enum Command {
     ///
     /// With `replace`, or where no rebalance is running or paused, a new one begins, running. Otherwise the moves join
     /// that one, and its state stays: one more shard moved by hand does not resume what somebody has paused. Nothing
-    /// begins where nothing is to move.
+    /// begins where nothing is to move. `octets`: what the moves of these targets copy, and with `replace` those under
+    /// way, as far as is known.
     StartRebalance {
         targets: BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
@@ -117,6 +118,7 @@ pub enum Command {
     /// are undone. `Finished` is refused: that it becomes by itself.
     SetRebalanceState {
         state: RebalanceState,
+        octets: u64,
     },
     /// Turns come: `previous` becomes what was wanted, `wanted` what was planned, and nothing is planned any more.
     ///

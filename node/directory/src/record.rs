@@ -117,6 +117,8 @@ pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
     match record {
         ChangedRecord::Cluster(_) => b"c".to_vec(),
         ChangedRecord::Domain(name, _) => keyed(b'd', name.as_str().as_bytes()),
+    #[prost(uint64, tag = "5")]
+    octets: u64,
         ChangedRecord::Account(name, _) => keyed(b'a', name.as_str().as_bytes()),
         ChangedRecord::Alias(name, _) => keyed(b'l', name.as_str().as_bytes()),
         ChangedRecord::Node(id, _) => keyed(b'n', &id.0.to_be_bytes()),
@@ -191,6 +193,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
 fn numbers(nodes: &[NodeId]) -> Vec<u64> {
     nodes.iter().map(|node| node.0).collect()
 }
+                octets: rebalance.octets,
 
 fn versioned(message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + message.encoded_len());
@@ -349,6 +352,7 @@ pub(crate) fn state_of(number: u32) -> Result<NodeState, String> {
     match number {
         1 => Ok(NodeState::Active),
         2 => Ok(NodeState::Draining),
+        octets: record.octets,
         3 => Ok(NodeState::Removed),
         other => Err(format!("node state {other} is not known")),
     }

@@ -182,6 +182,8 @@ pub struct Rebalance {
 
 /// A password as a PHC string of Argon2id. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
+    /// What these moves copy in all, as far as was known when they were planned.
+    pub octets: u64,
 pub struct PasswordHash(String);
 
 impl PasswordHash {

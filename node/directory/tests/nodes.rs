@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Story, new_node};
-use directory::{ClusterId, Command, DirectoryError, NewNode, NodeState, moves};
+use directory::{ClusterId, Command, DirectoryError, NewNode, NodeState, Start, moves};
 use types::{NodeId, ShardId};
 
 /// What the reconciler does once everything has moved.

@@ -65,7 +65,7 @@ impl Directory {
         revision: u64,
         targets: &BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
-        unix_s: u64,
+        (unix_s, octets): (u64, u64),
     ) -> Decision {
         let mut draft = Draft::of(self);
         if replace {
@@ -85,13 +85,15 @@ impl Directory {
         let rebalance = match &self.rebalance {
             Some(last) if last.state == RebalanceState::Running && nothing_new => Some(last.clone()),
             Some(last) if last.state.is_open() && !replace => {
-                Some(Rebalance { moves: draft.moves(last), ..last.clone() })
+                let octets = last.octets.saturating_add(octets);
+                Some(Rebalance { moves: draft.moves(last), octets, ..last.clone() })
             }
             last if draft.queued() > 0 || last.as_ref().is_some_and(|last| last.state.is_open()) => Some(Rebalance {
                 id: revision,
                 state: RebalanceState::Running,
                 started_unix_s: unix_s,
                 moves: draft.pending(),
+                octets,
             }),
             last => last.clone(),
         };

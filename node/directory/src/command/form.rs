@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40"
     )]
     kind: Option<Kind>,
 }
@@ -211,6 +211,8 @@ struct StartRebalance {
 
 #[derive(Clone, PartialEq, Message)]
 struct Shards {
+    #[prost(uint64, tag = "4")]
+    octets: u64,
     #[prost(uint32, repeated, tag = "1")]
     shards: Vec<u32>,
 }
@@ -274,7 +276,7 @@ fn kind(command: &Command) -> Kind {
         }
         Command::SetPlacements { wanted } => Kind::SetPlacements(Placements { wanted: placement_forms(wanted) }),
         Command::MarkShardInitialised { shard } => Kind::MarkShardInitialised(shard.0),
-        Command::StartRebalance { targets, replace, unix_s } => Kind::StartRebalance(StartRebalance {
+        Command::StartRebalance { targets, replace, unix_s, octets } => Kind::StartRebalance(StartRebalance {
             targets: placement_forms(targets),
             replace: *replace,
             unix_s: *unix_s,
@@ -284,6 +286,7 @@ fn kind(command: &Command) -> Kind {
         Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
     }
 }
+            octets: *octets,
 
 fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm> {
     let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
@@ -365,9 +368,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         }
         Kind::SetPlacements(form) => Command::SetPlacements { wanted: lists(form.wanted) },
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
-        Kind::StartRebalance(form) => {
-            Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
-        }
+        Kind::StartRebalance(form) => Command::StartRebalance {
+            targets: lists(form.targets),
+            replace: form.replace,
+            unix_s: form.unix_s,
+            octets: form.octets,
+        },
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
         Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
         Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
