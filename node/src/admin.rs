@@ -7,9 +7,9 @@ use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
-    CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
-    GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    CompareShardRequest, CopyFigures, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
@@ -187,6 +187,7 @@ impl DirectoryStore for Node {
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
         let volumes = groups.volumes.list().iter();
+        let figures = groups.peers.throttle.figures();
         let volumes = volumes.map(|volume| volume.status(groups.replicas_on(volume) as u32)).collect();
         // Totals are counted once after a start, from the disk.
         let statuses = blocking(move || {
@@ -223,6 +224,12 @@ impl DirectoryStore for Node {
         })
     }
 
+            copies: Some(CopyFigures {
+                octets: figures.octets,
+                waits: figures.waits,
+                slowed: figures.slowed,
+                octets_per_s: figures.octets_per_s,
+            }),
     async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply> {
         crate::scrub::compare(self, ShardId(request.shard)).await
     }

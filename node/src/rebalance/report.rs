@@ -65,6 +65,15 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
     if state == "aborted" {
         moves.iter_mut().for_each(|one| "undoing".clone_into(&mut one.phase));
     }
+    moves.extend(
+        directory
+            .queued()
+            .map(|placement| shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued")),
+    );
+    moves.sort_by_key(|one| one.shard);
+    // Mail that came since it was planned is copied too.
+    let left: u64 = moves.iter().map(|one| copies(one).saturating_sub(one.copied_octets)).sum();
+    let planned_octets = rebalance.map_or(0, |rebalance| rebalance.octets);
     let queued: BTreeMap<ShardId, Vec<NodeId>> =
         directory.queued().map(|placement| (placement.shard, placement.planned.clone())).collect();
     let after = |shard: ShardId| queued.get(&shard).cloned();
