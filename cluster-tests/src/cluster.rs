@@ -329,6 +329,18 @@ impl Cluster {
     /// Starts one more node, and waits until the directory knows it; it holds nothing yet. Its place among the nodes. No
     /// proxy is before it.
     pub fn add_node(&mut self) -> Result<usize> {
+        let node = self.prepare_node()?;
+        self.nodes[node].start()?;
+        let name = self.nodes[node].name.clone();
+        eventually("the directory knows the node", START_MAX, || {
+            ensure!(self.node(&name)?["up"] == true, "it is down");
+            Ok(())
+        })?;
+        Ok(node)
+    }
+
+    /// The same, without starting it.
+    pub fn prepare_node(&mut self) -> Result<usize> {
         let name = format!("node{}", self.nodes.len() + 1);
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
@@ -438,6 +450,7 @@ impl Cluster {
             clock,
             group: self.options.own_groups.then(|| network::group(self.nodes.len() + self.routers.len() + 1)),
             planted: self.options.planted,
+            program: None,
         })
     }
 }

@@ -7,6 +7,7 @@ mod cluster;
 mod corpus;
 mod damage;
 mod disk;
+mod formats;
 mod groups;
 mod history;
 mod idle;

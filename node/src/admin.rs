@@ -13,7 +13,7 @@ use proto::wire::{
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
-use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
+use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId, format};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
@@ -141,7 +141,8 @@ impl DirectoryStore for Node {
         let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
         let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
         if known != Some(now) {
-            propose(self, &Command::NoteNodeStart { id: NodeId(request.id), before, now }).await?;
+            let (id, format) = (NodeId(request.id), request.format);
+            propose(self, &Command::NoteNodeStart { id, before, now, format }).await?;
         }
         // Every node follows the directory, whether it votes or not.
         self.groups().peers.set_address(request.id, &request.address);
@@ -177,6 +178,8 @@ impl DirectoryStore for Node {
             name: self.settings().name.clone(),
             cluster_id: directory.cluster().map(|cluster| cluster.cluster_id.to_string()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: format::known(),
+            format_in_force: format::in_force(),
         })
     }
 
@@ -184,10 +187,10 @@ impl DirectoryStore for Node {
         let identity = Some(self.identify().await?);
         let groups = self.groups().clone();
         let statistics = groups.volumes.statistics();
+        let figures = groups.peers.throttle.figures();
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
         let volumes = groups.volumes.list().iter();
-        let figures = groups.peers.throttle.figures();
         let volumes = volumes.map(|volume| volume.status(groups.replicas_on(volume) as u32)).collect();
         // Totals are counted once after a start, from the disk.
         let statuses = blocking(move || {
@@ -221,15 +224,15 @@ impl DirectoryStore for Node {
             damaged_shards: (groups.damaged().into_iter())
                 .map(|(shard, reason)| DamagedShard { shard: shard.0, reason })
                 .collect(),
-        })
-    }
-
             copies: Some(CopyFigures {
                 octets: figures.octets,
                 waits: figures.waits,
                 slowed: figures.slowed,
                 octets_per_s: figures.octets_per_s,
             }),
+        })
+    }
+
     async fn compare_shard(&self, request: CompareShardRequest) -> MailResult<CompareShardReply> {
         crate::scrub::compare(self, ShardId(request.shard)).await
     }

@@ -13,7 +13,7 @@ use proto::wire::{Identity, NodeStart, RegisterNodeRequest};
 use proto::{DirectoryStore, GrpcNode, connect};
 use storage::{GroupId, StorageError};
 use tokio::sync::watch;
-use types::{MailError, MailResult, NodeId};
+use types::{MailError, MailResult, NodeId, format};
 
 use crate::Node;
 use crate::directory_group::DirectoryState;
@@ -44,6 +44,11 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
         Ok::<_, StorageError>((DirectoryState::open(opened.group(GroupId::DIRECTORY)?)?, Start { starts, run }))
     });
     let (state, before) = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
+    if let Some(cluster) = state.read().cluster()
+        && !format::reads(cluster.format)
+    {
+        bail!("the cluster writes format {}; this program knows formats up to {}", cluster.format, format::known());
+    }
     let nodes: Vec<(NodeId, String)> = state.read().nodes().map(|node| (node.id, node.address.clone())).collect();
     refuse_copy(own, &nodes, peers, settings.advertise()).await?;
     let mut others: BTreeSet<&str> = settings.cluster.nodes.iter().map(String::as_str).collect();
@@ -126,10 +131,16 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 }
 
 async fn find_cluster(node: &Node) {
+    let mut refused = String::new();
     loop {
         match step(node).await {
             Ok(true) => return,
             Ok(false) => {}
+            // Somebody must act; told once.
+            Err(error @ (MailError::CannotDo(_) | MailError::Invalid(_))) if refused != error.to_string() => {
+                tracing::warn!(%error, "cluster does not take this node");
+                refused = error.to_string();
+            }
             Err(error) => tracing::debug!(%error, "cluster not found yet"),
         }
         tokio::time::sleep(RETRY).await;
@@ -163,17 +174,6 @@ async fn step(node: &Node) -> MailResult<bool> {
     Ok(known_as_is(node))
 }
 
-/// One that was removed is known for ever, and has nothing more to say.
-fn known_as_is(node: &Node) -> bool {
-    let (directory, start) = (node.groups().directory_state.read(), node.groups().context.start);
-    directory.node(node.id()).is_some_and(|known| {
-        let is_as_known = known.address == node.settings().advertise() && known.start == start.now;
-        is_as_known || known.state == NodeState::Removed
-    })
-}
-
-/// Another process of this node has started later on its disks: nothing more may be promised from these. Nobody who knew
-/// was there to ask before.
 /// Ends the process if another node says that this one was removed. Nobody who knew was there to ask before.
 async fn refuse_removed(node: &Node) {
     let (own, settings) = (node.id(), node.settings());
@@ -188,6 +188,17 @@ async fn refuse_removed(node: &Node) {
     std::process::exit(EXIT_REFUSED);
 }
 
+/// One that was removed is known for ever, and has nothing more to say.
+fn known_as_is(node: &Node) -> bool {
+    let (directory, start) = (node.groups().directory_state.read(), node.groups().context.start);
+    directory.node(node.id()).is_some_and(|known| {
+        let is_as_known = known.address == node.settings().advertise() && known.start == start.now;
+        is_as_known || known.state == NodeState::Removed
+    })
+}
+
+/// Another process of this node has started later on its disks: nothing more may be promised from these. Nobody who knew
+/// was there to ask before.
 async fn refuse_old_copy(node: &Node) {
     let StartCount { before, now } = node.groups().context.start;
     let known = node.groups().directory_state.read().node(node.id()).map(|known| known.start);
@@ -268,6 +279,7 @@ pub fn new_node(request: &RegisterNodeRequest, voter: bool) -> directory::NewNod
         zone: request.zone.clone(),
         weight: request.weight,
         voter,
+        format: request.format,
     }
 }
 
@@ -294,6 +306,7 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
         cluster_id: settings.cluster.id.clone(),
         start_before: Some(wire(start.before)),
         start: Some(wire(start.now)),
+        format: format::known(),
     }
 }
 

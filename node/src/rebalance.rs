@@ -97,6 +97,9 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             if let Err(error) = choose_voters(&node, &heard).await {
                 tracing::debug!(%error, "directory voters not changed");
             }
+            if let Err(error) = raise_format(&node).await {
+                tracing::debug!(%error, "format not raised");
+            }
             if let Err(error) = conduct(&node).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
@@ -149,6 +152,26 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
     }
     let observed = Observed::take(node).await;
     start(node, &observed).await
+}
+
+/// Puts the newest format in force that every node knows.
+async fn raise_format(node: &Node) -> MailResult<()> {
+    let (in_force, known) = {
+        let directory = node.groups().directory_state.read();
+        // While a cluster is being founded its nodes come one by one.
+        if directory.nodes().count() < node.settings().cluster.nodes.len() {
+            return Ok(());
+        }
+        let present = directory.nodes().filter(|known| known.state != NodeState::Removed);
+        let known = present.map(|known| known.format).min().unwrap_or(1);
+        (directory.cluster().map_or(known, |cluster| cluster.format), known)
+    };
+    if known <= in_force {
+        return Ok(());
+    }
+    propose(node, &Command::SetFormat { format: known }).await?;
+    tracing::info!(format = known, "every node knows a newer format, which is in force now");
+    Ok(())
 }
 
 /// Brings the directory's voters to those that should vote, one step a round.

@@ -68,7 +68,10 @@ impl Directory {
             Command::CreateCluster { .. } => Err(DirectoryError::AlreadyExists("the cluster".to_owned())),
             Command::RegisterNode(node) => self.register_node(cluster, node),
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
-            Command::NoteNodeStart { id, before, now } => self.note_node_start(*id, *before, *now),
+            Command::NoteNodeStart { id, before, now, format } => {
+                self.note_node_start(cluster, *id, (*before, *now), *format)
+            }
+            Command::SetFormat { format } => self.set_format(cluster, *format),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
             Command::SetNodeVoter { id, voter } => self.set_node_voter(*id, *voter),
             Command::UpdateNode { id, zone, weight } => self.update_node(*id, zone, *weight),

@@ -45,6 +45,12 @@ pub enum Command {
         id: NodeId,
         before: Start,
         now: Start,
+        /// The newest that its program knows; 0 where it does not say, and 1 is meant.
+        format: u32,
+    },
+    /// What is written from now on may have the forms of this one. Refused while a node does not know it; never falls.
+    SetFormat {
+        format: u32,
     },
     CreateDomain {
         name: DomainName,
@@ -112,13 +118,13 @@ pub enum Command {
         targets: BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
         unix_s: u64,
+        octets: u64,
     },
     /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
     /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
     /// are undone. `Finished` is refused: that it becomes by itself.
     SetRebalanceState {
         state: RebalanceState,
-        octets: u64,
     },
     /// Turns come: `previous` becomes what was wanted, `wanted` what was planned, and nothing is planned any more.
     ///
@@ -142,6 +148,8 @@ pub struct NewNode {
     pub zone: String,
     pub weight: u32,
     pub voter: bool,
+    /// As in [`Command::NoteNodeStart`].
+    pub format: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

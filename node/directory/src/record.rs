@@ -41,6 +41,9 @@ struct ClusterRecord {
     next_account_id: u64,
     #[prost(string, optional, tag = "5")]
     postmaster: Option<String>,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,6 +88,9 @@ struct NodeRecord {
     starts: u64,
     #[prost(fixed64, tag = "8")]
     run: u64,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -111,14 +117,14 @@ struct RebalanceRecord {
     started_unix_s: u64,
     #[prost(uint32, tag = "4")]
     moves: u32,
+    #[prost(uint64, tag = "5")]
+    octets: u64,
 }
 
 pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
     match record {
         ChangedRecord::Cluster(_) => b"c".to_vec(),
         ChangedRecord::Domain(name, _) => keyed(b'd', name.as_str().as_bytes()),
-    #[prost(uint64, tag = "5")]
-    octets: u64,
         ChangedRecord::Account(name, _) => keyed(b'a', name.as_str().as_bytes()),
         ChangedRecord::Alias(name, _) => keyed(b'l', name.as_str().as_bytes()),
         ChangedRecord::Node(id, _) => keyed(b'n', &id.0.to_be_bytes()),
@@ -143,6 +149,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 replicas: cluster.replicas,
                 next_account_id: cluster.next_account_id.0,
                 postmaster: cluster.postmaster.as_ref().map(ToString::to_string),
+                format: above_first(cluster.format),
             })
         }),
         ChangedRecord::Domain(_, domain) => domain.as_ref().map(|_| versioned(&DomainRecord {})),
@@ -168,6 +175,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 directory_voter: node.directory_voter,
                 starts: node.start.starts,
                 run: node.start.run,
+                format: above_first(node.format),
             })
         }),
         ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
@@ -185,15 +193,20 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 state: rebalance_state_number(rebalance.state),
                 started_unix_s: rebalance.started_unix_s,
                 moves: rebalance.moves,
+                octets: rebalance.octets,
             })
         }),
     }
 }
 
+/// The first needs no saying.
+fn above_first(format: u32) -> Option<u32> {
+    (format > 1).then_some(format)
+}
+
 fn numbers(nodes: &[NodeId]) -> Vec<u64> {
     nodes.iter().map(|node| node.0).collect()
 }
-                octets: rebalance.octets,
 
 fn versioned(message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + message.encoded_len());
@@ -282,6 +295,7 @@ fn cluster(bytes: &[u8]) -> Result<Cluster, String> {
         replicas: record.replicas,
         next_account_id: AccountId(record.next_account_id),
         postmaster: record.postmaster.as_deref().map(account_name).transpose()?,
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -314,6 +328,7 @@ fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
         state: state_of(record.state)?,
         directory_voter: record.directory_voter,
         start: Start { starts: record.starts, run: record.run },
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -337,6 +352,7 @@ fn rebalance(bytes: &[u8]) -> Result<Rebalance, String> {
         state: rebalance_state_of(record.state)?,
         started_unix_s: record.started_unix_s,
         moves: record.moves,
+        octets: record.octets,
     })
 }
 
@@ -352,7 +368,6 @@ pub(crate) fn state_of(number: u32) -> Result<NodeState, String> {
     match number {
         1 => Ok(NodeState::Active),
         2 => Ok(NodeState::Draining),
-        octets: record.octets,
         3 => Ok(NodeState::Removed),
         other => Err(format!("node state {other} is not known")),
     }

@@ -319,7 +319,7 @@ fn zone_and_weight_of_a_node_can_change() {
 fn a_process_on_an_old_copy_of_a_nodes_disks_cannot_say_that_it_starts() {
     let mut story = settled();
     let at = |starts, run| Start { starts, run };
-    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now };
+    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now, format: 1 };
     story.must(start(at(2, 70), at(3, 71)));
     assert_eq!(story.directory.node(NodeId(4)).unwrap().start, at(3, 71));
     // The same process says it again.

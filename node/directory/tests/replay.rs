@@ -66,6 +66,13 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), any::<bool>()).prop_map(|(id, voter)| Command::SetNodeVoter { id, voter }),
         1 => (node_ids(), 1u8..4, 0u32..4)
             .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
+        1 => (node_ids(), 0u32..4).prop_map(|(id, format)| Command::NoteNodeStart {
+            id,
+            before: Start::default(),
+            now: Start::default(),
+            format,
+        }),
+        1 => (0u32..4).prop_map(|format| Command::SetFormat { format }),
         3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
         3 => (lists, any::<bool>(), any::<(u64, u64)>()).prop_map(|(targets, replace, (unix_s, octets))| {
             Command::StartRebalance { targets, replace, unix_s, octets }

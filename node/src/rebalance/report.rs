@@ -81,6 +81,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         state: state.to_owned(),
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
+        octets_total: planned_octets.max(left),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, &queued),
@@ -90,7 +91,6 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
 
 /// More than the order of the list differs.
 fn moves_data(from: &[NodeId], to: &[NodeId]) -> bool {
-        octets_total: planned_octets.max(left),
     from.iter().collect::<BTreeSet<_>>() != to.iter().collect::<BTreeSet<_>>()
 }
 

@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 
 use prost::{Message, Oneof};
-use types::{NodeId, ShardId};
+use types::{NodeId, ShardId, format};
 
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
 use crate::values::{ClusterId, PasswordHash, Start};
-
-const VERSION: u8 = 1;
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandForm {
@@ -69,6 +67,8 @@ enum Kind {
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(uint32, tag = "40")]
+    SetFormat(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -97,6 +97,8 @@ struct NodeForm {
     weight: u32,
     #[prost(bool, tag = "6")]
     voter: bool,
+    #[prost(uint32, tag = "7")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -119,6 +121,8 @@ struct NodeStart {
     starts: u64,
     #[prost(fixed64, tag = "5")]
     run: u64,
+    #[prost(uint32, tag = "6")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -207,12 +211,12 @@ struct StartRebalance {
     replace: bool,
     #[prost(uint64, tag = "3")]
     unix_s: u64,
+    #[prost(uint64, tag = "4")]
+    octets: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct Shards {
-    #[prost(uint64, tag = "4")]
-    octets: u64,
     #[prost(uint32, repeated, tag = "1")]
     shards: Vec<u32>,
 }
@@ -220,7 +224,7 @@ struct Shards {
 pub(super) fn encode(command: &Command) -> Vec<u8> {
     let form = CommandForm { kind: Some(kind(command)) };
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
-    bytes.push(VERSION);
+    bytes.push(format::octet());
     bytes.extend_from_slice(&form.encode_to_vec());
     bytes
 }
@@ -244,13 +248,15 @@ fn kind(command: &Command) -> Kind {
         Command::UpdateNode { id, zone, weight } => {
             Kind::UpdateNode(NodeShare { id: id.0, zone: zone.clone(), weight: *weight })
         }
-        Command::NoteNodeStart { id, before, now } => Kind::NoteNodeStart(NodeStart {
+        Command::NoteNodeStart { id, before, now, format } => Kind::NoteNodeStart(NodeStart {
             id: id.0,
             starts_before: before.starts,
             run_before: before.run,
             starts: now.starts,
             run: now.run,
+            format: *format,
         }),
+        Command::SetFormat { format } => Kind::SetFormat(*format),
         Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
         Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
         Command::CreateAccount { account, unix_s } => {
@@ -280,13 +286,13 @@ fn kind(command: &Command) -> Kind {
             targets: placement_forms(targets),
             replace: *replace,
             unix_s: *unix_s,
+            octets: *octets,
         }),
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
         Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
         Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
     }
 }
-            octets: *octets,
 
 fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm> {
     let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
@@ -308,6 +314,7 @@ fn node_form(node: &NewNode) -> NodeForm {
         zone: node.zone.clone(),
         weight: node.weight,
         voter: node.voter,
+        format: node.format,
     }
 }
 
@@ -318,8 +325,12 @@ fn account_form(account: &NewAccount) -> AccountForm {
 pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
     let form = match bytes.split_first() {
         None => return Err("the command is empty".to_owned()),
-        Some((&VERSION, form)) => CommandForm::decode(form).map_err(|error| error.to_string())?,
-        Some((version, _)) => return Err(format!("format {version} is not known, only {VERSION}")),
+        Some((written, form)) if format::reads(u32::from(*written)) => {
+            CommandForm::decode(form).map_err(|error| error.to_string())?
+        }
+        Some((written, _)) => {
+            return Err(format!("it has format {written}; this program knows formats up to {}", format::known()));
+        }
     };
     let Some(kind) = form.kind else {
         return Err("commands of this kind are not known".to_owned());
@@ -340,6 +351,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             id: NodeId(form.id),
             before: Start { starts: form.starts_before, run: form.run_before },
             now: Start { starts: form.starts, run: form.run },
+            format: form.format,
         },
         Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
         Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
@@ -366,6 +378,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetPostmaster(form) => {
             Command::SetPostmaster { account: form.account.as_deref().map(account_name).transpose()? }
         }
+        Kind::SetFormat(format) => Command::SetFormat { format },
         Kind::SetPlacements(form) => Command::SetPlacements { wanted: lists(form.wanted) },
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
         Kind::StartRebalance(form) => Command::StartRebalance {
@@ -397,6 +410,7 @@ fn new_node(form: NodeForm) -> NewNode {
         zone: form.zone,
         weight: form.weight,
         voter: form.voter,
+        format: form.format,
     }
 }
 

@@ -1,9 +1,9 @@
-//! The commands of a shard, and how they are written into log entries: a version byte, then protobuf. Time and
+//! The commands of a shard, and how they are written into log entries: the format, then protobuf. Time and
 //! randomness travel in the command, so that applying it gives the same everywhere.
 
 use bytes::Bytes;
 use prost::Message;
-use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, SpecialUse, UidSet};
+use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, SpecialUse, UidSet, format};
 
 use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
 use crate::error::StorageError;
@@ -122,8 +122,6 @@ pub enum Command {
     },
 }
 
-const VERSION: u8 = 1;
-
 impl Command {
     /// The account that the command is about, if it is about one.
     pub fn account(&self) -> Option<AccountId> {
@@ -155,14 +153,18 @@ impl Command {
             body: Some(to_wire(self)),
         };
         let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
-        bytes.push(VERSION);
+        bytes.push(format::octet());
         record.encode_raw(&mut bytes);
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<(Stamp, u128, Command), StorageError> {
         let damaged = |reason: &str| StorageError::corrupt("command", reason);
-        let Some((&VERSION, rest)) = bytes.split_first() else { return Err(damaged("unknown version")) };
+        let Some((&written, rest)) = bytes.split_first() else { return Err(damaged("it is empty")) };
+        if !format::reads(u32::from(written)) {
+            let known = format::known();
+            return Err(damaged(&format!("it has format {written}; this program knows formats up to {known}")));
+        }
         let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
         let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
         let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;
