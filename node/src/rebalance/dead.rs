@@ -21,7 +21,7 @@ pub fn next(directory: &Directory, is_dead: impl Fn(NodeId) -> bool) -> Option<V
     if let Some(known) = active().find(|known| is_dead(known.id)) {
         return Some(Verdict::GiveUp { id: known.id, name: known.name.clone() });
     }
-    if !directory.rebalance().is_none_or(|last| last.state == RebalanceState::Finished) {
+    if directory.rebalance().is_some_and(|last| last.state != RebalanceState::Finished) {
         return None;
     }
     let holds = |id: NodeId| directory.placements().any(|placement| placement.wanted.contains(&id));
