@@ -329,6 +329,18 @@ impl Cluster {
     /// Starts one more node, and waits until the directory knows it; it holds nothing yet. Its place among the nodes. No
     /// proxy is before it.
     pub fn add_node(&mut self) -> Result<usize> {
+        let node = self.prepare_node()?;
+        self.nodes[node].start()?;
+        let name = self.nodes[node].name.clone();
+        eventually("the directory knows the node", START_MAX, || {
+            ensure!(self.node(&name)?["up"] == true, "it is down");
+            Ok(())
+        })?;
+        Ok(node)
+    }
+
+    /// The same, without starting it.
+    pub fn prepare_node(&mut self) -> Result<usize> {
         let name = format!("node{}", self.nodes.len() + 1);
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
@@ -337,15 +349,9 @@ impl Cluster {
             .stdin(Stdio::null()))?;
         let [grpc, http] = free_ports(2)?[..] else { bail!("ports") };
         let tables = self.node_tables(&name, grpc, grpc, &self.seeds);
-        let mut process = self.process(&name, "node", http, &tables)?;
-        process.start()?;
+        let process = self.process(&name, "node", http, &tables)?;
         self.nodes.push(process);
         self.grpc.push(grpc);
-        eventually("the directory knows the node", START_MAX, || {
-            let nodes: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["node", "list", "--json"])?)?;
-            ensure!(nodes.iter().any(|node| node["name"] == name && node["up"] == true), "{nodes:?}");
-            Ok(())
-        })?;
         Ok(self.nodes.len() - 1)
     }
 
@@ -444,6 +450,7 @@ impl Cluster {
             clock,
             group: self.options.own_groups.then(|| network::group(self.nodes.len() + self.routers.len() + 1)),
             planted: self.options.planted,
+            program: None,
         })
     }
 }

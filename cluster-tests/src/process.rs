@@ -32,6 +32,8 @@ pub struct Process {
     /// That it runs as, if not as the test's.
     pub(crate) group: Option<u32>,
     pub(crate) planted: Option<&'static str>,
+    /// What it runs from its next start on, if not [`binary`].
+    pub program: Option<PathBuf>,
 }
 
 /// Waits for a condition; the error says what never came true.
@@ -49,7 +51,10 @@ pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> R
 impl Process {
     pub fn start(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = mailring(self.planted)?;
+        let mut command = match &self.program {
+            Some(program) => Command::new(program),
+            None => mailring(self.planted)?,
+        };
         if let Some(group) = self.group {
             command.gid(group);
         }

@@ -3,19 +3,19 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash, QuotaChange, Start};
+use directory::{Command, DirectoryError, NewAccount, NodeState, PasswordHash, QuotaChange, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
-    CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
-    GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    CompareShardRequest, CopyFigures, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
-use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
+use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId, format};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
@@ -150,7 +150,8 @@ impl DirectoryStore for Node {
         let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
         let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
         if known != Some(now) {
-            propose(self, &Command::NoteNodeStart { id: NodeId(request.id), before, now }).await?;
+            let (id, format) = (NodeId(request.id), request.format);
+            propose(self, &Command::NoteNodeStart { id, before, now, format }).await?;
         }
         // Every node follows the directory, whether it votes or not.
         self.groups().peers.set_address(request.id, &request.address);
@@ -164,7 +165,11 @@ impl DirectoryStore for Node {
 
     async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
         let node = request.node;
-        let recorded = self.groups().directory_state.read().node(NodeId(node)).map(|known| known.start);
+        let (recorded, removed) = {
+            let directory = self.groups().directory_state.read();
+            let known = directory.node(NodeId(node));
+            (known.map(|known| known.start), known.is_some_and(|known| known.state == NodeState::Removed))
+        };
         let mut said = self.groups().starts.lock();
         let newest = [recorded, said.get(&node).copied()].into_iter().flatten().max_by_key(|start| start.starts);
         let known = newest.unwrap_or_default();
@@ -172,7 +177,7 @@ impl DirectoryStore for Node {
         if request.starts > known.starts && (recorded.is_some() || said.len() < directory::limits::NODES_MAX) {
             said.insert(node, start(request));
         }
-        Ok(NodeStart { node, starts: known.starts, run: known.run })
+        Ok(NodeStart { node, starts: known.starts, run: known.run, removed })
     }
 
     async fn identify(&self) -> MailResult<Identity> {
@@ -182,6 +187,8 @@ impl DirectoryStore for Node {
             name: self.settings().name.clone(),
             cluster_id: directory.cluster().map(|cluster| cluster.cluster_id.to_string()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: format::known(),
+            format_in_force: format::in_force(),
         })
     }
 
@@ -189,6 +196,7 @@ impl DirectoryStore for Node {
         let identity = Some(self.identify().await?);
         let groups = self.groups().clone();
         let statistics = groups.volumes.statistics();
+        let figures = groups.peers.throttle.figures();
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
         let volumes = groups.volumes.list().iter();
@@ -226,6 +234,12 @@ impl DirectoryStore for Node {
             damaged_shards: (groups.damaged().into_iter())
                 .map(|(shard, reason)| DamagedShard { shard: shard.0, reason })
                 .collect(),
+            copies: Some(CopyFigures {
+                octets: figures.octets,
+                waits: figures.waits,
+                slowed: figures.slowed,
+                octets_per_s: figures.octets_per_s,
+            }),
         })
     }
 

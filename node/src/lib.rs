@@ -33,10 +33,11 @@ use anyhow::{Context, Result, anyhow};
 use proto::wire::directory_server::DirectoryServer;
 use proto::wire::mail_server::MailServer;
 use proto::wire::raft_server::RaftServer;
-use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while};
+use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while, check_format};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::service::InterceptorLayer;
 use types::{NodeId, ShardId};
 
 use crate::group::GroupContext;
@@ -207,6 +208,7 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
     let reserve = descriptors::reserve(node.settings().databases());
     let peers = accept_peers_while(listener, &tls, move |stream| descriptors::leaves(reserve, stream));
     let served = tonic::transport::Server::builder()
+        .layer(InterceptorLayer::new(check_format))
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))

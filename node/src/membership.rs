@@ -106,7 +106,7 @@ impl Steps {
         self.shards.insert(id);
         self.tasks.spawn(async move {
             if tokio::time::timeout(STEP_MAX, taking).await.is_err() {
-                tracing::debug!(shard = id.0, "step not taken in time");
+                tracing::info!(shard = id.0, "step not taken in time");
             }
             id
         });

@@ -124,6 +124,9 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             if let Err(error) = choose_voters(&node, &heard).await {
                 tracing::debug!(%error, "directory voters not changed");
             }
+            if let Err(error) = raise_format(&node).await {
+                tracing::debug!(%error, "format not raised");
+            }
             if let Err(error) = conduct(&node).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
@@ -187,6 +190,26 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
         limit_s = limit.as_secs(),
         "node has been away for too long, its replicas are made anew"
     );
+    Ok(())
+}
+
+/// Puts the newest format in force that every node knows.
+async fn raise_format(node: &Node) -> MailResult<()> {
+    let (in_force, known) = {
+        let directory = node.groups().directory_state.read();
+        // While a cluster is being founded its nodes come one by one.
+        if directory.nodes().count() < node.settings().cluster.nodes.len() {
+            return Ok(());
+        }
+        let present = directory.nodes().filter(|known| known.state != NodeState::Removed);
+        let known = present.map(|known| known.format).min().unwrap_or(1);
+        (directory.cluster().map_or(known, |cluster| cluster.format), known)
+    };
+    if known <= in_force {
+        return Ok(());
+    }
+    propose(node, &Command::SetFormat { format: known }).await?;
+    tracing::info!(format = known, "every node knows a newer format, which is in force now");
     Ok(())
 }
 
@@ -366,8 +389,15 @@ fn is_under_way(node: &Node) -> bool {
 
 /// Plans from what the nodes are, and has it begun.
 async fn start(node: &Node, observed: &Observed) -> MailResult<()> {
-    let targets = node.groups().directory_state.read().propose_rebalance(&observed.octets());
-    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s() }).await
+    let (targets, octets) = {
+        let directory = node.groups().directory_state.read();
+        let targets = directory.propose_rebalance(&observed.octets());
+        let under_way = report::moving(&directory, observed);
+        let all = under_way.chain(report::to_move(&directory, observed, &targets));
+        let octets = all.map(|one| report::copies(&one)).sum();
+        (targets, octets)
+    };
+    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s(), octets }).await
 }
 
 fn unix_s() -> u64 {
@@ -408,7 +438,7 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
             let id = named(node, &name)?;
             remove_node(node, id, &name, &observed).await?;
         }
-        Action::MoveShard(one) => move_shard(node, &one).await?,
+        Action::MoveShard(one) => move_shard(node, &one, &observed).await?,
     }
     let directory = node.groups().directory_state.read();
     Ok(report::status(&directory, &observed))
@@ -453,7 +483,7 @@ async fn remove_node(node: &Node, id: NodeId, name: &str, observed: &Observed) -
     propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
 }
 
-async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
+async fn move_shard(node: &Node, one: &MoveShard, observed: &Observed) -> MailResult<()> {
     let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
     let target = {
         let directory = node.groups().directory_state.read();
@@ -473,5 +503,6 @@ async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
         target
     };
     let targets = BTreeMap::from([(shard, target)]);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await
+    let octets = observed.octets().get(&shard).copied().unwrap_or(0);
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await
 }

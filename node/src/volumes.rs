@@ -145,7 +145,9 @@ fn look(number: u32, volume: &VolumeSettings) -> Result<Looked> {
             (Ok(Some(found)), Some(own)) => {
                 let same = (found.node_id, found.volume) == (own.node_id, own.volume);
                 ensure!(same, "the disks of volume {number} belong to different volumes: {}", shown(&volume.disks));
-                looked.identity = Some(Identity { cluster_id: own.cluster_id.clone().or(found.cluster_id), ..found });
+                let format = own.format.max(found.format);
+                let cluster_id = own.cluster_id.clone().or(found.cluster_id);
+                looked.identity = Some(Identity { cluster_id, format, ..found });
             }
             (Ok(Some(found)), None) => looked.identity = Some(found),
             (Ok(None), _) => {}
@@ -247,6 +249,19 @@ impl NodeVolume {
         let current = halves.iter().filter(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
         let current: Vec<PathBuf> = current.filter_map(|half| half.directory.parent().map(Path::to_owned)).collect();
         if current.is_empty() { self.disks.clone() } else { current }
+    }
+
+    /// Says on its disks that they may hold this format. Blocks.
+    pub fn mark_format(&self, format: u32) -> Result<(), StorageError> {
+        for disk in &self.disks {
+            // A disk that is gone, or is not marked at all, is made anew with the mark.
+            if let Ok(Some(found)) = Identity::read(disk)
+                && found.format < format
+            {
+                Identity { format, ..found }.write(disk)?;
+            }
+        }
+        Ok(())
     }
 
     /// Unless it is down.

@@ -17,6 +17,7 @@ use types::{MailError, MailResult};
 
 use crate::body::Body;
 use crate::error::mail_error;
+use crate::format::user_agent;
 use crate::role::ROLE_NODE;
 use crate::server::GRPC_MESSAGE_OCTETS_MAX;
 use crate::socket;
@@ -77,6 +78,8 @@ pub fn connect_for_bulk(address: &str, tls: Arc<ClientConfig>) -> io::Result<Cha
 fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration) -> io::Result<Channel> {
     let uri: Uri = format!("http://{address}").parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let endpoint = Endpoint::from(uri)
+        .user_agent(user_agent())
+        .map_err(io::Error::other)?
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(keep_alive_max)

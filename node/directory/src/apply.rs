@@ -66,9 +66,12 @@ impl Directory {
         let cluster = self.cluster.as_ref().ok_or(DirectoryError::NotReady)?;
         match command {
             Command::CreateCluster { .. } => Err(DirectoryError::AlreadyExists("the cluster".to_owned())),
-            Command::RegisterNode(node) => self.register_node(node),
+            Command::RegisterNode(node) => self.register_node(cluster, node),
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
-            Command::NoteNodeStart { id, before, now } => self.note_node_start(*id, *before, *now),
+            Command::NoteNodeStart { id, before, now, format } => {
+                self.note_node_start(cluster, *id, (*before, *now), *format)
+            }
+            Command::SetFormat { format } => self.set_format(cluster, *format),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
             Command::SetNodeVoter { id, voter } => self.set_node_voter(*id, *voter),
             Command::UpdateNode { id, zone, weight } => self.update_node(*id, zone, *weight),
@@ -89,10 +92,13 @@ impl Directory {
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
             Command::SetPlacements { wanted } => self.set_placements(cluster, revision, wanted),
             Command::MarkShardInitialised { shard } => self.mark_shard_initialised(revision, *shard),
-            Command::StartRebalance { targets, replace, unix_s } => {
-                self.start_rebalance(cluster, revision, targets, *replace, *unix_s)
+            Command::StartRebalance { targets, replace, unix_s, octets } => {
+                self.start_rebalance(cluster, revision, targets, *replace, (*unix_s, *octets))
             }
-            Command::GiveUpNode { id, targets, unix_s } => self.give_up_node(cluster, revision, *id, targets, *unix_s),
+            Command::GiveUpNode { id, targets, unix_s, octets } => {
+                let start = Command::StartRebalance { targets: targets.clone(), replace: true, unix_s: *unix_s, octets: *octets };
+                self.give_up_node(revision, *id, &start)
+            }
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
             Command::PreferLeaders { leaders } => self.prefer_leaders(revision, leaders),

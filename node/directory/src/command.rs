@@ -45,6 +45,12 @@ pub enum Command {
         id: NodeId,
         before: Start,
         now: Start,
+        /// The newest that its program knows; 0 where it does not say, and 1 is meant.
+        format: u32,
+    },
+    /// What is written from now on may have the forms of this one. Refused while a node does not know it; never falls.
+    SetFormat {
+        format: u32,
     },
     CreateDomain {
         name: DomainName,
@@ -111,11 +117,13 @@ pub enum Command {
     ///
     /// With `replace`, or where no rebalance is running or paused, a new one begins, running. Otherwise the moves join
     /// that one, and its state stays: one more shard moved by hand does not resume what somebody has paused. Nothing
-    /// begins where nothing is to move.
+    /// begins where nothing is to move. `octets`: what the moves of these targets copy, and with `replace` those under
+    /// way, as far as is known.
     StartRebalance {
         targets: BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
         unix_s: u64,
+        octets: u64,
     },
     /// For a node that is gone for good: it drains, and what is planned without it begins as by
     /// [`Command::StartRebalance`] with `replace`. Both or nothing, so that who proposes it may die at any point. Refused
@@ -124,6 +132,7 @@ pub enum Command {
         id: NodeId,
         targets: BTreeMap<ShardId, Vec<NodeId>>,
         unix_s: u64,
+        octets: u64,
     },
     /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
     /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
@@ -162,6 +171,8 @@ pub struct NewNode {
     pub zone: String,
     pub weight: u32,
     pub voter: bool,
+    /// As in [`Command::NoteNodeStart`].
+    pub format: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

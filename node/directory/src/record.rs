@@ -41,6 +41,9 @@ struct ClusterRecord {
     next_account_id: u64,
     #[prost(string, optional, tag = "5")]
     postmaster: Option<String>,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -88,6 +91,9 @@ struct NodeRecord {
     starts: u64,
     #[prost(fixed64, tag = "8")]
     run: u64,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -114,6 +120,8 @@ struct RebalanceRecord {
     started_unix_s: u64,
     #[prost(uint32, tag = "4")]
     moves: u32,
+    #[prost(uint64, tag = "5")]
+    octets: u64,
 }
 
 pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
@@ -144,6 +152,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 replicas: cluster.replicas,
                 next_account_id: cluster.next_account_id.0,
                 postmaster: cluster.postmaster.as_ref().map(ToString::to_string),
+                format: above_first(cluster.format),
             })
         }),
         ChangedRecord::Domain(_, domain) => domain.as_ref().map(|_| versioned(&DomainRecord {})),
@@ -171,6 +180,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 directory_voter: node.directory_voter,
                 starts: node.start.starts,
                 run: node.start.run,
+                format: above_first(node.format),
             })
         }),
         ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
@@ -188,9 +198,15 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 state: rebalance_state_number(rebalance.state),
                 started_unix_s: rebalance.started_unix_s,
                 moves: rebalance.moves,
+                octets: rebalance.octets,
             })
         }),
     }
+}
+
+/// The first needs no saying.
+fn above_first(format: u32) -> Option<u32> {
+    (format > 1).then_some(format)
 }
 
 fn numbers(nodes: &[NodeId]) -> Vec<u64> {
@@ -284,6 +300,7 @@ fn cluster(bytes: &[u8]) -> Result<Cluster, String> {
         replicas: record.replicas,
         next_account_id: AccountId(record.next_account_id),
         postmaster: record.postmaster.as_deref().map(account_name).transpose()?,
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -317,6 +334,7 @@ fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
         state: state_of(record.state)?,
         directory_voter: record.directory_voter,
         start: Start { starts: record.starts, run: record.run },
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -340,6 +358,7 @@ fn rebalance(bytes: &[u8]) -> Result<Rebalance, String> {
         state: rebalance_state_of(record.state)?,
         started_unix_s: record.started_unix_s,
         moves: record.moves,
+        octets: record.octets,
     })
 }
 

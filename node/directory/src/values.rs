@@ -34,6 +34,8 @@ pub struct Cluster {
     pub next_account_id: AccountId,
     /// Takes `postmaster@domain` of every hosted domain that does not say otherwise (RFC 5321 §4.5.1).
     pub postmaster: Option<AccountName>,
+    /// The format in force (`types::format`). Invariant: every node knows it, and it never falls.
+    pub format: u32,
 }
 
 /// A domain whose mail is delivered here.
@@ -121,6 +123,8 @@ pub struct Node {
     /// Wanted as a voter of the directory group.
     pub directory_voter: bool,
     pub start: Start,
+    /// The newest format that its program knew when it started last.
+    pub format: u32,
 }
 
 /// Where a shard's replicas should be. Where they are is known by the shard's Raft group alone.
@@ -198,6 +202,8 @@ pub struct Rebalance {
     /// but those that [`Directory::moving`](crate::Directory::moving) and [`Directory::queued`](crate::Directory::queued)
     /// name; a shard that both of them name counts twice. An aborted one keeps the number that it had.
     pub moves: u32,
+    /// What these moves copy in all, as far as was known when they were planned.
+    pub octets: u64,
 }
 
 /// A password as a PHC string of Argon2id. `Debug` does not show it.

@@ -9,6 +9,8 @@ use directory::{Command, DirectoryError, NodeState, Placement, Rebalance, Rebala
 use types::{NodeId, ShardId};
 
 const START: u64 = 1_800_000_000;
+/// Of each start.
+const OCTETS: u64 = 1_000;
 
 /// Five nodes, every shard on nodes 1, 2 and 3, all groups alive.
 fn settled() -> Story {
@@ -30,7 +32,7 @@ fn nodes(ids: &[u64]) -> Vec<NodeId> {
 
 fn start(targets: &[(u32, &[u64])], replace: bool) -> Command {
     let targets = targets.iter().map(|(shard, ids)| (ShardId(*shard), nodes(ids))).collect();
-    Command::StartRebalance { targets, replace, unix_s: START }
+    Command::StartRebalance { targets, replace, unix_s: START, octets: OCTETS }
 }
 
 fn begin(shards: &[u32]) -> Command {
@@ -70,7 +72,8 @@ fn moves_are_planned_take_turns_and_end() {
     assert_eq!(story.directory.rebalance(), None);
     story.must(start(&[(0, &[4, 2, 3]), (1, &[1, 5, 3]), (2, &[1, 2, 3])], true));
     let began = story.directory.revision();
-    let expected = Rebalance { id: began, state: RebalanceState::Running, started_unix_s: START, moves: 2 };
+    let expected =
+        Rebalance { id: began, state: RebalanceState::Running, started_unix_s: START, moves: 2, octets: OCTETS };
     assert_eq!(rebalance(&story), expected);
     assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![4, 2, 3], vec![]]);
     assert_eq!(lists(&story, 2), [vec![1, 2, 3], vec![], vec![]], "it is there already");
@@ -176,7 +179,8 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
     assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![1, 2, 3]], "a move under way goes on");
     assert_eq!(lists(&story, 1), [vec![1, 2, 3], vec![5, 2, 3], vec![]]);
     assert_eq!(lists(&story, 2), [vec![1, 2, 3], vec![], vec![]]);
-    let expected = Rebalance { id: revision, state: RebalanceState::Running, started_unix_s: START, moves: 2 };
+    let expected =
+        Rebalance { id: revision, state: RebalanceState::Running, started_unix_s: START, moves: 2, octets: OCTETS };
     assert_eq!(rebalance(&story), expected);
 
     story.must(start(&[(1, &[5, 2, 3])], true));
@@ -184,7 +188,7 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
     // A shard that is moving can be planned to move on: that takes two turns.
     story.must(start(&[(0, &[4, 5, 3])], false));
     assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![4, 5, 3], vec![1, 2, 3]]);
-    assert_eq!(rebalance(&story), Rebalance { moves: 3, ..expected });
+    assert_eq!(rebalance(&story), Rebalance { moves: 3, octets: 2 * OCTETS, ..expected });
     story.must(begin(&[0]));
     assert!(story.last.is_empty());
     story.must(end(&[0]));
@@ -403,7 +407,7 @@ fn zone_and_weight_of_a_node_can_change() {
 fn a_process_on_an_old_copy_of_a_nodes_disks_cannot_say_that_it_starts() {
     let mut story = settled();
     let at = |starts, run| Start { starts, run };
-    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now };
+    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now, format: 1 };
     story.must(start(at(2, 70), at(3, 71)));
     assert_eq!(story.directory.node(NodeId(4)).unwrap().start, at(3, 71));
     // The same process says it again.

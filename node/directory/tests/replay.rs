@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node};
 use directory::{
-    Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError,
+    Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError, Start,
 };
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};
@@ -75,11 +75,19 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), any::<bool>()).prop_map(|(id, voter)| Command::SetNodeVoter { id, voter }),
         1 => (node_ids(), 1u8..4, 0u32..4)
             .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
+        1 => (node_ids(), 0u32..4).prop_map(|(id, format)| Command::NoteNodeStart {
+            id,
+            before: Start::default(),
+            now: Start::default(),
+            format,
+        }),
+        1 => (0u32..4).prop_map(|format| Command::SetFormat { format }),
         3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
-        3 => (lists.clone(), any::<bool>(), any::<u64>())
-            .prop_map(|(targets, replace, unix_s)| Command::StartRebalance { targets, replace, unix_s }),
-        1 => (node_ids(), lists, any::<u64>())
-            .prop_map(|(id, targets, unix_s)| Command::GiveUpNode { id, targets, unix_s }),
+        3 => (lists.clone(), any::<bool>(), any::<(u64, u64)>()).prop_map(|(targets, replace, (unix_s, octets))| {
+            Command::StartRebalance { targets, replace, unix_s, octets }
+        }),
+        1 => (node_ids(), lists, any::<(u64, u64)>())
+            .prop_map(|(id, targets, (unix_s, octets))| Command::GiveUpNode { id, targets, unix_s, octets }),
         1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
         2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
         1 => collection::btree_map((0u32..18).prop_map(ShardId), node_ids(), 0..4)
@@ -171,7 +179,7 @@ fn rich() -> Story {
 fn rebalancing() -> Story {
     let mut story = rich();
     let targets = BTreeMap::from([(ShardId(5), vec![NodeId(2)])]);
-    story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000 });
+    story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000, octets: 0 });
     story
 }
 
@@ -276,9 +284,9 @@ fn records_of_a_rebalance_are_read_for_ever() {
     let list = |nodes: [u64; 2]| BTreeMap::from([(shard, nodes.map(NodeId).to_vec())]);
     story.must(Command::SetPlacements { wanted: list([2, 1]) });
     story.must(Command::MarkShardInitialised { shard });
-    story.must(Command::StartRebalance { targets: list([2, 3]), replace: true, unix_s: 1_800_000_000 });
+    story.must(Command::StartRebalance { targets: list([2, 3]), replace: true, unix_s: 1_800_000_000, octets: 0 });
     story.must(Command::BeginMoves { shards: vec![shard] });
-    story.must(Command::StartRebalance { targets: list([1, 3]), replace: false, unix_s: 1_800_000_001 });
+    story.must(Command::StartRebalance { targets: list([1, 3]), replace: false, unix_s: 1_800_000_001, octets: 0 });
     let first: [(&[u8], &[u8]); 2] = [
         (
             b"p\0\0\0\x05",
@@ -321,7 +329,7 @@ fn commands_written_by_the_first_version_are_read_for_ever() {
     let shards = vec![ShardId(3), ShardId(300)];
     let first: [(Command, &[u8]); 8] = [
         (
-            Command::StartRebalance { targets, replace: true, unix_s: 300 },
+            Command::StartRebalance { targets, replace: true, unix_s: 300, octets: 0 },
             b"\x01\x92\x01\x13\n\x0c\x08\x03\x12\x08\x01\0\0\0\0\0\0\0\x10\x01\x18\xac\x02",
         ),
         (Command::SetRebalanceState { state: RebalanceState::Paused }, b"\x01\x98\x01\x02"),

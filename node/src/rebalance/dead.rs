@@ -20,7 +20,9 @@ pub fn next(directory: &Directory, is_dead: impl Fn(NodeId) -> bool) -> Option<&
 /// One command, so that no node is given up whose replicas nobody plans anew: until it is committed whoever leads finds the
 /// node as it was.
 pub fn give_up(directory: &Directory, id: NodeId, octets: &BTreeMap<ShardId, u64>, unix_s: u64) -> Command {
-    Command::GiveUpNode { id, targets: directory.propose_rebalance_without(id, octets), unix_s }
+    let targets = directory.propose_rebalance_without(id, octets);
+    let copied = targets.keys().filter_map(|shard| octets.get(shard)).sum();
+    Command::GiveUpNode { id, targets, unix_s, octets: copied }
 }
 
 #[cfg(test)]

@@ -10,21 +10,46 @@ use super::Observed;
 
 /// Of a plan that nothing has been done about.
 pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
-    let moves = targets.iter().filter_map(|(shard, to)| {
-        let from = &directory.placement(*shard)?.wanted;
-        moves_data(from, to).then(|| shard_move(observed, *shard, from, to, "planned"))
-    });
-    let moves: Vec<ShardMove> = moves.collect();
+    let moves: Vec<ShardMove> = to_move(directory, observed, targets).collect();
     let after = |shard: ShardId| targets.get(&shard).cloned();
     RebalanceReply {
         state: "planned".to_owned(),
         started_unix_s: 0,
         shards_total: moves.len() as u32,
+        octets_total: moves.iter().map(copies).sum(),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, targets),
         waits_because: String::new(),
     }
+}
+
+/// The moves that have not begun, were these the targets.
+pub fn to_move<'a>(
+    directory: &'a Directory,
+    observed: &'a Observed,
+    targets: &'a BTreeMap<ShardId, Vec<NodeId>>,
+) -> impl Iterator<Item = ShardMove> + 'a {
+    targets.iter().filter_map(move |(shard, to)| {
+        let from = &directory.placement(*shard)?.wanted;
+        moves_data(from, to).then(|| shard_move(observed, *shard, from, to, "planned"))
+    })
+}
+
+/// The moves under way.
+pub fn moving<'a>(directory: &'a Directory, observed: &'a Observed) -> impl Iterator<Item = ShardMove> + 'a {
+    directory.placements().filter(|placement| placement.is_moving()).map(move |placement| {
+        let phase = match observed.led(placement.shard) {
+            Some(group) if placement.wanted.iter().all(|node| group.current.contains(&node.0)) => "switching",
+            _ => "copying",
+        };
+        shard_move(observed, placement.shard, &placement.previous, &placement.wanted, phase)
+    })
+}
+
+/// What a move copies in all.
+pub fn copies(one: &ShardMove) -> u64 {
+    one.octets.saturating_mul(one.to.len() as u64)
 }
 
 pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
@@ -36,20 +61,19 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         Some(RebalanceState::Finished) => "finished",
         Some(RebalanceState::Aborted) => "aborted",
     };
-    let mut moves = Vec::new();
-    for placement in directory.placements() {
-        if !placement.previous.is_empty() {
-            let phase = match (state, observed.led(placement.shard)) {
-                ("aborted", _) => "undoing",
-                (_, Some(group)) if placement.wanted.iter().all(|node| group.current.contains(&node.0)) => "switching",
-                _ => "copying",
-            };
-            moves.push(shard_move(observed, placement.shard, &placement.previous, &placement.wanted, phase));
-        }
-        if !placement.planned.is_empty() {
-            moves.push(shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued"));
-        }
+    let mut moves: Vec<ShardMove> = moving(directory, observed).collect();
+    if state == "aborted" {
+        moves.iter_mut().for_each(|one| "undoing".clone_into(&mut one.phase));
     }
+    moves.extend(
+        directory
+            .queued()
+            .map(|placement| shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued")),
+    );
+    moves.sort_by_key(|one| one.shard);
+    // Mail that came since it was planned is copied too.
+    let left: u64 = moves.iter().map(|one| copies(one).saturating_sub(one.copied_octets)).sum();
+    let planned_octets = rebalance.map_or(0, |rebalance| rebalance.octets);
     let queued: BTreeMap<ShardId, Vec<NodeId>> =
         directory.queued().map(|placement| (placement.shard, placement.planned.clone())).collect();
     let after = |shard: ShardId| queued.get(&shard).cloned();
@@ -57,6 +81,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         state: state.to_owned(),
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
+        octets_total: planned_octets.max(left),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, &queued),

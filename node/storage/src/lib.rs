@@ -44,7 +44,7 @@ pub use error::StorageError;
 pub use faults::{Faults, HalfName, Operation};
 pub use group::Group;
 pub use half_status::{HalfState, HalfStatus};
-pub use identity::{FORMAT, Identity};
+pub use identity::Identity;
 pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;

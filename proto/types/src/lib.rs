@@ -3,6 +3,7 @@
 
 mod error;
 mod flags;
+pub mod format;
 mod ids;
 mod internal_date;
 mod names;

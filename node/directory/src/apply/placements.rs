@@ -21,6 +21,7 @@ use types::{NodeId, ShardId};
 
 use super::{Decision, done};
 use crate::change::ChangedRecord;
+use crate::command::Command;
 use crate::error::DirectoryError;
 use crate::limits::REPLICAS_MAX;
 use crate::state::Directory;
@@ -68,7 +69,7 @@ impl Directory {
         revision: u64,
         targets: &BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
-        unix_s: u64,
+        (unix_s, octets): (u64, u64),
     ) -> Decision {
         let mut draft = Draft::of(self);
         if replace {
@@ -88,32 +89,28 @@ impl Directory {
         let rebalance = match &self.rebalance {
             Some(last) if last.state == RebalanceState::Running && nothing_new => Some(last.clone()),
             Some(last) if last.state.is_open() && !replace => {
-                Some(Rebalance { moves: draft.moves(last), ..last.clone() })
+                let octets = last.octets.saturating_add(octets);
+                Some(Rebalance { moves: draft.moves(last), octets, ..last.clone() })
             }
             last if draft.queued() > 0 || last.as_ref().is_some_and(|last| last.state.is_open()) => Some(Rebalance {
                 id: revision,
                 state: RebalanceState::Running,
                 started_unix_s: unix_s,
                 moves: draft.pending(),
+                octets,
             }),
             last => last.clone(),
         };
         draft.decide(revision, rebalance)
     }
 
-    pub(super) fn give_up_node(
-        &self,
-        cluster: &Cluster,
-        revision: u64,
-        id: NodeId,
-        targets: &BTreeMap<ShardId, Vec<NodeId>>,
-        unix_s: u64,
-    ) -> Decision {
+    /// `start` plans anew what it holds.
+    pub(super) fn give_up_node(&self, revision: u64, id: NodeId, start: &Command) -> Decision {
         if self.rebalance.as_ref().is_some_and(|last| last.state == RebalanceState::Paused) {
             return Err(DirectoryError::InUse("the rebalance is paused".to_owned()));
         }
         let (_, mut records) = self.set_node_state(id, NodeState::Draining)?;
-        records.extend(self.start_rebalance(cluster, revision, targets, true, unix_s)?.1);
+        records.extend(self.decide(revision, start)?.1);
         done(records)
     }
 

@@ -4,19 +4,17 @@
 use std::collections::BTreeMap;
 
 use prost::{Message, Oneof};
-use types::{NodeId, ShardId};
+use types::{NodeId, ShardId, format};
 
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
 use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 
-const VERSION: u8 = 1;
-
 #[derive(Clone, PartialEq, Message)]
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 40"
     )]
     kind: Option<Kind>,
 }
@@ -75,6 +73,8 @@ enum Kind {
     PreferLeaders(Placements),
     #[prost(message, tag = "31")]
     GiveUpNode(GiveUp),
+    #[prost(uint32, tag = "40")]
+    SetFormat(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -103,6 +103,8 @@ struct NodeForm {
     weight: u32,
     #[prost(bool, tag = "6")]
     voter: bool,
+    #[prost(uint32, tag = "7")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -125,6 +127,8 @@ struct NodeStart {
     starts: u64,
     #[prost(fixed64, tag = "5")]
     run: u64,
+    #[prost(uint32, tag = "6")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -231,6 +235,8 @@ struct StartRebalance {
     replace: bool,
     #[prost(uint64, tag = "3")]
     unix_s: u64,
+    #[prost(uint64, tag = "4")]
+    octets: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -241,6 +247,8 @@ struct GiveUp {
     targets: Vec<PlacementForm>,
     #[prost(uint64, tag = "3")]
     unix_s: u64,
+    #[prost(uint64, tag = "4")]
+    octets: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -260,7 +268,7 @@ struct Ended {
 pub(super) fn encode(command: &Command) -> Vec<u8> {
     let form = CommandForm { kind: Some(kind(command)) };
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
-    bytes.push(VERSION);
+    bytes.push(format::octet());
     bytes.extend_from_slice(&form.encode_to_vec());
     bytes
 }
@@ -284,13 +292,15 @@ fn kind(command: &Command) -> Kind {
         Command::UpdateNode { id, zone, weight } => {
             Kind::UpdateNode(NodeShare { id: id.0, zone: zone.clone(), weight: *weight })
         }
-        Command::NoteNodeStart { id, before, now } => Kind::NoteNodeStart(NodeStart {
+        Command::NoteNodeStart { id, before, now, format } => Kind::NoteNodeStart(NodeStart {
             id: id.0,
             starts_before: before.starts,
             run_before: before.run,
             starts: now.starts,
             run: now.run,
+            format: *format,
         }),
+        Command::SetFormat { format } => Kind::SetFormat(*format),
         Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
         Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
         Command::CreateAccount { account, unix_s } => {
@@ -321,14 +331,18 @@ fn kind(command: &Command) -> Kind {
         }
         Command::SetPlacements { wanted } => Kind::SetPlacements(Placements { wanted: placement_forms(wanted) }),
         Command::MarkShardInitialised { shard } => Kind::MarkShardInitialised(shard.0),
-        Command::StartRebalance { targets, replace, unix_s } => Kind::StartRebalance(StartRebalance {
+        Command::StartRebalance { targets, replace, unix_s, octets } => Kind::StartRebalance(StartRebalance {
             targets: placement_forms(targets),
             replace: *replace,
             unix_s: *unix_s,
+            octets: *octets,
         }),
-        Command::GiveUpNode { id, targets, unix_s } => {
-            Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s })
-        }
+        Command::GiveUpNode { id, targets, unix_s, octets } => Kind::GiveUpNode(GiveUp {
+            id: id.0,
+            targets: placement_forms(targets),
+            unix_s: *unix_s,
+            octets: *octets,
+        }),
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
         Command::PreferLeaders { leaders } => Kind::PreferLeaders(Placements {
             wanted: leaders.iter().map(|(shard, node)| PlacementForm { shard: shard.0, nodes: vec![node.0] }).collect(),
@@ -358,6 +372,7 @@ fn node_form(node: &NewNode) -> NodeForm {
         zone: node.zone.clone(),
         weight: node.weight,
         voter: node.voter,
+        format: node.format,
     }
 }
 
@@ -368,8 +383,12 @@ fn account_form(account: &NewAccount) -> AccountForm {
 pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
     let form = match bytes.split_first() {
         None => return Err("the command is empty".to_owned()),
-        Some((&VERSION, form)) => CommandForm::decode(form).map_err(|error| error.to_string())?,
-        Some((version, _)) => return Err(format!("format {version} is not known, only {VERSION}")),
+        Some((written, form)) if format::reads(u32::from(*written)) => {
+            CommandForm::decode(form).map_err(|error| error.to_string())?
+        }
+        Some((written, _)) => {
+            return Err(format!("it has format {written}; this program knows formats up to {}", format::known()));
+        }
     };
     let Some(kind) = form.kind else {
         return Err("commands of this kind are not known".to_owned());
@@ -390,6 +409,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             id: NodeId(form.id),
             before: Start { starts: form.starts_before, run: form.run_before },
             now: Start { starts: form.starts, run: form.run },
+            format: form.format,
         },
         Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
         Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
@@ -423,14 +443,21 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetPostmaster(form) => {
             Command::SetPostmaster { account: form.account.as_deref().map(account_name).transpose()? }
         }
+        Kind::SetFormat(format) => Command::SetFormat { format },
         Kind::SetPlacements(form) => Command::SetPlacements { wanted: lists(form.wanted) },
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
-        Kind::StartRebalance(form) => {
-            Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
-        }
-        Kind::GiveUpNode(form) => {
-            Command::GiveUpNode { id: NodeId(form.id), targets: lists(form.targets), unix_s: form.unix_s }
-        }
+        Kind::StartRebalance(form) => Command::StartRebalance {
+            targets: lists(form.targets),
+            replace: form.replace,
+            unix_s: form.unix_s,
+            octets: form.octets,
+        },
+        Kind::GiveUpNode(form) => Command::GiveUpNode {
+            id: NodeId(form.id),
+            targets: lists(form.targets),
+            unix_s: form.unix_s,
+            octets: form.octets,
+        },
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
         Kind::PreferLeaders(form) => {
             let leader = |form: PlacementForm| match form.nodes[..] {
@@ -461,6 +488,7 @@ fn new_node(form: NodeForm) -> NewNode {
         zone: form.zone,
         weight: form.weight,
         voter: form.voter,
+        format: form.format,
     }
 }
 

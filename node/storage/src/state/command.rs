@@ -1,9 +1,9 @@
-//! The commands of a shard, and how they are written into log entries: a version byte, then protobuf. Time and
+//! The commands of a shard, and how they are written into log entries: the format, then protobuf. Time and
 //! randomness travel in the command, so that applying it gives the same everywhere.
 
 use bytes::Bytes;
 use prost::Message;
-use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, UidSet};
+use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, UidSet, format};
 
 use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
 use crate::error::StorageError;
@@ -128,10 +128,6 @@ pub enum Command {
     },
 }
 
-const VERSION: u8 = 1;
-/// Of commands that carry a quota: a program that knew none would store what the others refuse, and must stop instead.
-const VERSION_WITH_QUOTA: u8 = 2;
-
 impl Command {
     /// The account that the command is about, if it is about one.
     pub fn account(&self) -> Option<AccountId> {
@@ -154,25 +150,6 @@ impl Command {
         }
     }
 
-    fn carries_quota(&self) -> bool {
-        match self {
-            Command::Deliver { recipients, .. } => recipients.iter().any(|one| one.quota != Quota::NONE),
-            Command::Append { quota, .. } | Command::Copy { quota, .. } => *quota != Quota::NONE,
-            Command::Chunk { .. }
-            | Command::DropUpload { .. }
-            | Command::Mark { .. }
-            | Command::CreateAccount { .. }
-            | Command::DropAccount { .. }
-            | Command::Settle { .. }
-            | Command::CreateMailbox { .. }
-            | Command::DeleteMailbox { .. }
-            | Command::RenameMailbox { .. }
-            | Command::Subscribe { .. }
-            | Command::Store { .. }
-            | Command::Expunge { .. } => false,
-        }
-    }
-
     /// `request` tells a repeated request from a new one, 0 where nobody asks.
     pub fn encode(&self, stamp: Stamp, request: u128) -> Vec<u8> {
         let record = CommandRecord {
@@ -182,16 +159,18 @@ impl Command {
             body: Some(to_wire(self)),
         };
         let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
-        bytes.push(if self.carries_quota() { VERSION_WITH_QUOTA } else { VERSION });
+        bytes.push(format::octet());
         record.encode_raw(&mut bytes);
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<(Stamp, u128, Command), StorageError> {
         let damaged = |reason: &str| StorageError::corrupt("command", reason);
-        let Some((&(VERSION | VERSION_WITH_QUOTA), rest)) = bytes.split_first() else {
-            return Err(damaged("unknown version"));
-        };
+        let Some((&written, rest)) = bytes.split_first() else { return Err(damaged("it is empty")) };
+        if !format::reads(u32::from(written)) {
+            let known = format::known();
+            return Err(damaged(&format!("it has format {written}; this program knows formats up to {known}")));
+        }
         let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
         let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
         let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;
