@@ -61,8 +61,7 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
         others.clear();
     }
     let asked = NodeStart { node: own.0, ..Default::default() };
-    let answers =
-        join_all(others.iter().map(async |address| (address, note_start(peers, address, asked).await))).await;
+    let answers = join_all(others.iter().map(async |address| (address, note_start(peers, address, asked).await))).await;
     let known = || answers.iter().filter_map(|(_, known)| *known);
     if known().any(|known| known.removed) {
         bail!("{}", was_removed(&first.shown(), own));
@@ -97,7 +96,7 @@ async fn vet(node: &Node) {
         directory.nodes().map(|node| (node.id, node.address.clone())).collect()
     };
     let mut others = addresses(node.settings(), &nodes, node.id());
-    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run };
+    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run, ..Default::default() };
     let deadline = Instant::now() + VETTING_MAX;
     loop {
         let asked = others.iter().map(async |address| {
@@ -106,7 +105,7 @@ async fn vet(node: &Node) {
             (address.clone(), answer.ok().flatten())
         });
         for (address, known) in join_all(asked).await {
-            let Some(known) = known else { continue };
+            let Some(known) = known.map(start_of) else { continue };
             if known != now && before.is_before(known) {
                 end_as_old_copy(node, known).await;
             }

@@ -96,7 +96,12 @@ impl Directory {
                 self.start_rebalance(cluster, revision, targets, *replace, (*unix_s, *octets))
             }
             Command::GiveUpNode { id, targets, unix_s, octets } => {
-                let start = Command::StartRebalance { targets: targets.clone(), replace: true, unix_s: *unix_s, octets: *octets };
+                let start = Command::StartRebalance {
+                    targets: targets.clone(),
+                    replace: true,
+                    unix_s: *unix_s,
+                    octets: *octets,
+                };
                 self.give_up_node(revision, *id, &start)
             }
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),

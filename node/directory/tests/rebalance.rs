@@ -233,7 +233,9 @@ fn a_move_to_a_node_that_is_gone_gives_way_to_what_is_planned() {
 fn a_node_is_given_up_with_a_plan_for_what_it_holds_or_not_at_all() {
     let mut story = settled();
     let give_up = |id, targets: &[(u32, &[u64])]| match start(targets, true) {
-        Command::StartRebalance { targets, unix_s, .. } => Command::GiveUpNode { id: NodeId(id), targets, unix_s },
+        Command::StartRebalance { targets, unix_s, octets, .. } => {
+            Command::GiveUpNode { id: NodeId(id), targets, unix_s, octets }
+        }
         other => panic!("{other:?}"),
     };
     let state = |story: &Story, id| story.directory.node(NodeId(id)).unwrap().state;

@@ -246,6 +246,7 @@ mod tests {
             zone: format!("zone-{id}"),
             weight: 1,
             voter: true,
+            format: 1,
         };
         let commands = [
             Command::CreateCluster { id: ClusterId([7; 16]), shards: 2, replicas: 1, nodes: vec![node(1), node(2)] },

@@ -24,7 +24,7 @@ pub fn directory() -> Directory {
 
 fn new_node(id: u64) -> NewNode {
     let (name, address, zone) = (format!("node{id}"), format!("host{id}:1"), format!("zone-{id}"));
-    NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3 }
+    NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3, format: 1 }
 }
 
 fn nodes_of(ids: &[u64]) -> Vec<NodeId> {
@@ -38,7 +38,7 @@ pub fn told(directory: &mut Directory, command: Command) {
 
 pub fn start(targets: &[(u32, &[u64])]) -> Command {
     let targets: BTreeMap<_, _> = targets.iter().map(|(shard, ids)| (ShardId(*shard), nodes_of(ids))).collect();
-    Command::StartRebalance { targets, replace: true, unix_s: 1 }
+    Command::StartRebalance { targets, replace: true, unix_s: 1, octets: 0 }
 }
 
 /// A group as its leader has it, everybody current.
@@ -143,7 +143,7 @@ fn a_dead_node_that_nobody_replaces_is_warned_of() {
     // Given up, and then called off.
     told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Running });
     let targets = (0..3).map(|shard| (ShardId(shard), nodes_of(&[1, 2, 4]))).collect();
-    told(&mut directory, Command::GiveUpNode { id: NodeId(3), targets, unix_s: 1 });
+    told(&mut directory, Command::GiveUpNode { id: NodeId(3), targets, unix_s: 1, octets: 0 });
     assert_eq!(warned(&directory), Vec::<String>::new());
     told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
     let left = "node node3 is drained and does not answer, and for 3 shards nothing is planned";

@@ -19,7 +19,7 @@ use storage::{
     BodySource, Command, Faults, HalfName, HalfState, Operation, Recipient, ScrubOptions, ScrubProgress, StorageError,
     Volume, VolumeOptions,
 };
-use types::{AccountId, InternalDate};
+use types::{AccountId, InternalDate, Quota};
 
 const ENTRIES: u64 = 2400;
 const EMFILE: i32 = 24;
@@ -172,7 +172,7 @@ fn a_mailbox_that_grows_while_its_half_is_left_is_not_taken_for_damaged() {
     let volume = Volume::open(VolumeOptions { faults: Some(hook), ..small(root.path()) }).unwrap();
     let account = AccountId(1);
     let deliver = move |number: u8| Command::Deliver {
-        recipients: vec![Recipient { account, fingerprint: [number; 32] }],
+        recipients: vec![Recipient { account, fingerprint: [number; 32], quota: Quota::NONE }],
         body: BodySource::Inline,
         digest: Bytes::from_static(b"digest"),
         date: InternalDate::default(),

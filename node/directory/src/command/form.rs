@@ -337,12 +337,9 @@ fn kind(command: &Command) -> Kind {
             unix_s: *unix_s,
             octets: *octets,
         }),
-        Command::GiveUpNode { id, targets, unix_s, octets } => Kind::GiveUpNode(GiveUp {
-            id: id.0,
-            targets: placement_forms(targets),
-            unix_s: *unix_s,
-            octets: *octets,
-        }),
+        Command::GiveUpNode { id, targets, unix_s, octets } => {
+            Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s, octets: *octets })
+        }
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
         Command::PreferLeaders { leaders } => Kind::PreferLeaders(Placements {
             wanted: leaders.iter().map(|(shard, node)| PlacementForm { shard: shard.0, nodes: vec![node.0] }).collect(),
