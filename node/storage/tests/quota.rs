@@ -177,7 +177,7 @@ fn what_is_removed_makes_room_at_once() {
 #[test]
 fn a_command_without_a_quota_is_read_for_ever() {
     let before =
-        b"\x01\x08\xd0\x0f\x1a\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01R\x15\x08\x01\x12\x05INBOX\x1a\0\"\02\x06digest";
+        b"\x01\x08\xd0\x0f\x1a\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01R\x15\x08\x01\x12\x05INBOX\x1a\0\"\x002\x06digest";
     let now = append("INBOX", Quota::NONE).encode(stamp(1), 1);
     assert_eq!(now.escape_ascii().to_string(), before.escape_ascii().to_string());
     assert_eq!(Command::decode(before).unwrap().2, append("INBOX", Quota::NONE));
