@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use directory::Start;
 use parking_lot::{Mutex, RwLock};
-use storage::{GroupId, StorageError};
+use storage::{Failpoint, GroupId, StorageError, reach};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
@@ -192,7 +192,7 @@ impl Groups {
     /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now.
     /// `None` where none is to begin, or no volume is left.
     ///
-    /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
+    /// `vote` and `votes_from` are those of its leader: see [`storage::Volume::begin`].
     pub async fn begin_replica(
         &self,
         id: ShardId,
@@ -210,6 +210,7 @@ impl Groups {
         let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
+        reach(Failpoint::BeginReceived, group);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
         if self.damaged.lock().contains_key(&id) {
             // Once its votes have gone nothing may start in its place by itself.
@@ -219,12 +220,15 @@ impl Groups {
             if opened.groups()?.contains(&group) {
                 opened.drop_group(group)?;
             }
-            opened.group(group)?.begin(vote, votes_from)
+            opened.begin(group, &vote, votes_from)
         })
         .await?;
+        reach(Failpoint::BegunOnDisk, group);
         self.settle(group, home).await?;
+        reach(Failpoint::BegunRecorded, group);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
+        reach(Failpoint::BegunStarted, group);
         if let Some(before) = before.and_then(|before| self.volumes.with_id(before)) {
             self.drop_leftover(group, &before).await;
         }
@@ -256,16 +260,22 @@ impl Groups {
         drop(shard.group.raft.shutdown().await);
         let volume = shard.volume.clone();
         drop(shard);
+        reach(Failpoint::DropStopped, GroupId(id.0));
         if is_member().await != Some(false) {
             return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
+        reach(Failpoint::DropConfirmed, GroupId(id.0));
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
         blocking(move || {
-            opened.drop_group(GroupId(id.0))?;
-            first.forget_home(GroupId(id.0))
+            // In this order: after a crash between the two, the replica is found with all that it has promised, and settled
+            // again. A home without a replica would have an empty one begin by itself, which has promised nothing.
+            first.forget_home(GroupId(id.0))?;
+            reach(Failpoint::HomeForgotten, GroupId(id.0));
+            opened.drop_group(GroupId(id.0))
         })
         .await?;
+        reach(Failpoint::Dropped, GroupId(id.0));
         self.homes.lock().remove(&GroupId(id.0));
         Ok(true)
     }

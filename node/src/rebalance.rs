@@ -15,6 +15,7 @@ use openraft::ChangeMembers;
 use proto::DirectoryStore;
 use proto::wire::rebalance_request::Action;
 use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceReply, RebalanceRequest};
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
@@ -255,13 +256,21 @@ async fn conduct(node: &Node) -> MailResult<()> {
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
-        propose(node, &Command::EndMoves { shards: arrived }).await?;
+        come_by(Failpoint::Arrived, &arrived);
+        propose(node, &Command::EndMoves { shards: arrived.clone() }).await?;
+        come_by(Failpoint::Ended, &arrived);
     }
     if !begin.is_empty() {
         tracing::info!(shards = ?begin, "shards begin to move");
-        propose(node, &Command::BeginMoves { shards: begin }).await?;
+        come_by(Failpoint::TurnChosen, &begin);
+        propose(node, &Command::BeginMoves { shards: begin.clone() }).await?;
+        come_by(Failpoint::TurnGiven, &begin);
     }
     Ok(())
+}
+
+fn come_by(point: Failpoint, shards: &[ShardId]) {
+    shards.iter().for_each(|shard| reach(point, GroupId(shard.0)));
 }
 
 fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {
@@ -378,5 +387,7 @@ async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
         target
     };
     let targets = BTreeMap::from([(shard, target)]);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await?;
+    come_by(Failpoint::Planned, &[shard]);
+    Ok(())
 }

@@ -78,13 +78,7 @@ impl Group {
         let key = meta_key(META_SPACE, id);
         let space = match store.get(Family::Meta, &key)? {
             Some(value) => decode(Family::Meta, &key, &value)?,
-            None => {
-                let space = SpaceRecord { space: shared.fresh_space(), installed: None };
-                let mut changes = Changes::default();
-                changes.put(Family::Meta, key, encode(&space));
-                shared.writer.write_and_wait(changes)?;
-                space
-            }
+            None => make(&shared, id, Changes::default())?,
         };
         let log = LogState::load(store, id)?;
         let inner = Inner {
@@ -155,6 +149,14 @@ impl Group {
         inner.log.lock().clear(&inner.shared);
         Ok(())
     }
+}
+
+/// Makes an empty group, together with what else is to be on the disk from its beginning. Durable on return.
+pub(crate) fn make(shared: &Shared, id: GroupId, mut changes: Changes) -> Result<SpaceRecord, StorageError> {
+    let space = SpaceRecord { space: shared.fresh_space(), installed: None };
+    changes.put(Family::Meta, meta_key(META_SPACE, id), encode(&space));
+    shared.writer.write_and_wait(changes)?;
+    Ok(space)
 }
 
 /// Removes a group that cannot be opened.

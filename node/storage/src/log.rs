@@ -324,23 +324,7 @@ impl Group {
         }
     }
 
-    /// Begins an empty group: with the vote of the leader that has it begun, and the entry without which it takes part
-    /// in no election. Both together, durable on return.
-    pub fn begin(&self, vote: Bytes, votes_from: u64) -> Result<(), StorageError> {
-        let inner = &self.inner;
-        inner.check_write()?;
-        let _order = inner.order.lock();
-        if inner.log.lock().greatest().is_some() {
-            return Err(StorageError::Misuse(format!("group {} is not empty", inner.id.0)));
-        }
-        let mut changes = Changes::default();
-        changes.put(Family::Meta, meta_key(META_VOTE, inner.id), encode_bytes(&vote));
-        changes.put(Family::Meta, meta_key(META_BEGUN, inner.id), encode_bytes(&votes_from.to_be_bytes()));
-        inner.log.lock().vote = Some(vote);
-        inner.shared.writer.write_and_wait(changes)
-    }
-
-    /// What [`Group::begin`] was given; `None` for a group that took part from its start. Reads the disk.
+    /// What [`crate::Volume::begin`] was given; `None` for a group that took part from its start. Reads the disk.
     pub fn votes_from(&self) -> Result<Option<u64>, StorageError> {
         self.inner.check()?;
         let key = meta_key(META_BEGUN, self.inner.id);

@@ -8,14 +8,19 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::assemble;
 use crate::error::StorageError;
+use crate::failpoint;
 use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
-use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, meta_key, printable, u32_at, u64_at};
+use crate::keys::{
+    GroupId, META_BEGUN, META_HOME, META_INSTALL, META_SPACE, META_STARTS, META_VOTE, meta_key, printable, u32_at,
+    u64_at,
+};
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::planted;
@@ -24,6 +29,7 @@ use crate::resilver;
 use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
+use crate::stray;
 use crate::watch;
 use crate::writer::Writer;
 
@@ -93,6 +99,7 @@ impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
         planted::check()?;
+        failpoint::check()?;
         let store = Arc::new(assemble::open(&options)?);
         snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {
@@ -139,6 +146,20 @@ impl Volume {
         let group = Group::open(self.inner.shared.clone(), id)?;
         groups.insert(id, group.clone());
         Ok(group)
+    }
+
+    /// Begins an empty group that is not here: with the vote of the leader that has it begun, and the entry without which
+    /// it takes part in no election. All in one write, so that a crash leaves no group that has forgotten these. Durable
+    /// on return.
+    pub fn begin(&self, id: GroupId, vote: &Bytes, votes_from: u64) -> Result<(), StorageError> {
+        let groups = self.inner.groups.lock();
+        if groups.contains_key(&id) || self.groups()?.contains(&id) {
+            return Err(StorageError::Misuse(format!("group {} is here already", id.0)));
+        }
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, meta_key(META_VOTE, id), records::encode_bytes(vote));
+        changes.put(Family::Meta, meta_key(META_BEGUN, id), records::encode_bytes(&votes_from.to_be_bytes()));
+        group::make(&self.inner.shared, id, changes).map(drop)
     }
 
     /// The groups that are on the disk.
@@ -208,6 +229,13 @@ impl Volume {
         let record = [starts.to_be_bytes(), run.to_be_bytes()].concat();
         changes.put(Family::Meta, meta_key(META_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
         self.inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// The records that belong to no group, unfinished installs, and bodies that nothing refers to, by their keys; for
+    /// tests that nothing is left behind. Nobody may write meanwhile.
+    #[doc(hidden)]
+    pub fn strays(&self) -> Result<Vec<String>, StorageError> {
+        stray::find(&self.inner.shared.store)
     }
 
     pub fn statistics(&self) -> VolumeStatistics {

@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::block::{self, ITEM_BLOB, ITEM_HEADER_BYTES, ITEM_STATE, Totals};
 use crate::error::StorageError;
+use crate::failpoint::{Failpoint, reach};
 use crate::group::{Group, Inner, Installing, SpaceRecord, put_marker};
 use crate::keys::{Key, Kind, META_INSTALL, META_SPACE, log_key, meta_key, space_range, u32_at, u64_at};
 use crate::log::BodyCheck;
@@ -71,6 +72,7 @@ impl Group {
         std::fs::create_dir_all(&spool).map_err(|error| installer.spool_error(&error))?;
         let file = File::options().read(true).write(true).create_new(true).open(&installer.path);
         installer.spool = Some(BufWriter::new(file.map_err(|error| installer.spool_error(&error))?));
+        reach(Failpoint::SnapshotAnnounced, inner.id);
         Ok(installer)
     }
 }
@@ -101,6 +103,9 @@ impl Installer {
             // Part of the block may be in the file: no block can follow.
             self.spool = None;
             return Err(self.spool_error(&error));
+        }
+        if self.number == 0 {
+            reach(Failpoint::SnapshotSpooled, self.group.id);
         }
         self.number += 1;
         self.bytes += block.payload.len() as u64;
@@ -287,7 +292,12 @@ impl<'a> Filling<'a> {
 
     fn flush(&mut self) -> Result<(), StorageError> {
         let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() { Ok(()) } else { self.inner.shared.store.write_changes(&batch) }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.inner.shared.store.write_changes(&batch)?;
+        reach(Failpoint::SnapshotWritten, self.inner.id);
+        Ok(())
     }
 
     /// Blobs that the old state or the log owns and the new state does not go to the next purge.
@@ -352,7 +362,9 @@ impl<'a> Filling<'a> {
         if let Some(from) = contradicts_from {
             inner.truncated(from.checked_sub(1));
         }
+        reach(Failpoint::SnapshotFlipping, inner.id);
         inner.shared.writer.write_and_wait(changes)?;
+        reach(Failpoint::SnapshotInstalled, inner.id);
         *space = *install;
         *hints = Hints::default();
         *inner.totals.lock() = Default::default();
