@@ -50,6 +50,12 @@ pub struct ClusterOptions {
     pub own_groups: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
+    /// How long a node may be away before its replicas are made anew; none: as long as mailring has it by itself.
+    pub dead_node_s: Option<u64>,
+    /// To new replicas at most; none: as much as mailring allows by itself.
+    pub move_octets_per_s: Option<u64>,
+    /// Of the nodes, in their order; those beyond are in the zone that mailring has by itself.
+    pub zones: &'static [&'static str],
     /// Runs the binary that has bugs on purpose, with this one of them: see [`crate::planted_binary`].
     pub planted: Option<&'static str>,
     /// Runs the binary that can be stopped at the steps of a move: see [`Failpoints`].
@@ -69,6 +75,9 @@ impl ClusterOptions {
         mirror: false,
         volumes: 1,
         log_entries_kept: None,
+        dead_node_s: None,
+        move_octets_per_s: None,
+        zones: &[],
         planted: None,
         failpoints: false,
     };
@@ -382,18 +391,25 @@ impl Cluster {
 
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
-        let ClusterOptions { shards, replicas, log_entries_kept, own_disks, .. } = self.options;
+        let (options, ClusterOptions { shards, replicas, .. }) = (self.options, self.options);
         // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
-        let reserve = if own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
+        let reserve = if options.own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
         let quoted = |disks: Vec<(char, PathBuf)>| {
             let quoted: Vec<String> = disks.iter().map(|(_, path)| format!("\"{}\"", path.display())).collect();
             format!("{{ disks = [{}] }}", quoted.join(", "))
         };
         let volumes: Vec<String> = self.disk_paths(name).into_iter().map(quoted).collect();
-        let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
+        let number = |name: &str, value: Option<u64>| value.map(|value| format!("{name} = {value}\n"));
+        let further = [
+            number("log_entries_kept", options.log_entries_kept),
+            number("dead_node_s", options.dead_node_s),
+            number("move_octets_per_s", options.move_octets_per_s),
+            options.zones.get(self.nodes.len()).map(|zone| format!("zone = \"{zone}\"\n")),
+        ];
+        let further: String = further.into_iter().flatten().collect();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{volumes}]\n\
-             disk_reserve_octets = {reserve}\n{kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             disk_reserve_octets = {reserve}\n{further}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             volumes = volumes.join(", "),
             tls = tls_files(&self.path().join("ca"), name),

@@ -66,7 +66,7 @@ fn comers(point: Failpoint) -> &'static [Role] {
         P::SnapshotOpened | P::SnapshotSent | P::ChangeProposed | P::Changed => &[Role::Leader],
         P::SettleProposed | P::Settled | P::RemoveProposed | P::Removed => &[Role::Leader],
         P::HandOverAsked | P::HandedOver => &[Role::Leader],
-        P::BeginReceived | P::BegunOnDisk | P::BegunRecorded | P::BegunStarted => &[Role::Target],
+        P::BeginReceived | P::BeginOpened | P::BegunOnDisk | P::BegunRecorded | P::BegunStarted => &[Role::Target],
         P::SnapshotAnnounced | P::SnapshotSpooled | P::SnapshotReceived => &[Role::Target],
         P::SnapshotWritten | P::SnapshotFlipping | P::SnapshotInstalled => &[Role::Target],
         // The target has it from the snapshot.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Process, eventually, live_log};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -160,4 +160,114 @@ fn a_log_damaged_in_both_halves_is_refused_by_name_and_the_others_serve() -> Res
     cluster.wait_whole(&cluster.nodes[VICTIM].name)?;
     cluster.wait_caught_up()?;
     cluster.compare_replicas().map(drop)
+}
+
+/// That the second volume of a node is closed as an old copy, and the first one has so many replicas.
+fn is_told_as_old(cluster: &Cluster, node: &str, replicas: u64) -> Result<()> {
+    eventually("the second volume is not taken", PATIENCE, || {
+        let rows = cluster.volumes(node)?;
+        let [first, second] = &rows[..] else { bail!("{rows:?}") };
+        let why = second["reason"].as_str().context("a reason")?;
+        ensure!(second["state"] == "down" && why.contains("an old copy of this volume"), "{second}");
+        ensure!(first["replicas"] == replicas, "{first}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_old_copy_of_a_second_volume_is_not_taken_and_its_replicas_come_back_from_others() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { shards: 4, volumes: 2, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["ann"])?;
+    deliver(&cluster)?;
+    let node = cluster.nodes[VICTIM].name.clone();
+    let disk = cluster.disk_directories(VICTIM)[1].clone();
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.nodes[VICTIM].kill()?;
+    fs::rename(&disk, &newest)?;
+    copy(&old, &disk)?;
+    // Twice: the first start has made nothing newer of it.
+    for _ in 0..2 {
+        cluster.nodes[VICTIM].start()?;
+        cluster.nodes[VICTIM].wait_ready()?;
+        is_told_as_old(&cluster, &node, 4)?;
+        deliver(&cluster)?;
+        cluster.wait_caught_up()?;
+        cluster.compare_replicas()?;
+        cluster.nodes[VICTIM].kill()?;
+    }
+
+    // The newest disk is taken, though what it holds has been made anew elsewhere.
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    eventually("all is well", PATIENCE, || cluster.admin(&["status"]).map(drop))?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
+
+#[test]
+fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
+    let options = ClusterOptions { nodes: 1, replicas: 1, volumes: 2, shards: 4, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    let users: Vec<String> = (0..8).map(|number| format!("user{number}@example.test")).collect();
+    cluster.add_accounts(&(0..8).map(|number| &users[number][..5]).collect::<Vec<_>>())?;
+    let messages = |cluster: &Cluster, user: &str| cluster.imap_client(user)?.select("INBOX");
+    let served = |cluster: &Cluster, each: u32| -> Result<usize> {
+        let mut served = 0;
+        for user in &users {
+            let Ok(found) = messages(cluster, user) else { continue };
+            ensure!(found == each, "{found} messages of {user}");
+            served += 1;
+        }
+        Ok(served)
+    };
+    let deliver = |cluster: &Cluster| -> Result<()> {
+        let all: Vec<&str> = users.iter().map(String::as_str).collect();
+        let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &all, b"Subject: x\r\n\r\nx\r\n")?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    };
+    deliver(&cluster)?;
+    let disks = cluster.disk_directories(0);
+    cluster.nodes[0].kill()?;
+    for disk in &disks {
+        copy(disk, &disk.with_extension("old"))?;
+    }
+    cluster.nodes[0].start()?;
+    cluster.wait_ready()?;
+    deliver(&cluster)?;
+    ensure!(served(&cluster, 2)? == users.len());
+    cluster.nodes[0].kill()?;
+
+    let [first, second] = &disks[..] else { bail!("{disks:?}") };
+    fs::rename(second, second.with_extension("newest"))?;
+    copy(&second.with_extension("old"), second)?;
+    cluster.nodes[0].start()?;
+    is_told_as_old(&cluster, "node1", 2)?;
+    let few = served(&cluster, 2)?;
+    ensure!(few > 0 && few < users.len(), "{few} of {} accounts are served", users.len());
+    cluster.nodes[0].kill()?;
+    fs::remove_dir_all(second)?;
+    fs::rename(second.with_extension("newest"), second)?;
+
+    // The first one, on which it would be noted, knows no better: but the second does.
+    fs::rename(first, first.with_extension("newest"))?;
+    copy(&first.with_extension("old"), first)?;
+    for _ in 0..2 {
+        refuses(&mut cluster.nodes[0], &["an old copy of this node's first volume", "put the newest disks back"])?;
+    }
+    fs::remove_dir_all(first)?;
+    fs::rename(first.with_extension("newest"), first)?;
+    cluster.nodes[0].start()?;
+    cluster.wait_ready()?;
+    ensure!(served(&cluster, 2)? == users.len());
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
 use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
 use openraft::BasicNode;
@@ -194,6 +196,7 @@ impl DirectoryStore for Node {
                     accounts: totals.accounts,
                     messages: totals.messages,
                     octets: totals.bytes,
+                    operations: shard.operations.load(Ordering::Relaxed),
                     ..shard.group.status()
                 });
             }

@@ -13,8 +13,10 @@ use proto::wire::{self, GroupStatus};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId};
 
+use crate::log_keeping::LogExtent;
 use crate::raft::{
-    Applier, Damage, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
+    Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal,
+    vote_to_wire,
 };
 use crate::step_aside::Stall;
 
@@ -28,6 +30,8 @@ const LAG_ENTRIES_MAX: u64 = 100;
 const HEARD_LATELY: Duration = Duration::from_secs(2);
 /// A leader that no majority has answered for so long has none: several heartbeats, and the longest election.
 const QUORUM_LATELY: Duration = Duration::from_secs(5);
+/// How soon that is noticed where nothing else happens.
+const QUORUM_LOOK: Duration = Duration::from_secs(1);
 /// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
 const ENTRY_OCTETS_MAX: usize = 512 * 1024;
 /// What the log adds to a command: term, index, length and checksum of the body.
@@ -206,6 +210,26 @@ impl Group {
         other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
     }
 
+    /// How far its log reaches, and on a leader what others still need of it.
+    pub fn log_extent(&self) -> LogExtent {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        let followers = metrics.replication.iter().flatten().filter(|(id, _)| heard_lately(&metrics, **id));
+        LogExtent {
+            applied: index(&metrics.last_applied),
+            snapshot: index(&metrics.snapshot),
+            purged: index(&metrics.purged),
+            last_of_all: followers.map(|(_, matched)| index(matched)).min(),
+        }
+    }
+
+    /// Lets openraft drop the entries that are not kept.
+    pub async fn purge(&self) {
+        // A group that has stopped drops nothing.
+        drop(self.raft.trigger().snapshot().await);
+    }
+
     /// As the leader, after a read barrier: its vote, and the last entry that it has applied.
     pub fn standing(&self) -> MailResult<(wire::Vote, u64)> {
         let metrics = self.metrics();
@@ -271,6 +295,19 @@ impl Group {
         metrics.state == ServerState::Leader && has_majority(&metrics)
     }
 
+    /// Returns once this replica does not lead any more, or no majority has answered it lately: another may lead then, and
+    /// this one need not know.
+    pub async fn leads_no_more(&self) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.raft.metrics();
+        while self.leads_majority() {
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(QUORUM_LOOK) => {}
+            }
+        }
+    }
+
     pub fn status(&self) -> GroupStatus {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
@@ -304,6 +341,7 @@ impl Group {
             accounts: 0,
             messages: 0,
             octets: 0,
+            operations: 0,
         }
     }
 }

@@ -13,13 +13,12 @@ use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
+use crate::homes::{self, NOWHERE};
 use crate::raft::{Peers, Raft, RaftGroups, damage_in};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
-/// No volume has this id.
-const NOWHERE: u64 = 0;
 /// Of so many replicas a damaged one is made anew: without it the others still are more than one, and go on.
 const REPLICAS_TO_MEND: usize = 3;
 
@@ -28,7 +27,7 @@ pub struct Groups {
     pub peers: Arc<Peers>,
     pub context: GroupContext,
     pub stall: Stall,
-    pub volumes: Volumes,
+    pub volumes: Arc<Volumes>,
     /// On which volume each replica is, or was before that was lost: as recorded in the first one.
     homes: Mutex<BTreeMap<GroupId, u64>>,
     pub directory_state: Arc<DirectoryState>,
@@ -45,7 +44,7 @@ pub struct Groups {
 
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
-    pub async fn start(volumes: Volumes, context: GroupContext) -> io::Result<Arc<Groups>> {
+    pub async fn start(volumes: Arc<Volumes>, context: GroupContext) -> io::Result<Arc<Groups>> {
         let first = volumes.first().map_err(io::Error::other)?;
         let disk = volumes.list().first().map(|volume| volume.shown()).unwrap_or_default();
         let opening = tokio::task::spawn_blocking(move || {
@@ -192,7 +191,7 @@ impl Groups {
     /// lead, and knows of no membership behind the one at the index `discard`; the number of the volume that it is on now.
     /// `None` where none is to begin, or no volume is left.
     ///
-    /// `vote` and `votes_from` are those of its leader: see [`storage::Volume::begin`].
+    /// `vote` and `votes_from` are those of its leader: see [`storage::Group::begin`].
     pub async fn begin_replica(
         &self,
         id: ShardId,
@@ -212,20 +211,10 @@ impl Groups {
         let group = GroupId(id.0);
         reach(Failpoint::BeginReceived, group);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
-        if self.damaged.lock().contains_key(&id) {
-            // Once its votes have gone nothing may start in its place by itself.
-            self.settle(group, NOWHERE).await?;
-        }
-        blocking(move || {
-            if opened.groups()?.contains(&group) {
-                opened.drop_group(group)?;
-            }
-            opened.begin(group, &vote, votes_from)
-        })
-        .await?;
-        reach(Failpoint::BegunOnDisk, group);
-        self.settle(group, home).await?;
-        reach(Failpoint::BegunRecorded, group);
+        let first = self.volumes.first().map_err(io::Error::other)?;
+        self.homes.lock().insert(group, NOWHERE);
+        blocking(move || homes::begin(&first, (home, &opened), group, (vote, votes_from))).await?;
+        self.homes.lock().insert(group, home);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
         reach(Failpoint::BegunStarted, group);
@@ -262,20 +251,16 @@ impl Groups {
         drop(shard);
         reach(Failpoint::DropStopped, GroupId(id.0));
         if is_member().await != Some(false) {
+            // Entries may still be applied to it: what begins now must not be a second one to do so.
+            if let Some(opened) = volume.volume() {
+                blocking(move || opened.let_go(GroupId(id.0))).await?;
+            }
             return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
         reach(Failpoint::DropConfirmed, GroupId(id.0));
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
-        blocking(move || {
-            // In this order: after a crash between the two, the replica is found with all that it has promised, and settled
-            // again. A home without a replica would have an empty one begin by itself, which has promised nothing.
-            first.forget_home(GroupId(id.0))?;
-            reach(Failpoint::HomeForgotten, GroupId(id.0));
-            opened.drop_group(GroupId(id.0))
-        })
-        .await?;
-        reach(Failpoint::Dropped, GroupId(id.0));
+        blocking(move || homes::end(&first, &opened, GroupId(id.0))).await?;
         self.homes.lock().remove(&GroupId(id.0));
         Ok(true)
     }
@@ -409,9 +394,11 @@ impl RaftGroups for Groups {
 
 /// The node cannot run without its replica of the directory: says what to do.
 pub fn unreadable(disk: &str, error: StorageError) -> io::Error {
-    let StorageError::Corrupt { key, reason } = error else { return io::Error::other(error) };
+    if !error.is_unread() {
+        return io::Error::other(error);
+    }
     io::Error::other(format!(
-        "the directory's replica on {disk} is damaged: record {key}: {reason}; if other nodes have the directory, remove \
+        "the directory's replica on {disk} cannot be read: {error}; if other nodes have the directory, remove \
          this node with `mailring node remove`, and let it join again with empty disks"
     ))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +39,8 @@ pub struct Shard {
     pub is_compared: AtomicBool,
     /// Another replica's leader compares them, since this one cannot be read.
     pub seen_to: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Mail operations asked of it since it started.
+    pub operations: AtomicU64,
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
@@ -67,8 +69,20 @@ impl Shard {
         });
         let group = Group::start(storage, applier, context).await?;
         let (maildrops, recent, is_compared) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
-        let seen_to = tokio::sync::Mutex::default();
-        Ok(Arc::new(Shard { id, group, volume, is_compared, seen_to, clock, events, marks, maildrops, recent }))
+        let (seen_to, operations) = (tokio::sync::Mutex::default(), AtomicU64::new(0));
+        Ok(Arc::new(Shard {
+            id,
+            group,
+            volume,
+            is_compared,
+            seen_to,
+            operations,
+            clock,
+            events,
+            marks,
+            maildrops,
+            recent,
+        }))
     }
 
     pub fn state(&self) -> ShardState {

@@ -283,7 +283,8 @@ impl NodeVolume {
             empty_disk(disk)?;
             self.check_room(&volume, disk)?;
             let Some(id) = self.id() else { return Err(MailError::Unavailable) };
-            Identity::new(node, id).bound(disk, cluster_id)?.write(disk)?;
+            let identity = Identity::new(node, id).bound(disk, cluster_id);
+            identity.and_then(|identity| identity.write(disk)).map_err(|error| untaken(&error))?;
             return Ok(volume.resilver(half.name)?);
         }
         if half.is_some() {
@@ -294,7 +295,10 @@ impl NodeVolume {
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
         let identity = Identity::new(node, id);
         let started = start((self.number, &self.disks), &self.options, &identity, cluster_id);
-        let volume = started.inspect_err(|_| self.disks.iter().for_each(|disk| leave_empty(disk)))?;
+        let volume = started.map_err(|error| {
+            self.disks.iter().for_each(|disk| leave_empty(disk));
+            untaken(&error)
+        })?;
         *self.state.write() = State::Open { id, volume };
         tracing::info!(volume = self.number, "volume made anew");
         Ok(())
@@ -443,6 +447,11 @@ fn start(
 
 fn is_same(disk: &Path, identity: &Identity) -> bool {
     Identity::read(disk).is_ok_and(|found| found.as_ref() == Some(identity))
+}
+
+/// An operator's disk that is not taken, and why.
+fn untaken(error: &StorageError) -> MailError {
+    MailError::CannotDo(error.to_string())
 }
 
 /// Takes back what was begun in a directory that was empty, so that it can be taken another time.

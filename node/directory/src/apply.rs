@@ -89,9 +89,11 @@ impl Directory {
             Command::StartRebalance { targets, replace, unix_s } => {
                 self.start_rebalance(cluster, revision, targets, *replace, *unix_s)
             }
+            Command::GiveUpNode { id, targets, unix_s } => self.give_up_node(cluster, revision, *id, targets, *unix_s),
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
-            Command::EndMoves { shards } => self.end_moves(revision, shards),
+            Command::PreferLeaders { leaders } => self.prefer_leaders(revision, leaders),
+            Command::EndMoves { shards, seen } => self.end_moves(revision, shards, *seen),
         }
     }
 

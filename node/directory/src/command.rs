@@ -112,6 +112,14 @@ pub enum Command {
         replace: bool,
         unix_s: u64,
     },
+    /// For a node that is gone for good: it drains, and what is planned without it begins as by
+    /// [`Command::StartRebalance`] with `replace`. Both or nothing, so that who proposes it may die at any point. Refused
+    /// while the rebalance is paused.
+    GiveUpNode {
+        id: NodeId,
+        targets: BTreeMap<ShardId, Vec<NodeId>>,
+        unix_s: u64,
+    },
     /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
     /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
     /// are undone. `Finished` is refused: that it becomes by itself.
@@ -122,13 +130,22 @@ pub enum Command {
     ///
     /// Shards with nothing planned or with a move under way are left as they are; so are those that are not marked
     /// as initialised, since their first replica might found the group a second time; and so are all of them unless
-    /// the rebalance is running.
+    /// the rebalance is running. A move under way to a node that is not active any more gives way: it may never end.
     BeginMoves {
         shards: Vec<ShardId>,
     },
     /// The groups are as wanted: `previous` becomes empty. A running rebalance with nothing left to move is finished.
+    ///
+    /// `seen`: the revision at which it was read what is wanted; a shard whose placement has changed since stays as it is.
+    /// `None` in entries of the first version, which end whatever move there is.
     EndMoves {
         shards: Vec<ShardId>,
+        seen: Option<u64>,
+    },
+    /// Puts a wanted node of each shard first in its list, so that it leads. Shards whose data moves, or is to move, are left
+    /// as they are, and so are those that are not wanted on the node any more: who chose has seen an older placement.
+    PreferLeaders {
+        leaders: BTreeMap<ShardId, NodeId>,
     },
 }
 

@@ -139,6 +139,11 @@ impl Placement {
         !self.planned.is_empty()
     }
 
+    /// The nodes that the move under way is to.
+    pub fn targets(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.wanted.iter().copied().filter(|node| self.is_moving() && !self.previous.contains(node))
+    }
+
     /// Whether the shard is, was or will be wanted on the node.
     pub fn names(&self, node: NodeId) -> bool {
         [&self.wanted, &self.planned, &self.previous].into_iter().any(|nodes| nodes.contains(&node))

@@ -38,7 +38,7 @@ fn begin(shards: &[u32]) -> Command {
 }
 
 fn end(shards: &[u32]) -> Command {
-    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect() }
+    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect(), seen: None }
 }
 
 fn set(state: RebalanceState) -> Command {
@@ -111,6 +111,26 @@ fn another_preferred_leader_is_wanted_at_once_and_is_no_move() {
 }
 
 #[test]
+fn leaders_are_preferred_where_nothing_moves() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[1, 5, 3])], true));
+    story.must(begin(&[0]));
+    let prefer = |shards: &[(u32, u64)]| Command::PreferLeaders {
+        leaders: shards.iter().map(|(shard, node)| (ShardId(*shard), NodeId(*node))).collect(),
+    };
+    let before = rebalance(&story);
+    // One moves, one is to move, one has no replica on the node any more: they stay as they are.
+    story.must(prefer(&[(0, 3), (1, 3), (2, 3), (3, 4)]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![1, 2, 3]]);
+    assert_eq!(lists(&story, 1), [vec![1, 2, 3], vec![1, 5, 3], vec![]]);
+    assert_eq!(lists(&story, 2), [vec![3, 1, 2], vec![], vec![]]);
+    assert_eq!(lists(&story, 3), [vec![1, 2, 3], vec![], vec![]]);
+    assert_eq!(rebalance(&story), before);
+    let refused = story.apply(prefer(&[(99, 1)]));
+    assert!(matches!(refused, Err(DirectoryError::NotFound(_))), "{refused:?}");
+}
+
+#[test]
 fn a_paused_rebalance_begins_no_moves_until_it_is_resumed() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));
@@ -178,6 +198,56 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
 }
 
 #[test]
+fn a_move_to_a_node_that_is_gone_gives_way_to_what_is_planned() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3]), (2, &[1, 2, 5])], true));
+    story.must(begin(&[0, 1, 2]));
+    let state = |id, state| Command::SetNodeState { id: NodeId(id), state };
+    story.must(state(4, NodeState::Draining));
+    story.must(start(&[(0, &[5, 2, 3]), (1, &[3, 1, 2]), (2, &[1, 4, 5])], true));
+    assert_eq!(rebalance(&story).moves, 6);
+    story.must(begin(&[0, 1, 2]));
+    assert_eq!(lists(&story, 0), [vec![5, 2, 3], vec![], vec![1, 2, 3]], "elsewhere");
+    assert_eq!(lists(&story, 1), [vec![3, 1, 2], vec![], vec![4, 2, 3]], "back");
+    assert_eq!(lists(&story, 2), [vec![1, 2, 5], vec![1, 4, 5], vec![1, 2, 3]], "its target is well");
+    assert_eq!((left(&story), rebalance(&story).moves), ((3, 1), 4));
+    assert_eq!(story.reload().unwrap(), story.directory);
+
+    // The way back is one, too: from a node that is given up while it was on it.
+    story.must(state(4, NodeState::Active));
+    story.must(set(RebalanceState::Aborted));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(state(1, NodeState::Draining));
+    story.must(start(&[(0, &[4, 2, 3])], true));
+    story.must(begin(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(end(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![]]);
+}
+
+#[test]
+fn a_node_is_given_up_with_a_plan_for_what_it_holds_or_not_at_all() {
+    let mut story = settled();
+    let give_up = |id, targets: &[(u32, &[u64])]| match start(targets, true) {
+        Command::StartRebalance { targets, unix_s, .. } => Command::GiveUpNode { id: NodeId(id), targets, unix_s },
+        other => panic!("{other:?}"),
+    };
+    let state = |story: &Story, id| story.directory.node(NodeId(id)).unwrap().state;
+    assert!(story.apply(give_up(3, &[(0, &[1, 2, 99])])).is_err());
+    assert_eq!(state(&story, 3), NodeState::Active);
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert_eq!((state(&story, 3), left(&story)), (NodeState::Draining, (0, 2)));
+    assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Running, 2));
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert!(story.last.is_empty(), "said twice it is the same");
+
+    story.must(set(RebalanceState::Paused));
+    let refused = story.apply(give_up(2, &[(0, &[1, 4, 5])]));
+    assert!(matches!(refused, Err(DirectoryError::InUse(_))), "{refused:?}");
+    assert_eq!(state(&story, 2), NodeState::Active);
+}
+
+#[test]
 fn an_empty_plan_that_replaces_one_ends_it() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3])], true));
@@ -203,6 +273,24 @@ fn an_aborted_rebalance_goes_back_where_it_was_moving() {
     story.must(end(&[1]));
     assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Aborted, 3));
     assert_eq!(story.reload().unwrap(), story.directory);
+}
+
+/// Who says that a move has ended has looked at the groups before, and may know an older directory.
+#[test]
+fn only_the_move_that_was_seen_to_arrive_is_ended() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));
+    story.must(begin(&[0, 1]));
+    let seen = Some(story.directory.revision());
+    let end_seen = |shards: &[u32]| match end(shards) {
+        Command::EndMoves { shards, .. } => Command::EndMoves { shards, seen },
+        other => panic!("{other:?}"),
+    };
+    story.must(end_seen(&[1]));
+    assert_eq!(lists(&story, 1), [vec![4, 2, 3], vec![], vec![]]);
+    story.must(set(RebalanceState::Aborted));
+    story.must(end_seen(&[0]));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![4, 2, 3]], "it goes back, and is not there yet");
 }
 
 #[test]

@@ -65,11 +65,15 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), 1u8..4, 0u32..4)
             .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
         3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
-        3 => (lists, any::<bool>(), any::<u64>())
+        3 => (lists.clone(), any::<bool>(), any::<u64>())
             .prop_map(|(targets, replace, unix_s)| Command::StartRebalance { targets, replace, unix_s }),
+        1 => (node_ids(), lists, any::<u64>())
+            .prop_map(|(id, targets, unix_s)| Command::GiveUpNode { id, targets, unix_s }),
         1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
         2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
-        2 => shards.prop_map(|shards| Command::EndMoves { shards }),
+        1 => collection::btree_map((0u32..18).prop_map(ShardId), node_ids(), 0..4)
+            .prop_map(|leaders| Command::PreferLeaders { leaders }),
+        2 => (shards, option::of(0u64..120)).prop_map(|(shards, seen)| Command::EndMoves { shards, seen }),
         2 => (0u32..18).prop_map(|shard| Command::MarkShardInitialised { shard: ShardId(shard) }),
     ]
 }
@@ -292,7 +296,7 @@ fn commands_written_by_the_first_version_are_read_for_ever() {
         ),
         (Command::SetRebalanceState { state: RebalanceState::Paused }, b"\x01\x98\x01\x02"),
         (Command::BeginMoves { shards: shards.clone() }, b"\x01\xa2\x01\x05\n\x03\x03\xac\x02"),
-        (Command::EndMoves { shards }, b"\x01\xaa\x01\x05\n\x03\x03\xac\x02"),
+        (Command::EndMoves { shards, seen: None }, b"\x01\xaa\x01\x05\n\x03\x03\xac\x02"),
         (
             Command::UpdateNode { id: NodeId(1), zone: "here".to_owned(), weight: 2 },
             b"\x01\xb2\x01\x11\t\x01\0\0\0\0\0\0\0\x12\x04here\x18\x02",

@@ -60,7 +60,9 @@ impl Default for Bounds {
 
 impl Node {
     fn shard(&self, shard: u32) -> MailResult<Arc<Shard>> {
-        self.groups().shard(ShardId(shard))
+        let shard = self.groups().shard(ShardId(shard))?;
+        shard.operations.fetch_add(1, Ordering::Relaxed);
+        Ok(shard)
     }
 
     /// The state for a read that sees every acknowledged write.
@@ -156,10 +158,11 @@ async fn cancellable<T: Send + 'static>(
 /// The log has the whole story of a disk error; the caller learns its kind.
 fn storage_error(error: StorageError) -> MailError {
     match error {
-        // The process ends, or the replica has gone elsewhere: no fault of the disk. Damage is told by `or_elsewhere`.
-        StorageError::Closed | StorageError::Dropped | StorageError::Corrupt { .. } => {
-            tracing::debug!(%error, "storage read refused");
-        }
+        // The process ends, or the replica has gone elsewhere: no fault of the disk.
+        StorageError::Closed | StorageError::Dropped => tracing::debug!(%error, "storage read refused"),
+        // What it means is told by `or_elsewhere`.
+        StorageError::Io { .. } if error.is_unread() => tracing::warn!(%error, "the disk gives no answer to a read"),
+        StorageError::Corrupt { .. } => tracing::debug!(%error, "storage read refused"),
         _ => tracing::error!(%error, "storage read failed"),
     }
     MailError::from(error)
@@ -441,26 +444,16 @@ impl MailStore for Node {
         // Subscribed before the barrier: no change after the first event can be missed.
         let events = shard.watch();
         shard.group.read_barrier().await?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(WatchEvent::default())]);
-        let state = (events, leadership, shard.group.clone());
-        let rest = futures_util::stream::unfold(state, move |(mut events, mut leadership, group)| async move {
-            use openraft::async_runtime::WatchReceiver;
-            loop {
-                tokio::select! {
-                    event = events.recv() => return match event {
-                        Ok(event) => Some((Ok(event), (events, leadership, group))),
-                        // Too far behind: the router reconnects and looks for itself.
-                        Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
-                    },
-                    changed = leadership.changed() => {
-                        if changed.is_err() || leadership.borrow_watched().current_leader != Some(own) {
-                            return None;
-                        }
-                    }
-                    () = group.stepping_aside() => return None,
-                }
+        let rest = futures_util::stream::unfold((events, shard.group.clone()), |(mut events, group)| async move {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) => Some((Ok(event), (events, group))),
+                    // Too far behind: the router reconnects and looks for itself.
+                    Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
+                },
+                () = group.leads_no_more() => None,
+                () = group.stepping_aside() => None,
             }
         });
         Ok(Box::pin(first.chain(rest)))
@@ -470,18 +463,11 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         shard.group.read_barrier().await?;
         let guard = shard.hold_maildrop(AccountId(request.account))?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(Done {})]);
         // Holds the lock until the caller drops the stream, or until another node leads and has its own locks.
         let rest = futures_util::stream::once(async move {
-            use openraft::async_runtime::WatchReceiver;
-            let mut leadership = leadership;
-            let leads = async {
-                while leadership.borrow_watched().current_leader == Some(own) && leadership.changed().await.is_ok() {}
-            };
             tokio::select! {
-                () = leads => {}
+                () = shard.group.leads_no_more() => {}
                 () = shard.group.stepping_aside() => {}
             }
             drop(guard);

@@ -55,7 +55,9 @@ failpoints! {
 
     // The target.
     BeginReceived,
-    /// On disk, and not yet recorded as being on that volume.
+    /// Empty, without its votes, and recorded as being nowhere.
+    BeginOpened,
+    /// On disk with its votes, and still recorded as being nowhere.
     BegunOnDisk,
     /// Recorded; nothing runs yet.
     BegunRecorded,

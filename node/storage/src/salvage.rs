@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::{Cache, DB, IteratorMode, ReadOptions, Snapshot};
+use rocksdb::{Cache, DB, DBRawIterator, IteratorMode, ReadOptions, Snapshot};
 use tracing::warn;
 
 use crate::error::StorageError;
@@ -19,7 +19,7 @@ use crate::log::{BodyCheck, check_entry};
 use crate::mark;
 use crate::options::{self, VolumeOptions};
 use crate::records::decode;
-use crate::scrub::behind_damage;
+use crate::scrub::{Item, Records, behind, behind_damage};
 use crate::store::Family;
 use crate::tail::PurgedRecord;
 
@@ -42,7 +42,8 @@ impl Old {
         let path = mark::database_path(directory, generation);
         if let Some(half) = dropped.filter(|half| half.directory == directory && half.generation == generation) {
             // Held by a thread that hangs, perhaps.
-            let in_place = half.mark.try_lock().is_some_and(|mark| mark.check_in_place().is_ok());
+            let mark = half.mark.try_lock_for(options.hang_max);
+            let in_place = mark.is_some_and(|mark| mark.check_in_place().is_ok());
             return in_place.then_some(Old::Dropped(half));
         }
         if !path.join("CURRENT").exists() {
@@ -73,6 +74,62 @@ impl Old {
         let key = meta_key(META_PURGED, group);
         let record: PurgedRecord = decode(Family::Meta, &key, &self.get(Family::Meta, &key)?).ok()?;
         Some(record.index)
+    }
+}
+
+/// Bodies of an old database.
+struct Rest<'a> {
+    old: &'a Old,
+    iterator: DBRawIterator<'a>,
+    /// Nothing before this is still to come.
+    at: Vec<u8>,
+}
+
+impl Rest<'_> {
+    /// The next one that can be read, behind whatever cannot; `None` at the end.
+    fn next_readable(&mut self) -> Option<(Vec<u8>, Bytes)> {
+        loop {
+            let error = match self.item() {
+                Ok(item) => {
+                    let (key, value) = item?;
+                    let found = (key.to_vec(), Bytes::copy_from_slice(value));
+                    self.at.clone_from(&found.0);
+                    self.at.push(0);
+                    self.advance();
+                    return Some(found);
+                }
+                Err(error) => error,
+            };
+            // Where it can be read again, or fails in another way.
+            let from = std::mem::take(&mut self.at);
+            self.at = behind(self, &from, &error)?;
+            let at = self.at.clone();
+            self.seek(&at);
+        }
+    }
+}
+
+impl Records for Rest<'_> {
+    fn seek(&mut self, key: &[u8]) {
+        self.iterator.seek(key);
+    }
+
+    fn advance(&mut self) {
+        if self.iterator.valid() {
+            self.iterator.next();
+        }
+    }
+
+    fn item(&self) -> Result<Option<Item<'_>>, StorageError> {
+        match (self.iterator.item(), self.iterator.status()) {
+            (Some(item), _) => Ok(Some(item)),
+            (None, Ok(())) => Ok(None),
+            (None, Err(error)) => Err(StorageError::read(|| "an old body".to_owned(), &error)),
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.old.get(Family::Blob, key))
     }
 }
 
@@ -120,16 +177,16 @@ pub(crate) fn stretch(
     if let Some(old) = old
         && let Some(handle) = old.db().cf_handle(Family::Blob.name())
     {
-        for item in old.db().iterator_cf_opt(&handle, range(), IteratorMode::Start) {
-            let Ok((key, value)) = item else { break };
-            let value = Bytes::from(Vec::from(value));
+        let mut rest = Rest { old, iterator: old.db().raw_iterator_cf_opt(&handle, range()), at: from.to_vec() };
+        rest.seek(from);
+        while let Some((key, value)) = rest.next_readable() {
             let same = match (entry(&key), u32_at(&key, 0), u64_at(&key, 4)) {
                 (Some(check), ..) => check == Some(BodyCheck::of(&value)),
                 (None, Some(group), Some(index)) => old.purged(GroupId(group)).is_some_and(|purged| index <= purged),
                 _ => false,
             };
             if same {
-                bodies.push((key.into(), value));
+                bodies.push((key, value));
             }
         }
     }

@@ -6,15 +6,18 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use rocksdb::{DBRawIterator, Snapshot, WriteBatch};
+use parking_lot::RwLock;
+use rocksdb::{Snapshot, WriteBatch};
 
 use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
 use crate::pace::RoundTimes;
+use crate::reading::Iter;
 use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -102,6 +105,8 @@ pub(crate) struct Store {
     reading: Link,
     pub(crate) mirror: Option<Mirror>,
     failed: OnceLock<String>,
+    /// Of a volume of one database: shared by writes until it is known whether they have failed.
+    writing: RwLock<()>,
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
     pub(crate) under_way: UnderWay,
@@ -122,6 +127,7 @@ impl Store {
             reading: Link { half: first, next: OnceLock::new() },
             mirror,
             failed: OnceLock::new(),
+            writing: RwLock::new(()),
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             under_way: UnderWay::default(),
@@ -154,7 +160,8 @@ impl Store {
         self.get_in(self.reader(), None, family, key)
     }
 
-    /// Reads from a half, and from the other one, as it is now, where that half cannot be read.
+    /// Reads from a half, and from the other one, as it is now, where that half cannot be read. It is not dropped before it is
+    /// known that the other one can.
     pub(crate) fn get_in(
         &self,
         half: &Half,
@@ -166,11 +173,21 @@ impl Store {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let Some(other) = self.elsewhere(half, &error) else { return Err(error) };
-        other.get(None, family, key).map_err(|second| {
-            self.elsewhere(&other, &second);
-            error
-        })
+        let Some(other) = self.other_than(half, &error) else {
+            self.unread(half, &error)?;
+            return Err(error);
+        };
+        match other.get(None, family, key) {
+            Ok(value) => {
+                // An error is kept, and answered to whoever writes.
+                let _ = self.unread(half, &error);
+                Ok(value)
+            }
+            Err(second) => {
+                self.both_unread([(half, &error), (&other, &second)]);
+                Err(error)
+            }
+        }
     }
 
     /// The other half's copy of a record whose content is wrong here, if it is right there.
@@ -295,7 +312,10 @@ impl Store {
         self.written_batches.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         match &self.mirror {
-            None => self.reader().write(batch).map_err(|error| self.fail(error.to_string())),
+            None => {
+                let _writing = self.writing.read();
+                self.reader().write(batch).map_err(|error| self.fail(error.to_string()))
+            }
             Some(mirror) => self.write_both(mirror, batch),
         }
     }
@@ -308,11 +328,31 @@ impl Store {
         match &self.mirror {
             None => {
                 self.reader().sync().map_err(|error| self.fail(error.to_string()))?;
-                // Another write may have failed meanwhile: what came behind it in the log is not acknowledged.
+                // Another write may have failed meanwhile, and RocksDB go on behind it: what came behind it in the log is
+                // not acknowledged.
+                drop(self.writing.write());
                 self.check()
             }
             Some(mirror) => self.sync_both(mirror),
         }
+    }
+
+    /// How long a disk has owed an answer that does not come from another one either: to a write or sync, to a read where
+    /// there is no other half, and to a read that a half was dropped for, and whoever waits for it waits on. Never waits.
+    pub(crate) fn unanswered_for(&self) -> Duration {
+        let is_alone = match &self.mirror {
+            None => true,
+            Some(mirror) => mirror.order.try_lock().is_some_and(|order| order.halves.len() < 2),
+        };
+        let mut oldest = self.under_way.oldest();
+        let mut link = Some(&self.reading);
+        while let Some(Link { half, next }) = link {
+            link = next.get().map(|next| &**next);
+            if (is_alone && link.is_none()) || half.failed().is_some() {
+                oldest = oldest.max(half.reads.oldest());
+            }
+        }
+        oldest
     }
 
     pub(crate) fn check(&self) -> Result<(), StorageError> {
@@ -359,7 +399,7 @@ impl Walked {
 
 /// Runs an iterator, whose upper bound is set, from a key on. Answers the error that broke it off.
 pub(crate) fn walk(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     family: Family,
     from: &[u8],
     walked: &mut Walked,

@@ -8,7 +8,6 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::assemble;
@@ -18,8 +17,7 @@ use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
 use crate::keys::{
-    GroupId, META_BEGUN, META_HOME, META_INSTALL, META_SPACE, META_STARTS, META_VOTE, meta_key, printable, u32_at,
-    u64_at,
+    GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, META_VOLUME_STARTS, meta_key, printable, u32_at, u64_at,
 };
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
@@ -148,20 +146,6 @@ impl Volume {
         Ok(group)
     }
 
-    /// Begins an empty group that is not here: with the vote of the leader that has it begun, and the entry without which
-    /// it takes part in no election. All in one write, so that a crash leaves no group that has forgotten these. Durable
-    /// on return.
-    pub fn begin(&self, id: GroupId, vote: &Bytes, votes_from: u64) -> Result<(), StorageError> {
-        let groups = self.inner.groups.lock();
-        if groups.contains_key(&id) || self.groups()?.contains(&id) {
-            return Err(StorageError::Misuse(format!("group {} is here already", id.0)));
-        }
-        let mut changes = Changes::default();
-        changes.put(Family::Meta, meta_key(META_VOTE, id), records::encode_bytes(vote));
-        changes.put(Family::Meta, meta_key(META_BEGUN, id), records::encode_bytes(&votes_from.to_be_bytes()));
-        group::make(&self.inner.shared, id, changes).map(drop)
-    }
-
     /// The groups that are on the disk.
     pub fn groups(&self) -> Result<Vec<GroupId>, StorageError> {
         let mut found = Vec::new();
@@ -177,9 +161,19 @@ impl Volume {
     pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
         match self.group(id) {
             Ok(group) => group.remove()?,
-            Err(StorageError::Corrupt { .. }) => group::remove_unread(&self.inner.shared, id)?,
+            Err(error) if error.is_unread() => group::remove_unread(&self.inner.shared, id)?,
             Err(error) => return Err(error),
         }
+        self.inner.groups.lock().remove(&id);
+        Ok(())
+    }
+
+    /// Ends the handles of a group, which answer `Dropped` from now on, and leaves all that it has: for whoever cannot
+    /// know what still works with them. The next [`Volume::group`] opens it anew. Returns when all that was asked for
+    /// before is durable.
+    pub fn let_go(&self, id: GroupId) -> Result<(), StorageError> {
+        let Some(group) = self.inner.groups.lock().get(&id).cloned() else { return Ok(()) };
+        group.retire()?;
         self.inner.groups.lock().remove(&id);
         Ok(())
     }
@@ -212,7 +206,7 @@ impl Volume {
         self.inner.shared.writer.write_and_wait(changes)
     }
 
-    /// How often the node has started whose first volume this is, and what its last process drew, as recorded here.
+    /// How often the node had started when the volume was last open, and what that process drew, as recorded here.
     pub fn starts(&self) -> Result<(u64, u64), StorageError> {
         let key = meta_key(META_STARTS, GroupId::DIRECTORY);
         let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok((0, 0)) };
@@ -228,6 +222,28 @@ impl Volume {
         let mut changes = Changes::default();
         let record = [starts.to_be_bytes(), run.to_be_bytes()].concat();
         changes.put(Family::Meta, meta_key(META_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
+        self.inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// The same of the node's other volumes, by their ids, as recorded in this one, the first.
+    pub fn volume_starts(&self) -> Result<BTreeMap<u64, (u64, u64)>, StorageError> {
+        let key = meta_key(META_VOLUME_STARTS, GroupId::DIRECTORY);
+        let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok(BTreeMap::new()) };
+        let record = records::payload(Family::Meta, &key, &value)?;
+        let one = |record: &[u8]| Some((u64_at(record, 0)?, (u64_at(record, 8)?, u64_at(record, 16)?)));
+        let starts: Option<BTreeMap<u64, (u64, u64)>> = record.chunks(24).map(one).collect();
+        starts.ok_or_else(|| StorageError::corrupt(printable(Family::Meta, &key), "short record"))
+    }
+
+    /// Durable on return.
+    pub fn set_volume_starts(&self, starts: &BTreeMap<u64, (u64, u64)>) -> Result<(), StorageError> {
+        let record: Vec<u8> = starts
+            .iter()
+            .flat_map(|(id, (starts, run))| [id, starts, run])
+            .flat_map(|part| part.to_be_bytes())
+            .collect();
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, meta_key(META_VOLUME_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
         self.inner.shared.writer.write_and_wait(changes)
     }
 
@@ -303,9 +319,10 @@ impl Volume {
         self.inner.shared.store.check()
     }
 
-    /// How long the oldest write or sync under way has been waiting for the disk. Never waits itself.
+    /// How long the oldest write or sync under way has been waiting for the disk; or the oldest read that no other half will
+    /// answer, from the first call on that has seen it. Never waits itself.
     pub fn unanswered_for(&self) -> Duration {
-        self.inner.shared.store.under_way.oldest()
+        self.inner.shared.store.unanswered_for()
     }
 
     /// Writes and syncs what waits, then refuses further writes.

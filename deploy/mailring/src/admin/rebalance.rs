@@ -126,6 +126,12 @@ impl Report {
         ((f64::from(self.shards_done) + copied) / all).min(1.0)
     }
 
+    /// The sentence, and a line for each warning.
+    fn text(&self) -> String {
+        let warnings = self.warnings.iter().map(|warning| format!("\nwarning: {warning}"));
+        self.sentence() + &warnings.collect::<String>()
+    }
+
     fn sentence(&self) -> String {
         let moved = format!("{} of {} moved", self.shards_done, counted(self.shards_total as usize, "shard"));
         let under_way = !self.is_over();
@@ -161,9 +167,9 @@ impl Move {
 pub async fn run(client: &mut AdminClient, verb: RebalanceVerb) -> Result<(), Failure> {
     match verb {
         RebalanceVerb::Plan(output) => show(client, Action::Plan(Done {}), output).await,
-        RebalanceVerb::Apply(watch) => begin(client, request(Action::Apply(Done {})), watch).await,
+        RebalanceVerb::Apply(watch) => begin(client, request(Action::Apply(Done {})), None, watch).await,
         RebalanceVerb::Status { watch, output } => match watch {
-            true => follow(client, output).await,
+            true => follow(client, None, output).await.map(drop),
             false => show(client, Action::Status(Done {}), output).await,
         },
         RebalanceVerb::Pause(output) => tell(client, Action::Pause(Done {}), output).await,
@@ -175,12 +181,13 @@ pub async fn run(client: &mut AdminClient, verb: RebalanceVerb) -> Result<(), Fa
 pub async fn join(client: &mut AdminClient, join: JoinArgs) -> Result<(), Failure> {
     let JoinArgs { place: PlaceArgs { node, no_rebalance, watch }, zone, weight } = join;
     let action = JoinNode { name: node, zone: zone.unwrap_or_default(), weight: weight.unwrap_or(0) };
-    begin(client, RebalanceRequest { action: Some(Action::Join(action)), no_rebalance }, watch).await
+    begin(client, RebalanceRequest { action: Some(Action::Join(action)), no_rebalance }, None, watch).await
 }
 
 pub async fn drain(client: &mut AdminClient, place: PlaceArgs) -> Result<(), Failure> {
     let PlaceArgs { node, no_rebalance, watch } = place;
-    begin(client, RebalanceRequest { action: Some(Action::Drain(node)), no_rebalance }, watch).await
+    let request = RebalanceRequest { action: Some(Action::Drain(node.clone())), no_rebalance };
+    begin(client, request, Some(&node), watch).await
 }
 
 #[derive(Serialize)]
@@ -195,27 +202,40 @@ pub async fn remove(client: &mut AdminClient, node: String, output: OutputArgs) 
 }
 
 pub async fn move_shard(client: &mut AdminClient, one: MoveShard, watch: WatchArgs) -> Result<(), Failure> {
-    begin(client, request(Action::MoveShard(one)), watch).await
+    begin(client, request(Action::MoveShard(one)), None, watch).await
 }
 
 fn request(action: Action) -> RebalanceRequest {
     RebalanceRequest { action: Some(action), no_rebalance: false }
 }
 
-async fn begin(client: &mut AdminClient, request: RebalanceRequest, watch: WatchArgs) -> Result<(), Failure> {
+/// `leaving`: a node that is done only once it does not vote in the directory any more either.
+async fn begin(
+    client: &mut AdminClient,
+    request: RebalanceRequest,
+    leaving: Option<&str>,
+    watch: WatchArgs,
+) -> Result<(), Failure> {
     let reply = client.rebalance(request).await?;
-    if watch.wait {
-        return follow(client, watch.output).await;
+    let begun = Report::of(client, reply).await?;
+    if !watch.wait {
+        watch.output.done(&begun, &begun.text())?;
+        return Ok(());
     }
-    let report = Report::of(client, reply).await?;
-    watch.output.done(&report, &report.sentence())?;
-    Ok(())
+    if !watch.output.json {
+        begun.warnings.iter().try_for_each(|warning| line(&format!("warning: {warning}")))?;
+    }
+    let ended = follow(client, leaving, watch.output).await?;
+    match begun.state != "aborted" && ended.state == "aborted" {
+        true => Err(Failure::Refused("the rebalance was aborted".to_owned())),
+        false => Ok(()),
+    }
 }
 
 async fn tell(client: &mut AdminClient, action: Action, output: OutputArgs) -> Result<(), Failure> {
     let reply = client.rebalance(request(action)).await?;
     let report = Report::of(client, reply).await?;
-    output.done(&report, &report.sentence())?;
+    output.done(&report, &report.text())?;
     Ok(())
 }
 
@@ -267,8 +287,9 @@ async fn show(client: &mut AdminClient, action: Action, output: OutputArgs) -> R
     Ok(())
 }
 
-/// Until everything that was to move has moved: bars on a terminal, a JSON line a look, else a sentence a change.
-async fn follow(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failure> {
+/// Until everything that was to move has moved, and the node that is `leaving` votes no more: bars on a terminal, a JSON line
+/// a look, else a sentence a change.
+async fn follow(client: &mut AdminClient, leaving: Option<&str>, output: OutputArgs) -> Result<Report, Failure> {
     let mut bars = (!output.json && stderr().is_terminal()).then(Bars::new);
     let mut rate = Rate::default();
     let mut said = String::new();
@@ -276,6 +297,13 @@ async fn follow(client: &mut AdminClient, output: OutputArgs) -> Result<(), Fail
         let reply = client.rebalance(request(Action::Status(Done {}))).await?;
         let mut report = Report::of(client, reply).await?;
         rate.note(&mut report);
+        let votes = match leaving.filter(|_| report.is_over()) {
+            Some(node) => client.view().await?.nodes.values().any(|known| known.name == *node && known.directory_voter),
+            None => false,
+        };
+        if votes && report.waits_because.is_none() {
+            report.waits_because = Some("the node still votes in the directory".to_owned());
+        }
         if output.json {
             line(&serde_json::to_string(&report).map_err(anyhow::Error::from)?)?;
         } else if let Some(bars) = &mut bars {
@@ -287,12 +315,12 @@ async fn follow(client: &mut AdminClient, output: OutputArgs) -> Result<(), Fail
                 said = sentence;
             }
         }
-        if report.is_over() {
+        if report.is_over() && !votes {
             if let Some(bars) = bars {
                 bars.all.finish();
                 line(&report.sentence())?;
             }
-            return Ok(());
+            return Ok(report);
         }
         sleep(LOOK).await;
     }
@@ -405,6 +433,8 @@ mod tests {
         assert_eq!(report.sentence(), "running: 2 of 4 shards moved, 2.0 KiB/s, 7 s left");
         report.waits_because = Some("shard 3 lacks a replica or a leader".to_owned());
         assert!(report.sentence().ends_with("; waits: shard 3 lacks a replica or a leader"));
+        report.warnings.push("each shard has 2 replicas".to_owned());
+        assert!(report.text().ends_with("or a leader\nwarning: each shard has 2 replicas"), "{}", report.text());
         report.moves.clear();
         assert!(report.is_over());
         // A shard without mail has nothing to copy, and is not there before it is.

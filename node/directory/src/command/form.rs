@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 30, 31"
     )]
     kind: Option<Kind>,
 }
@@ -64,11 +64,15 @@ enum Kind {
     #[prost(message, tag = "20")]
     BeginMoves(Shards),
     #[prost(message, tag = "21")]
-    EndMoves(Shards),
+    EndMoves(Ended),
     #[prost(message, tag = "22")]
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(message, tag = "30")]
+    PreferLeaders(Placements),
+    #[prost(message, tag = "31")]
+    GiveUpNode(GiveUp),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -210,9 +214,27 @@ struct StartRebalance {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct GiveUp {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(message, repeated, tag = "2")]
+    targets: Vec<PlacementForm>,
+    #[prost(uint64, tag = "3")]
+    unix_s: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct Shards {
     #[prost(uint32, repeated, tag = "1")]
     shards: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Ended {
+    #[prost(uint32, repeated, tag = "1")]
+    shards: Vec<u32>,
+    #[prost(uint64, optional, tag = "2")]
+    seen: Option<u64>,
 }
 
 pub(super) fn encode(command: &Command) -> Vec<u8> {
@@ -279,9 +301,15 @@ fn kind(command: &Command) -> Kind {
             replace: *replace,
             unix_s: *unix_s,
         }),
+        Command::GiveUpNode { id, targets, unix_s } => {
+            Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s })
+        }
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
-        Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
-        Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
+        Command::PreferLeaders { leaders } => Kind::PreferLeaders(Placements {
+            wanted: leaders.iter().map(|(shard, node)| PlacementForm { shard: shard.0, nodes: vec![node.0] }).collect(),
+        }),
+        Command::BeginMoves { shards } => Kind::BeginMoves(Shards { shards: numbers(shards) }),
+        Command::EndMoves { shards, seen } => Kind::EndMoves(Ended { shards: numbers(shards), seen: *seen }),
     }
 }
 
@@ -293,8 +321,8 @@ fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm>
     lists.iter().map(form).collect()
 }
 
-fn shards_form(shards: &[ShardId]) -> Shards {
-    Shards { shards: shards.iter().map(|shard| shard.0).collect() }
+fn numbers(shards: &[ShardId]) -> Vec<u32> {
+    shards.iter().map(|shard| shard.0).collect()
 }
 
 fn node_form(node: &NewNode) -> NodeForm {
@@ -368,9 +396,19 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::StartRebalance(form) => {
             Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
         }
+        Kind::GiveUpNode(form) => {
+            Command::GiveUpNode { id: NodeId(form.id), targets: lists(form.targets), unix_s: form.unix_s }
+        }
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
-        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
-        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
+        Kind::PreferLeaders(form) => {
+            let leader = |form: PlacementForm| match form.nodes[..] {
+                [node] => Ok((ShardId(form.shard), NodeId(node))),
+                _ => Err(format!("shard {} has {} leaders", form.shard, form.nodes.len())),
+            };
+            Command::PreferLeaders { leaders: form.wanted.into_iter().map(leader).collect::<Result<_, _>>()? }
+        }
+        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form.shards) },
+        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form.shards), seen: form.seen },
     })
 }
 
@@ -379,8 +417,8 @@ fn lists(forms: Vec<PlacementForm>) -> BTreeMap<ShardId, Vec<NodeId>> {
     forms.into_iter().map(list).collect()
 }
 
-fn shards(form: Shards) -> Vec<ShardId> {
-    form.shards.into_iter().map(ShardId).collect()
+fn shards(numbers: Vec<u32>) -> Vec<ShardId> {
+    numbers.into_iter().map(ShardId).collect()
 }
 
 fn new_node(form: NodeForm) -> NewNode {

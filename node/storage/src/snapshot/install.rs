@@ -13,7 +13,7 @@ use prost::Message;
 use super::block::{self, ITEM_BLOB, ITEM_HEADER_BYTES, ITEM_STATE, Totals};
 use crate::error::StorageError;
 use crate::failpoint::{Failpoint, reach};
-use crate::group::{Group, Inner, Installing, SpaceRecord, put_marker};
+use crate::group::{Group, Inner, Installing, SpaceRecord, clear_space, put_marker};
 use crate::keys::{Key, Kind, META_INSTALL, META_SPACE, log_key, meta_key, space_range, u32_at, u64_at};
 use crate::log::BodyCheck;
 use crate::records::{BodyRecord, ChunkRecord, UploadRecord, decode, encode, encode_bytes};
@@ -66,6 +66,7 @@ impl Group {
         };
         // Noted before anything is written, so that an open after a crash finds what to remove.
         let mut changes = Changes::default();
+        clear_space(&mut changes, &install);
         changes.put(Family::Meta, meta_key(META_INSTALL, inner.id), encode(&install));
         inner.shared.store.write_changes(&changes)?;
         // The half of a mirror that is read may be another than at the start.
@@ -144,12 +145,19 @@ impl Drop for Installer {
         let inner = &self.group;
         let order = inner.order.lock();
         let installing = inner.installing.lock().take();
-        if self.done || inner.check().is_err() {
+        if self.done {
             return;
         }
         let mut changes = Changes::default();
+        let undone = if inner.check().is_ok() {
+            undo(inner, &self.install, installing, &mut changes)
+        } else {
+            // All else went with the group, or is another one's by now.
+            clear_space(&mut changes, &self.install);
+            Ok(())
+        };
         // What cannot be undone now, because the disk fails, is undone at the next open.
-        if undo(inner, &self.install, installing, &mut changes).is_ok() {
+        if undone.is_ok() {
             let _ = inner.shared.store.write_changes(&changes);
         }
         drop(order);
@@ -292,6 +300,8 @@ impl<'a> Filling<'a> {
 
     fn flush(&mut self) -> Result<(), StorageError> {
         let batch = std::mem::take(&mut self.batch);
+        let _apply = self.inner.apply.lock();
+        self.inner.check()?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -366,7 +376,7 @@ impl<'a> Filling<'a> {
         inner.shared.writer.write_and_wait(changes)?;
         reach(Failpoint::SnapshotInstalled, inner.id);
         *space = *install;
-        *hints = Hints::default();
+        *hints = Hints { applied: install.installed, ..Hints::default() };
         *inner.totals.lock() = Default::default();
         Ok(())
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::DBRawIterator;
 use types::{
     AccountId, InternalDate, Keyword, MailError, MailResult, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
     UidValidity,
@@ -19,6 +18,7 @@ use crate::error::StorageError;
 use crate::group::View;
 use crate::half::Half;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
+use crate::reading::Iter;
 use crate::records::{
     AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, MessageRecord, decode, payload,
 };
@@ -85,6 +85,15 @@ impl ShardState {
 
     /// All that SELECT tells, from the mailbox's record and its pages: one small record for each 1,024 UIDs.
     pub fn select(&self, account: AccountId, id: MailboxId) -> MailResult<Selection> {
+        if let Ok(selection) = self.select_once(account, id)? {
+            return Ok(selection);
+        }
+        // One of the two may have been read elsewhere, as of a later moment, for it is damaged here.
+        Ok(self.select_once(account, id)??)
+    }
+
+    /// The inner error: they do not agree.
+    fn select_once(&self, account: AccountId, id: MailboxId) -> MailResult<Result<Selection, StorageError>> {
         let view = self.view()?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let info = info(&view, account, id, record)?;
@@ -99,9 +108,9 @@ impl ShardState {
         if uids.len() != u64::from(info.messages) {
             let key = view.key(Kind::Mailbox).mailbox(account, id).done();
             let reason = format!("counts {} messages, its pages {}", info.messages, uids.len());
-            return Err(StorageError::corrupt(printable(Family::State, &key), reason).into());
+            return Ok(Err(StorageError::corrupt(printable(Family::State, &key), reason)));
         }
-        Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) })
+        Ok(Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) }))
     }
 
     /// Messages that have all of `with` and none of `without`, from the pages alone.
@@ -390,7 +399,7 @@ pub(crate) fn scan_messages(
 
 /// From behind the UID that it was at. Answers the error that broke it off.
 fn walk_messages(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     seek_key: impl Fn(u32) -> Vec<u8>,
     uids: &UidSet,
     at: &mut Option<u32>,
@@ -398,7 +407,7 @@ fn walk_messages(
 ) -> Result<Option<StorageError>, StorageError> {
     let visited = *at;
     let mut here: Option<u32> = None;
-    let broken = |iterator: &DBRawIterator<'_>, uid: u32| {
+    let broken = |iterator: &Iter<'_>, uid: u32| {
         let error = iterator.status().err();
         error.map(|error| StorageError::read(|| printable(Family::State, &seek_key(uid)), &error))
     };
