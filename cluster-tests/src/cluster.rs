@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::clock::Clock;
 use crate::disk::{DISK_RESERVE_OCTETS, Disk};
+use crate::failpoints::Failpoints;
 use crate::imap::ImapClient;
 use crate::network;
 use crate::pop3::Pop3Client;
@@ -57,6 +58,8 @@ pub struct ClusterOptions {
     pub zones: &'static [&'static str],
     /// Runs the binary that has bugs on purpose, with this one of them: see [`crate::planted_binary`].
     pub planted: Option<&'static str>,
+    /// Runs the binary that can be stopped at the steps of a move: see [`Failpoints`].
+    pub failpoints: bool,
 }
 
 impl ClusterOptions {
@@ -76,6 +79,7 @@ impl ClusterOptions {
         move_octets_per_s: None,
         zones: &[],
         planted: None,
+        failpoints: false,
     };
 }
 
@@ -223,9 +227,14 @@ impl Cluster {
 
     /// An admin command's standard output; its failure is an error with what it said.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.admin_command(arguments)?)
+    }
+
+    /// The same, not run yet.
+    pub fn admin_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = mailring(self.options.planted)?;
         command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
-        run(&mut command)
+        Ok(command)
     }
 
     pub fn start_all(&mut self) -> Result<()> {
@@ -451,6 +460,7 @@ impl Cluster {
             group: self.options.own_groups.then(|| network::group(self.nodes.len() + self.routers.len() + 1)),
             planted: self.options.planted,
             program: None,
+            failpoints: self.options.failpoints.then(|| Failpoints::new(self.path())).transpose()?,
         })
     }
 }

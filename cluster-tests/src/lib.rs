@@ -7,6 +7,7 @@ mod cluster;
 mod corpus;
 mod damage;
 mod disk;
+mod failpoints;
 mod formats;
 mod groups;
 mod history;
@@ -40,6 +41,7 @@ pub use damage::{
     flip_tables, live_log,
 };
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
+pub use failpoints::{Failpoints, Reached, failpoints_binary};
 pub use groups::Elections;
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Status, Tally};
 pub use idle::Idlers;

@@ -85,6 +85,36 @@ fn a_rebalance_is_planned_paused_resumed_and_undone() -> Result<()> {
     scenario.finish()
 }
 
+/// When somebody dies: how far the moves are.
+struct Moment {
+    what: &'static str,
+    has_come: fn(&Value) -> bool,
+}
+
+const MOMENTS: [Moment; 3] = [
+    Moment { what: "a shard is copied", has_come: |status| count(status, "copying") > 0 },
+    Moment { what: "a shard changes its replicas", has_come: |status| count(status, "switching") > 0 },
+    Moment {
+        what: "a shard has moved",
+        has_come: |status| status["shards_done"].as_u64().is_some_and(|done| done > 0),
+    },
+];
+
+fn count(status: &Value, phase: &str) -> usize {
+    status["moves"].as_array().map_or(0, |moves| moves.iter().filter(|one| one["phase"] == phase).count())
+}
+
+/// Waits for a moment; it may be over by now, when all has moved.
+fn wait_for(scenario: &Scenario, moment: &Moment) -> Result<()> {
+    eventually(moment.what, PATIENCE, || {
+        let status = json(scenario, &["rebalance", "status"])?;
+        let is_over = status["moves"].as_array().is_some_and(Vec::is_empty);
+        ensure!(is_over || (moment.has_come)(&status), "{status}");
+        Ok(())
+    })
+}
+
+/// At single steps of one move: `move_steps`.
 #[test]
 fn processes_die_while_shards_move() -> Result<()> {
     let options = ClusterOptions { log_entries_kept: Some(60), ..ClusterOptions::default() };
@@ -97,7 +127,8 @@ fn processes_die_while_shards_move() -> Result<()> {
         // Forth and back again.
         scenario.cluster.admin(&["node", if round % 2 == 0 { "join" } else { "drain" }, &name])?;
         for _ in 0..2 {
-            std::thread::sleep(Duration::from_millis(random.below(1500)));
+            let moment = &MOMENTS[random.below(MOMENTS.len() as u64) as usize];
+            wait_for(&scenario, moment)?;
             let victim = random.below(scenario.cluster.nodes.len() as u64) as usize;
             scenario.cluster.nodes[victim].kill()?;
             scenario.cluster.start_all()?;

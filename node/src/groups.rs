@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use directory::Start;
 use parking_lot::{Mutex, RwLock};
-use storage::{GroupId, StorageError};
+use storage::{Failpoint, GroupId, StorageError, reach};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
@@ -217,6 +217,7 @@ impl Groups {
         let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
+        reach(Failpoint::BeginReceived, group);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
         let first = self.volumes.first().map_err(io::Error::other)?;
         self.homes.lock().insert(group, NOWHERE);
@@ -224,6 +225,7 @@ impl Groups {
         self.homes.lock().insert(group, home);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
+        reach(Failpoint::BegunStarted, group);
         if let Some(before) = before.and_then(|before| self.volumes.with_id(before)) {
             self.drop_leftover(group, &before).await;
         }
@@ -255,6 +257,7 @@ impl Groups {
         drop(shard.group.raft.shutdown().await);
         let volume = shard.volume.clone();
         drop(shard);
+        reach(Failpoint::DropStopped, GroupId(id.0));
         if is_member().await != Some(false) {
             // Entries may still be applied to it: what begins now must not be a second one to do so.
             if let Some(opened) = volume.volume() {
@@ -262,6 +265,7 @@ impl Groups {
             }
             return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
+        reach(Failpoint::DropConfirmed, GroupId(id.0));
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
         blocking(move || homes::end(&first, &opened, GroupId(id.0))).await?;

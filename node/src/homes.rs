@@ -3,7 +3,7 @@
 //! have promised a vote before.
 
 use bytes::Bytes;
-use storage::{GroupId, StorageError, Volume};
+use storage::{Failpoint, GroupId, StorageError, Volume, reach};
 
 /// No volume has this id. A replica whose home it is waits for its group's leader, and what is on a disk of it is dropped.
 pub const NOWHERE: u64 = 0;
@@ -20,15 +20,23 @@ pub fn begin(
     if opened.groups()?.contains(&group) {
         opened.drop_group(group)?;
     }
-    opened.group(group)?.begin(vote, votes_from)?;
-    first.set_home(group, home)
+    let empty = opened.group(group)?;
+    reach(Failpoint::BeginOpened, group);
+    empty.begin(vote, votes_from)?;
+    reach(Failpoint::BegunOnDisk, group);
+    first.set_home(group, home)?;
+    reach(Failpoint::BegunRecorded, group);
+    Ok(())
 }
 
 /// Drops a replica that has left its group for good.
 pub fn end(first: &Volume, opened: &Volume, group: GroupId) -> Result<(), StorageError> {
     // Without a home it is what it was, with all its promises.
     first.forget_home(group)?;
-    opened.drop_group(group)
+    reach(Failpoint::HomeForgotten, group);
+    opened.drop_group(group)?;
+    reach(Failpoint::Dropped, group);
+    Ok(())
 }
 
 #[cfg(test)]

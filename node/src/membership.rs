@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use openraft::{BasicNode, ChangeMembers};
 use proto::wire::{BeginReplicaRequest, NodeStatusReply, ShardMembersReply, ShardMembersRequest};
 use proto::{DirectoryStore, GrpcNode};
-use storage::GroupId;
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -207,31 +207,41 @@ pub async fn status(node: &Node, replica: NodeId) -> Option<NodeStatusReply> {
 }
 
 async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
-    let change = match step {
+    let voters_are =
+        |voters: BTreeSet<NodeId>| ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|voter| voter.0).collect());
+    let (before, change, after) = match step {
         Step::Begin(replica) => return begin_at(node, shard, replica, false).await,
         Step::AddLearner(replica) => {
             let address = node.groups().peers.address(replica.0).ok_or(MailError::Unavailable)?;
             let learner = BasicNode::new(address);
+            reach(Failpoint::LearnerProposed, shard.group.id);
             let added = shard.group.raft.add_learner(replica.0, learner, false).await;
-            return added.map(drop).map_err(|e| MailError::CannotDo(e.to_string()));
+            return added
+                .map(|_| reach(Failpoint::LearnerAdded, shard.group.id))
+                .map_err(|e| MailError::CannotDo(e.to_string()));
         }
         Step::HandOver(heir) => {
             if !step_aside::serves_well(node, heir).await {
                 return Err(MailError::CannotDo("the heir's disk is full or stalls".to_owned()));
             }
+            reach(Failpoint::HandOverAsked, shard.group.id);
             shard.group.hand_over(heir).await;
+            reach(Failpoint::HandedOver, shard.group.id);
             return Ok(());
         }
-        Step::Remove(replica) => match has_vote(shard, replica) {
-            true => ChangeMembers::RemoveVoters([replica.0].into()),
-            false => ChangeMembers::RemoveNodes([replica.0].into()),
-        },
-        Step::Settle(voters) | Step::Change(voters) => {
-            ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|voter| voter.0).collect())
+        Step::Remove(replica) => {
+            let change = match has_vote(shard, replica) {
+                true => ChangeMembers::RemoveVoters([replica.0].into()),
+                false => ChangeMembers::RemoveNodes([replica.0].into()),
+            };
+            (Failpoint::RemoveProposed, change, Failpoint::Removed)
         }
+        Step::Settle(voters) => (Failpoint::SettleProposed, voters_are(voters), Failpoint::Settled),
+        Step::Change(voters) => (Failpoint::ChangeProposed, voters_are(voters), Failpoint::Changed),
     };
+    reach(before, shard.group.id);
     let changed = shard.group.raft.change_membership(change, false).await;
-    changed.map(drop).map_err(|e| MailError::CannotDo(e.to_string()))
+    changed.map(|_| reach(after, shard.group.id)).map_err(|e| MailError::CannotDo(e.to_string()))
 }
 
 fn has_vote(shard: &Shard, replica: NodeId) -> bool {
@@ -245,8 +255,9 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
     let (vote, votes_from) = shard.group.standing()?;
     let membership = shard.group.membership_index();
     let peer = at(node, replica).ok_or(MailError::Unavailable)?;
-    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership })
-        .await
+    reach(Failpoint::BeginAsked, shard.group.id);
+    let request = BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership };
+    peer.begin_replica(request).await.inspect(|()| reach(Failpoint::BeginAnswered, shard.group.id))
 }
 
 /// On the replica's node: begins an empty replica where there is none, or in the place of one that was lost, or that is
@@ -290,6 +301,7 @@ async fn drop_unwanted(node: &Node) {
         if is_member(node, shard, &others).await != Some(false) {
             continue;
         }
+        reach(Failpoint::DropTold, GroupId(shard.0));
         // Asked again once it says nothing any more: nobody has counted on it between.
         let left = node.groups().leave(shard, || async { is_member(node, shard, &others).await }).await;
         match left {

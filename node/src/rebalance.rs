@@ -19,6 +19,7 @@ use openraft::ChangeMembers;
 use proto::DirectoryStore;
 use proto::wire::rebalance_request::Action;
 use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceReply, RebalanceRequest};
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
@@ -325,11 +326,15 @@ async fn conduct(node: &Node) -> MailResult<()> {
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
-        propose(node, &Command::EndMoves { shards: arrived, seen: Some(seen) }).await?;
+        come_by(Failpoint::Arrived, &arrived);
+        propose(node, &Command::EndMoves { shards: arrived.clone(), seen: Some(seen) }).await?;
+        come_by(Failpoint::Ended, &arrived);
     }
     if !begin.is_empty() {
         tracing::info!(shards = ?begin, "shards begin to move");
-        propose(node, &Command::BeginMoves { shards: begin }).await?;
+        come_by(Failpoint::TurnChosen, &begin);
+        propose(node, &Command::BeginMoves { shards: begin.clone() }).await?;
+        come_by(Failpoint::TurnGiven, &begin);
     }
     Ok(())
 }
@@ -376,6 +381,10 @@ async fn lead_by_load(node: &Node, looks: &mut Looks) -> MailResult<()> {
     }
     tracing::info!(?leaders, "leadership follows the load");
     propose(node, &Command::PreferLeaders { leaders }).await
+}
+
+fn come_by(point: Failpoint, shards: &[ShardId]) {
+    shards.iter().for_each(|shard| reach(point, GroupId(shard.0)));
 }
 
 fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {
@@ -504,5 +513,7 @@ async fn move_shard(node: &Node, one: &MoveShard, observed: &Observed) -> MailRe
     };
     let targets = BTreeMap::from([(shard, target)]);
     let octets = observed.octets().get(&shard).copied().unwrap_or(0);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await?;
+    come_by(Failpoint::Planned, &[shard]);
+    Ok(())
 }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use openraft::impls::leader_id_std::LeaderId;
 use openraft::{BasicNode, Config, SnapshotPolicy};
 use openraft_rt_tokio::TokioRuntime;
+use storage::Failpoint;
 use types::{MailError, MailResult};
 
 pub use codec::{Marker, vote_record, vote_to_wire};
@@ -115,6 +116,17 @@ pub fn config(log_entries_kept: u64) -> Arc<Config> {
         ..Config::default()
     };
     Arc::new(config.validate().expect("constant settings are valid: a unit test calls this"))
+}
+
+/// The steps of a move that are done once such a membership is in the log, and once it is applied.
+fn membership_steps(membership: &Membership) -> (Failpoint, Failpoint) {
+    if membership.get_joint_config().len() > 1 {
+        (Failpoint::JointAppended, Failpoint::JointApplied)
+    } else if membership.learner_ids().next().is_some() {
+        (Failpoint::LearnerAppended, Failpoint::LearnerApplied)
+    } else {
+        (Failpoint::FinalAppended, Failpoint::FinalApplied)
+    }
 }
 
 /// A broken group of our own is no fault of the caller's request.

@@ -17,7 +17,7 @@ use proto::wire::raft_call::Request as WireRequest;
 use proto::wire::raft_client::RaftClient;
 use proto::wire::snapshot_part::Part;
 use proto::wire::{self, AppendCall, SnapshotHeader, SnapshotPart, TransferCall, VoteCall};
-use storage::GroupId;
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -252,10 +252,11 @@ fn send_blocks(
     peers: &Peers,
     to: (GroupId, u64),
 ) {
+    reach(Failpoint::SnapshotOpened, to.0);
     if parts.blocking_send(SnapshotPart { part: Some(Part::Header(header)) }).is_err() {
         return;
     }
-    for block in export.blocks {
+    for (number, block) in export.blocks.enumerate() {
         match block {
             Ok(block) => {
                 while let Err(wait) = peers.pass(to.0, to.1, block.len()) {
@@ -271,6 +272,9 @@ fn send_blocks(
                     return;
                 }
                 sent.count(octets);
+                if number == 0 {
+                    reach(Failpoint::SnapshotSent, to.0);
+                }
             }
             Err(error) => {
                 tracing::error!(%error, "snapshot cannot be read");

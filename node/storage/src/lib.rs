@@ -6,6 +6,7 @@
 
 mod assemble;
 mod error;
+mod failpoint;
 mod faults;
 mod files;
 mod group;
@@ -33,6 +34,7 @@ mod since;
 mod snapshot;
 mod state;
 mod store;
+mod stray;
 mod table;
 mod tail;
 mod under_way;
@@ -41,6 +43,7 @@ mod watch;
 mod writer;
 
 pub use error::StorageError;
+pub use failpoint::{Failpoint, reach};
 pub use faults::{Faults, HalfName, Operation};
 pub use group::Group;
 pub use half_status::{HalfState, HalfStatus};

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::assemble;
 use crate::error::StorageError;
+use crate::failpoint;
 use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
@@ -26,6 +27,7 @@ use crate::resilver;
 use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
+use crate::stray;
 use crate::watch;
 use crate::writer::Writer;
 
@@ -97,6 +99,7 @@ impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
         planted::check()?;
+        failpoint::check()?;
         let store = Arc::new(assemble::open(&options)?);
         snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {
@@ -244,6 +247,13 @@ impl Volume {
         let mut changes = Changes::default();
         changes.put(Family::Meta, meta_key(META_VOLUME_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
         self.inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// The records that belong to no group, unfinished installs, and bodies that nothing refers to, by their keys; for
+    /// tests that nothing is left behind. Nobody may write meanwhile.
+    #[doc(hidden)]
+    pub fn strays(&self) -> Result<Vec<String>, StorageError> {
+        stray::find(&self.inner.shared.store)
     }
 
     pub fn statistics(&self) -> VolumeStatistics {

@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::block::{self, ITEM_BLOB, ITEM_HEADER_BYTES, ITEM_STATE, Totals};
 use crate::error::StorageError;
+use crate::failpoint::{Failpoint, reach};
 use crate::group::{Group, Inner, Installing, SpaceRecord, clear_space, put_marker};
 use crate::keys::{Key, Kind, META_INSTALL, META_SPACE, log_key, meta_key, space_range, u32_at, u64_at};
 use crate::log::BodyCheck;
@@ -72,6 +73,7 @@ impl Group {
         std::fs::create_dir_all(&spool).map_err(|error| installer.spool_error(&error))?;
         let file = File::options().read(true).write(true).create_new(true).open(&installer.path);
         installer.spool = Some(BufWriter::new(file.map_err(|error| installer.spool_error(&error))?));
+        reach(Failpoint::SnapshotAnnounced, inner.id);
         Ok(installer)
     }
 }
@@ -102,6 +104,9 @@ impl Installer {
             // Part of the block may be in the file: no block can follow.
             self.spool = None;
             return Err(self.spool_error(&error));
+        }
+        if self.number == 0 {
+            reach(Failpoint::SnapshotSpooled, self.group.id);
         }
         self.number += 1;
         self.bytes += block.payload.len() as u64;
@@ -297,7 +302,12 @@ impl<'a> Filling<'a> {
         let batch = std::mem::take(&mut self.batch);
         let _apply = self.inner.apply.lock();
         self.inner.check()?;
-        if batch.is_empty() { Ok(()) } else { self.inner.shared.store.write_changes(&batch) }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.inner.shared.store.write_changes(&batch)?;
+        reach(Failpoint::SnapshotWritten, self.inner.id);
+        Ok(())
     }
 
     /// Blobs that the old state or the log owns and the new state does not go to the next purge.
@@ -362,7 +372,9 @@ impl<'a> Filling<'a> {
         if let Some(from) = contradicts_from {
             inner.truncated(from.checked_sub(1));
         }
+        reach(Failpoint::SnapshotFlipping, inner.id);
         inner.shared.writer.write_and_wait(changes)?;
+        reach(Failpoint::SnapshotInstalled, inner.id);
         *space = *install;
         *hints = Hints { applied: install.installed, ..Hints::default() };
         *inner.totals.lock() = Default::default();
