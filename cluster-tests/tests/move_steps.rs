@@ -369,7 +369,7 @@ impl Steps {
         self.scenario.progress()?;
         self.scenario.finish()?;
         for (name, times) in std::mem::take(&mut self.took) {
-            println!("ended or undone where {name}: {} trials, {}", times.len(), Quantiles::of(times)?);
+            println!("ended or undone where {name}: {} trials, {}", times.len(), Quantiles::of(times));
         }
         let reached = self.points.reached()?;
         let is_of_shard = |shard: u32| GroupId(shard) != GroupId::DIRECTORY;

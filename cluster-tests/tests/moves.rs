@@ -107,7 +107,7 @@ fn count(status: &Value, phase: &str) -> usize {
 /// Waits for a moment; it may be over by now, when all has moved.
 fn wait_for(scenario: &Scenario, moment: &Moment) -> Result<()> {
     eventually(moment.what, PATIENCE, || {
-        let status = json(scenario, &["rebalance", "status"])?;
+        let status = scenario.cluster.json(&["rebalance", "status"])?;
         let is_over = status["moves"].as_array().is_some_and(Vec::is_empty);
         ensure!(is_over || (moment.has_come)(&status), "{status}");
         Ok(())

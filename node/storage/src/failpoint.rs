@@ -7,6 +7,7 @@
 //! it stops with all its threads (SIGSTOP) before it does anything else, and the file is then called `held-PID`. The
 //! process goes on once that is gone and it gets SIGCONT.
 
+#[cfg(not(feature = "failpoints"))]
 use crate::keys::GroupId;
 
 macro_rules! failpoints {
