@@ -195,7 +195,9 @@ fn a_resilver_that_fails_removes_what_it_made_and_nothing_else() {
     let root = tempfile::tempdir().unwrap();
     written(mirror_options(root.path()));
     let volume = without_b(root.path(), &Script::new());
+    // Neither has all, and nor has the old database what the other lacks.
     flip_some(&files_of(&root.path().join("a"), "sst"), 200, &mut Random(7));
+    flip_some(&files_of(&root.path().join("b"), "sst"), 200, &mut Random(8));
     // What resilvers left that ended with their process.
     for left in ["db-3", "db-4"] {
         std::fs::create_dir(root.path().join("b").join(left)).unwrap();
