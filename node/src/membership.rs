@@ -215,6 +215,8 @@ async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
             let address = node.groups().peers.address(replica.0).ok_or(MailError::Unavailable)?;
             let learner = BasicNode::new(address);
             reach(Failpoint::LearnerProposed, shard.group.id);
+            // Before anything goes to it: what is not known as a copy yields to nothing.
+            node.groups().peers.begin_copying(shard.group.id, replica.0);
             let added = shard.group.raft.add_learner(replica.0, learner, false).await;
             return added
                 .map(|_| reach(Failpoint::LearnerAdded, shard.group.id))

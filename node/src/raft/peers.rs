@@ -103,6 +103,11 @@ impl Peers {
         (copies.to, copies.held) = (to, held);
     }
 
+    /// A replica is about to become a learner: what goes to it is a copy from the first octet on.
+    pub fn begin_copying(&self, group: GroupId, to: u64) {
+        self.copies.write().to.insert((group, to));
+    }
+
     /// The snapshots of a group that are under way: to which node, and how many octets have gone.
     pub fn copies_of(&self, group: GroupId) -> Vec<(u64, u64)> {
         let copies = self.copies.read();
