@@ -15,12 +15,12 @@ fn json(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&cluster.admin(&arguments)?)?)
 }
 
-/// One shard, which takes 20 seconds to copy, and a session of its one account.
+/// One shard, which takes a minute to copy, and a session of its one account.
 fn start(options: ClusterOptions) -> Result<(Cluster, ImapClient)> {
     let cluster = Cluster::start(ClusterOptions { shards: 1, move_octets_per_s: Some(100_000), ..options })?;
     cluster.add_accounts(&["user0"])?;
     let mut imap = cluster.imap_client(USER)?;
-    for seed in 1..=4 {
+    for seed in 1..=12 {
         imap.append("INBOX", &noise(seed, 500_000))?;
     }
     imap.select("INBOX")?;
