@@ -10,7 +10,7 @@ use super::OutputArgs;
 pub enum QuotaVerb {
     /// Change what an account may hold; a limit that is not given stays as it is
     ///
-    /// Mail that is there stays. What would come above a limit is refused: 452 4.2.2 over SMTP, NO [OVERQUOTA] over IMAP.
+    /// Mail that is there stays. What would come above a limit is refused: 452 4.2.2 over SMTP, NO with OVERQUOTA over IMAP.
     #[command(group = ArgGroup::new("limit").required(true).multiple(true))]
     Set {
         account: String,
