@@ -228,7 +228,7 @@ fn plot(rows: &[Row], path: &Path) -> Result<()> {
     panel(
         &right,
         "most octets on a node, against its share (R = 3)",
-        4.0,
+        8.0,
         &[
             ("1,024 shards, before the join", BLUE, of(1024, |row| row.octets_before)),
             ("1,024 shards, after", RED, of(1024, |row| row.octets_after)),

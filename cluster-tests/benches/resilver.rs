@@ -218,7 +218,8 @@ fn foreground<T>(
             for worker in workers {
                 all.extend(worker.join().map_err(|_| anyhow!("a session panicked"))??);
             }
-            Quantiles::of(all)
+            ensure!(!all.is_empty(), "nothing was measured");
+            Ok(Quantiles::of(all))
         };
         let (deliveries, fetches) = (joined(delivering), joined(fetching));
         Ok((Figures { deliveries: deliveries?, fetches: fetches? }, done?))

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::clock::Clock;
 use crate::disk::{DISK_RESERVE_OCTETS, Disk};
+use crate::failpoints::Failpoints;
 use crate::imap::ImapClient;
 use crate::network;
 use crate::pop3::Pop3Client;
@@ -49,8 +50,16 @@ pub struct ClusterOptions {
     pub own_groups: bool,
     /// Of each group, for replicas that were away; none: as many as mailring keeps by itself.
     pub log_entries_kept: Option<u64>,
+    /// How long a node may be away before its replicas are made anew; none: as long as mailring has it by itself.
+    pub dead_node_s: Option<u64>,
+    /// To new replicas at most; none: as much as mailring allows by itself.
+    pub move_octets_per_s: Option<u64>,
+    /// Of the nodes, in their order; those beyond are in the zone that mailring has by itself.
+    pub zones: &'static [&'static str],
     /// Runs the binary that has bugs on purpose, with this one of them: see [`crate::planted_binary`].
     pub planted: Option<&'static str>,
+    /// Runs the binary that can be stopped at the steps of a move: see [`Failpoints`].
+    pub failpoints: bool,
 }
 
 impl ClusterOptions {
@@ -66,7 +75,11 @@ impl ClusterOptions {
         mirror: false,
         volumes: 1,
         log_entries_kept: None,
+        dead_node_s: None,
+        move_octets_per_s: None,
+        zones: &[],
         planted: None,
+        failpoints: false,
     };
 }
 
@@ -214,9 +227,14 @@ impl Cluster {
 
     /// An admin command's standard output; its failure is an error with what it said.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.admin_command(arguments)?)
+    }
+
+    /// The same, not run yet.
+    pub fn admin_command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = mailring(self.options.planted)?;
         command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
-        run(&mut command)
+        Ok(command)
     }
 
     pub fn start_all(&mut self) -> Result<()> {
@@ -320,6 +338,18 @@ impl Cluster {
     /// Starts one more node, and waits until the directory knows it; it holds nothing yet. Its place among the nodes. No
     /// proxy is before it.
     pub fn add_node(&mut self) -> Result<usize> {
+        let node = self.prepare_node()?;
+        self.nodes[node].start()?;
+        let name = self.nodes[node].name.clone();
+        eventually("the directory knows the node", START_MAX, || {
+            ensure!(self.node(&name)?["up"] == true, "it is down");
+            Ok(())
+        })?;
+        Ok(node)
+    }
+
+    /// The same, without starting it.
+    pub fn prepare_node(&mut self) -> Result<usize> {
         let name = format!("node{}", self.nodes.len() + 1);
         let ca = self.path().join("ca");
         let ca = ca.to_string_lossy();
@@ -328,15 +358,9 @@ impl Cluster {
             .stdin(Stdio::null()))?;
         let [grpc, http] = free_ports(2)?[..] else { bail!("ports") };
         let tables = self.node_tables(&name, grpc, grpc, &self.seeds);
-        let mut process = self.process(&name, "node", http, &tables)?;
-        process.start()?;
+        let process = self.process(&name, "node", http, &tables)?;
         self.nodes.push(process);
         self.grpc.push(grpc);
-        eventually("the directory knows the node", START_MAX, || {
-            let nodes: Vec<serde_json::Value> = serde_json::from_str(&self.admin(&["node", "list", "--json"])?)?;
-            ensure!(nodes.iter().any(|node| node["name"] == name && node["up"] == true), "{nodes:?}");
-            Ok(())
-        })?;
         Ok(self.nodes.len() - 1)
     }
 
@@ -373,18 +397,25 @@ impl Cluster {
 
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
-        let ClusterOptions { shards, replicas, log_entries_kept, own_disks, .. } = self.options;
+        let (options, ClusterOptions { shards, replicas, .. }) = (self.options, self.options);
         // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
-        let reserve = if own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
+        let reserve = if options.own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
         let quoted = |disks: Vec<(char, PathBuf)>| {
             let quoted: Vec<String> = disks.iter().map(|(_, path)| format!("\"{}\"", path.display())).collect();
             format!("{{ disks = [{}] }}", quoted.join(", "))
         };
         let volumes: Vec<String> = self.disk_paths(name).into_iter().map(quoted).collect();
-        let kept = log_entries_kept.map(|kept| format!("log_entries_kept = {kept}\n")).unwrap_or_default();
+        let number = |name: &str, value: Option<u64>| value.map(|value| format!("{name} = {value}\n"));
+        let further = [
+            number("log_entries_kept", options.log_entries_kept),
+            number("dead_node_s", options.dead_node_s),
+            number("move_octets_per_s", options.move_octets_per_s),
+            options.zones.get(self.nodes.len()).map(|zone| format!("zone = \"{zone}\"\n")),
+        ];
+        let further: String = further.into_iter().flatten().collect();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{volumes}]\n\
-             disk_reserve_octets = {reserve}\n{kept}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             disk_reserve_octets = {reserve}\n{further}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             volumes = volumes.join(", "),
             tls = tls_files(&self.path().join("ca"), name),
@@ -428,6 +459,8 @@ impl Cluster {
             clock,
             group: self.options.own_groups.then(|| network::group(self.nodes.len() + self.routers.len() + 1)),
             planted: self.options.planted,
+            program: None,
+            failpoints: self.options.failpoints.then(|| Failpoints::new(self.path())).transpose()?,
         })
     }
 }

@@ -126,6 +126,11 @@ impl Network {
         Ok(())
     }
 
+    /// Nothing arrives any more at this port of a client; what it says goes out.
+    pub fn deafen(&mut self, port: u16) -> Result<()> {
+        nft(&format!("add rule {TABLE} arriving tcp dport {port} counter drop"))
+    }
+
     /// How many packets have met a fault since the last healing.
     pub fn met(&self) -> Result<u64> {
         let listing = run("nft", &["list", "ruleset"], "")?;

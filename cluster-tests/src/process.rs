@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::clock::Clock;
+use crate::failpoints::Failpoints;
 use crate::line::LineClient;
 use crate::proxy::Proxy;
 
@@ -32,6 +33,10 @@ pub struct Process {
     /// That it runs as, if not as the test's.
     pub(crate) group: Option<u32>,
     pub(crate) planted: Option<&'static str>,
+    /// What it runs from its next start on, if not [`binary`].
+    pub program: Option<PathBuf>,
+    /// Of a cluster whose processes can be stopped at the steps of a move.
+    pub(crate) failpoints: Option<Failpoints>,
 }
 
 /// Waits for a condition; the error says what never came true.
@@ -49,7 +54,11 @@ pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> R
 impl Process {
     pub fn start(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = mailring(self.planted)?;
+        let mut command = match (&self.program, &self.failpoints) {
+            (Some(program), _) => Command::new(program),
+            (None, Some(failpoints)) => failpoints.mailring()?,
+            (None, None) => mailring(self.planted)?,
+        };
         if let Some(group) = self.group {
             command.gid(group);
         }

@@ -1,35 +1,45 @@
-//! What `mailring shard list` says of how much a shard holds, against a recount over IMAP.
+//! What `mailring shard list` says of how much a shard holds, and `mailring quota show` of an account, against a recount
+//! over IMAP.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use types::Usage;
 
 use crate::cluster::Cluster;
 use crate::imap::ImapClient;
 use crate::reading::status;
 
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Totals {
-    messages: u64,
-    octets: u64,
-}
-
 impl Cluster {
-    /// That the messages and octets of every shard are those of all mailboxes of all accounts in it. Nobody may write
-    /// meanwhile, and every account has the tests' password.
+    /// What an account is said to hold; an error if it is not what its mailboxes hold. Nobody may write meanwhile.
+    pub fn usage(&self, account: &str) -> Result<Usage> {
+        let said: Value = serde_json::from_str(&self.admin(&["quota", "show", account, "--json"])?)?;
+        let said = Usage {
+            octets: said["octets_used"].as_u64().context("octets_used")?,
+            messages: said["messages_used"].as_u64().context("messages_used")?,
+        };
+        let is = recount(&mut self.imap_client(account)?).with_context(|| account.to_owned())?;
+        ensure!(said == is, "counters: {account} is said to hold {said:?}, it is {is:?}");
+        Ok(is)
+    }
+
+    /// That the messages and octets of every shard, and of every account, are those of all its mailboxes. Nobody may
+    /// write meanwhile, and every account has the tests' password.
     pub(crate) fn check_totals(&self) -> Result<()> {
         let list =
             |noun: &str| -> Result<Vec<Value>> { Ok(serde_json::from_str(&self.admin(&[noun, "list", "--json"])?)?) };
-        let mut counted: BTreeMap<u64, Totals> = BTreeMap::new();
+        let mut counted: BTreeMap<u64, Usage> = BTreeMap::new();
         for account in list("account")? {
             let name = account["account"].as_str().context("account")?;
             let totals = counted.entry(account["shard"].as_u64().context("shard")?).or_default();
-            recount(&mut self.imap_client(name)?, totals).with_context(|| name.to_owned())?;
+            let held = self.usage(name)?;
+            totals.octets += held.octets;
+            totals.messages += held.messages;
         }
         for shard in list("shard")? {
             let number = shard["shard"].as_u64().context("shard")?;
-            let said = Totals {
+            let said = Usage {
                 messages: shard["messages"].as_u64().context("messages")?,
                 octets: shard["octets"].as_u64().context("octets")?,
             };
@@ -40,8 +50,9 @@ impl Cluster {
     }
 }
 
-/// Adds what all mailboxes of an account hold.
-fn recount(client: &mut ImapClient, totals: &mut Totals) -> Result<()> {
+/// What all mailboxes of an account hold.
+fn recount(client: &mut ImapClient) -> Result<Usage> {
+    let mut held = Usage::default();
     for listed in client.ok("LIST \"\" \"*\"")? {
         let listed = String::from_utf8_lossy(&listed).into_owned();
         // `* LIST (\HasNoChildren) "/" Archive/2026`
@@ -53,12 +64,12 @@ fn recount(client: &mut ImapClient, totals: &mut Totals) -> Result<()> {
             for response in client.ok("FETCH 1:* RFC822.SIZE")? {
                 let response = String::from_utf8_lossy(&response).into_owned();
                 let Some(size) = response.split("RFC822.SIZE ").nth(1) else { continue };
-                totals.octets += size.trim_end_matches(')').parse::<u64>().with_context(|| response.clone())?;
+                held.octets += size.trim_end_matches(')').parse::<u64>().with_context(|| response.clone())?;
                 messages += 1;
             }
         }
         ensure!(messages == said, "{mailbox}: STATUS says {said} messages, {messages} are there");
-        totals.messages += messages;
+        held.messages += messages;
     }
-    Ok(())
+    Ok(held)
 }

@@ -11,6 +11,7 @@ use cluster_tests::{ClusterOptions, Random, Scenario, flip_log, live_log, settin
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const RESILVERED: &str = "mailring_node_volume_resilvers";
+const NOT_IN_USE: &str = "mirror half is not in use";
 
 /// The node ends, by its own will every other time round the two halves; `damage` is done; it starts again with all that
 /// was acknowledged.
@@ -58,6 +59,36 @@ fn the_live_log_of_one_half_deleted_while_the_node_is_down_loses_nothing() -> Re
     for round in 0..rounds {
         scenario.progress()?;
         survives(&mut scenario, round, |disk| Ok(fs::remove_file(live_log(disk)?)?))?;
+    }
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
+
+/// Writes go on to a file that no longer has a name: whoever reads the directory later finds less than was acknowledged.
+/// Every other time round the two halves the node is killed before it can have noticed.
+#[test]
+fn the_live_log_of_one_half_deleted_while_the_node_runs_is_missed_by_nobody() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 95), setting("MAILRING_ROUNDS", 4));
+    let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
+    for round in 0..rounds {
+        scenario.progress()?;
+        scenario.load.forget_errors();
+        let half = (round % 2) as usize;
+        let not_in_use = scenario.cluster.nodes[0].logged(NOT_IN_USE)?;
+        fs::remove_file(live_log(&scenario.cluster.disk_directories(0)[half])?)?;
+        scenario.progress()?;
+        if round / 2 % 2 == 0 {
+            scenario.cluster.wait_half("node1", half, "stale")?;
+            scenario.progress()?;
+        }
+        let errors = scenario.load.errors();
+        ensure!(errors == 0, "{errors} errors seen by clients while the node ran");
+        scenario.cluster.nodes[0].kill()?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        let told = scenario.cluster.nodes[0].logged(NOT_IN_USE)? - not_in_use;
+        ensure!(told == 1, "at the start {told} halves are told to be of no use");
+        is_made_anew(&scenario)?;
     }
     scenario.cluster.check_scrub()?;
     scenario.finish()

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster_tests::{ClusterOptions, Scenario, Times, eventually, setting};
+use cluster_tests::{ClusterOptions, Quantiles, Scenario, eventually, setting};
 
 /// Bounds only how long a test waits before it gives up; what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn the_leader_of_the_directory_is_replaced_and_known_accounts_do_not_notice() -> Result<()> {
     let (seed, rounds) = (setting("MAILRING_SEED", 71), setting("MAILRING_ROUNDS", 3));
     let mut scenario = Scenario::start(ClusterOptions { routers: 2, ..ClusterOptions::default() }, seed, rounds)?;
-    let [mut known, mut changed, mut served] = [Times::default(), Times::default(), Times::default()];
+    let [mut known, mut changed, mut served] = [Vec::new(), Vec::new(), Vec::new()];
     for round in 0..rounds {
         scenario.progress()?;
         let cluster = &mut scenario.cluster;
@@ -42,8 +42,8 @@ fn the_leader_of_the_directory_is_replaced_and_known_accounts_do_not_notice() ->
         scenario.cluster.nodes[victim].start()?;
         scenario.cluster.nodes[victim].wait_ready()?;
     }
-    println!("the directory has another leader after: {known}");
-    println!("it takes a change after: {changed}");
-    println!("every account is served after: {served}");
+    println!("the directory has another leader after: {}", Quantiles::of(known));
+    println!("it takes a change after: {}", Quantiles::of(changed));
+    println!("every account is served after: {}", Quantiles::of(served));
     scenario.finish()
 }

@@ -1,13 +1,19 @@
-//! A disk of a mirror answers with errors, with one replica of everything, under load: it is dropped, that is recorded,
-//! no client notices, and what takes its place is whole. Needs strace.
+//! A disk answers with errors, under load. One of a mirror, with one replica of everything: it is dropped, that is recorded,
+//! no client notices, and what takes its place is whole. One without a mirror, with three replicas: others serve what it
+//! cannot, and its replicas are made anew. Needs strace.
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Injection, LOGS, Scenario, TABLES, check_large, files_of, fill, letter, setting};
+use cluster_tests::{
+    ClusterOptions, Injection, LOGS, Scenario, TABLES, check_large, eventually, files_of, fill, letter, setting,
+};
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const DROPPED: &str = "mailring_node_volume_halves_dropped";
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn no_errors(scenario: &Scenario) -> Result<()> {
     ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
@@ -86,5 +92,39 @@ fn a_half_whose_sync_fails_once_is_dropped_and_nobody_notices() -> Result<()> {
     scenario.progress()?;
     no_errors(&scenario)?;
     scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
+
+#[test]
+fn what_a_disk_without_a_mirror_cannot_read_is_served_by_others_and_made_anew() -> Result<()> {
+    let (seed, rounds) = (setting("MAILRING_SEED", 93), setting("MAILRING_ROUNDS", 2));
+    let mut scenario = Scenario::start(ClusterOptions::DEFAULT, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    for _ in 0..rounds {
+        scenario.progress()?;
+        let victim = eventually("somebody leads", PATIENCE, || {
+            let leaders = scenario.cluster.accounts_by_leader()?;
+            leaders.iter().position(|led| led.iter().any(|user| user == "user0@example.test")).context("no leader")
+        })?;
+        let node = &scenario.cluster.nodes[victim];
+        let told = node.logged("record is damaged")?;
+        // Where bodies are: the directory has none.
+        let files = files_of(&scenario.cluster.disk(victim), &["blob"])?;
+        let errors = Injection::begin(node.pid().context("not running")?, "pread64", "error=EIO", &files)?;
+        let Some(errors) = errors else { return Ok(()) };
+        check_large(&scenario.cluster, seed)?;
+        ensure!(node.logged("record is damaged")? > told, "nothing was read there");
+        ensure!(node.logged("Input/output error")? > 0, "the log does not say why");
+        eventually("the replica is made anew", PATIENCE, || {
+            ensure!(node.logged("replica begun")? > 0, "it is not begun");
+            scenario.cluster.admin(&["status"]).map(drop)
+        })?;
+        scenario.progress()?;
+        drop(errors);
+        no_errors(&scenario)?;
+        check_large(&scenario.cluster, seed)?;
+    }
+    scenario.progress()?;
+    no_errors(&scenario)?;
     scenario.finish()
 }

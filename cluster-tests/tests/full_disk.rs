@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, setting};
+use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Below the reserve, above the floor of a quarter of it.
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
 const SHARDS: usize = 8;
-/// More than there was room for in what a write-ahead log had been given already.
 /// What the file system itself needs to be filled.
 const NOTHING_OCTETS: u64 = 2 * 1024 * 1024;
+/// More than there was room for in what a write-ahead log had been given already.
 const REFUSALS: usize = 300;
 const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
 
@@ -21,18 +21,23 @@ fn deliver(cluster: &Cluster, subject: &str) -> Result<(u16, String)> {
     cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], message.as_bytes())
 }
 
-#[test]
-fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> {
-    if !disks_possible() {
-        return Ok(());
-    }
+fn one_disk_with_two_messages() -> Result<Cluster> {
     let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
-    let mut cluster = Cluster::start(options)?;
+    let cluster = Cluster::start(options)?;
     cluster.add_accounts(&["ann"])?;
     for subject in ["one", "two"] {
         let (code, text) = deliver(&cluster, subject)?;
         ensure!(code == 250, "{code} {text}");
     }
+    Ok(cluster)
+}
+
+#[test]
+fn a_full_disk_refuses_mail_serves_reads_and_recovers_by_itself() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let mut cluster = one_disk_with_two_messages()?;
     cluster.disks[0].fill(FULL_OCTETS)?;
     eventually("new mail is refused", PATIENCE, || {
         let (code, text) = deliver(&cluster, "late")?;
@@ -65,13 +70,7 @@ fn a_disk_with_no_room_at_all_takes_nothing_but_expunges() -> Result<()> {
     if !disks_possible() {
         return Ok(());
     }
-    let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
-    let mut cluster = Cluster::start(options)?;
-    cluster.add_accounts(&["ann"])?;
-    for subject in ["one", "two"] {
-        let (code, text) = deliver(&cluster, subject)?;
-        ensure!(code == 250, "{code} {text}");
-    }
+    let mut cluster = one_disk_with_two_messages()?;
     let ballast = cluster.disks[0].path().join("BALLAST");
     eventually("there is ballast", PATIENCE, || {
         ensure!(ballast.exists());
@@ -115,9 +114,8 @@ fn a_node_without_room_hands_its_leaders_over_waits_and_catches_up() -> Result<(
     if !disks_possible() {
         return Ok(());
     }
-    let (seed, rounds) = (setting("MAILRING_SEED", 41), setting("MAILRING_ROUNDS", 1));
     let options = ClusterOptions { own_disks: true, shards: SHARDS as u32, ..ClusterOptions::default() };
-    let mut scenario = Scenario::start(options, seed, rounds)?;
+    let (mut scenario, _, rounds) = Scenario::seeded(options, 41, 1)?;
     for round in 0..rounds {
         scenario.progress()?;
         let node = scenario.cluster.first_leader()?;

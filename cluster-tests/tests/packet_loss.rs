@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster_tests::{ClusterOptions, Elections, Fault, Scenario, eventually, in_own_network, setting};
+use cluster_tests::{ClusterOptions, Elections, Fault, Scenario, eventually, in_own_network};
 
 /// Bounds only how long a test waits before it gives up; what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -19,15 +19,17 @@ const LOSS: Fault = Fault::Loss(20);
 /// Packets that say something on every connection: each group's heartbeats, and the load's calls.
 const PACKETS_TO_RESET: u64 = 100;
 
-fn start(seed: u64, rounds: u64) -> Result<Scenario> {
-    Scenario::start(ClusterOptions { routers: 2, own_groups: true, ..ClusterOptions::default() }, seed, rounds)
+/// And its rounds.
+fn start(seed: u64, rounds: u64) -> Result<(Scenario, u64)> {
+    let options = ClusterOptions { routers: 2, own_groups: true, ..ClusterOptions::default() };
+    let (scenario, _, rounds) = Scenario::seeded(options, seed, rounds)?;
+    Ok((scenario, rounds))
 }
 
 #[test]
 fn a_fifth_of_all_packets_lost_makes_mail_slow_and_loses_none() -> Result<()> {
     in_own_network("a_fifth_of_all_packets_lost_makes_mail_slow_and_loses_none", |mut network| {
-        let (seed, rounds) = (setting("MAILRING_SEED", 81), setting("MAILRING_ROUNDS", 1));
-        let mut scenario = start(seed, rounds)?;
+        let (mut scenario, rounds) = start(81, 1)?;
         for _ in 0..rounds {
             scenario.progress()?;
             let elections = Elections::watch(&scenario.cluster)?;
@@ -46,8 +48,7 @@ fn a_fifth_of_all_packets_lost_makes_mail_slow_and_loses_none() -> Result<()> {
 #[test]
 fn packets_lost_around_one_node_do_not_touch_what_others_lead() -> Result<()> {
     in_own_network("packets_lost_around_one_node_do_not_touch_what_others_lead", |mut network| {
-        let (seed, rounds) = (setting("MAILRING_SEED", 82), setting("MAILRING_ROUNDS", 1));
-        let mut scenario = start(seed, rounds)?;
+        let (mut scenario, rounds) = start(82, 1)?;
         for round in 0..rounds {
             let cluster = &scenario.cluster;
             let mut accounts =
@@ -78,8 +79,7 @@ fn packets_lost_around_one_node_do_not_touch_what_others_lead() -> Result<()> {
 #[test]
 fn connections_that_are_reset_are_made_again() -> Result<()> {
     in_own_network("connections_that_are_reset_are_made_again", |mut network| {
-        let (seed, rounds) = (setting("MAILRING_SEED", 83), setting("MAILRING_ROUNDS", 2));
-        let mut scenario = start(seed, rounds)?;
+        let (mut scenario, rounds) = start(83, 2)?;
         for _ in 0..rounds {
             scenario.progress()?;
             let elections = Elections::watch(&scenario.cluster)?;

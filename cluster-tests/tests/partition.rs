@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, dot_stuffed, is_long, setting,
+    Cluster, ClusterOptions, Idlers, ImapClient, Link, PASSWORD, Random, Scenario, SmtpClient, dot_stuffed, eventually,
+    is_long, setting,
 };
 use serde_json::Value;
 
 /// Accounts beside the load's: of 8 shards the node that leads most is all but certain to lead one of theirs.
 const BESIDE: usize = 16;
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a leader is in the minority, in the long form.
 const MINORITY: Duration = Duration::from_secs(30);
 /// How long a leader is paused, in turn.
@@ -236,4 +239,33 @@ fn pause_the_leader(scenario: &Scenario, last: Duration) -> Result<usize> {
     scenario.cluster.nodes[leader].signal("CONT")?;
     println!("it goes on after {:?}", paused.elapsed());
     Ok(leader)
+}
+
+/// The router hears both sides of the cut, and its stream from the old leader does not break.
+#[test]
+fn a_session_in_idle_hears_of_mail_that_another_leader_took_while_the_old_one_is_cut_off() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { proxied: true, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["user0", "user1", "user2", "user3"])?;
+    let by_leader = eventually("leaders are where they should be", PATIENCE, || cluster.accounts_by_leader())?;
+    let led = (0..3).find(|node| !by_leader[*node].is_empty()).context("nobody leads an account's shard")?;
+    let accounts = &by_leader[led][..1];
+    let idlers = Idlers::start(cluster.imap(0), accounts, 2)?;
+    for other in (0..3).filter(|other| *other != led) {
+        cluster.proxy.between(&cluster.nodes[led].name, &cluster.nodes[other].name, Link::Cut);
+    }
+    for number in 1..=3 {
+        eventually("the majority takes mail", PATIENCE, || {
+            let (code, text) = cluster.smtp_client()?.deliver(
+                "probe@example.test",
+                &[&accounts[0]],
+                format!("Subject: cut {number}\r\n\r\nhello\r\n").as_bytes(),
+            )?;
+            ensure!(code == 250, "{code} {text}");
+            Ok(())
+        })?;
+        eventually("the sessions are told", PATIENCE, || idlers.check(&[number]))?;
+    }
+    cluster.proxy.heal();
+    idlers.stop();
+    Ok(())
 }

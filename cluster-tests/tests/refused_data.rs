@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Process, eventually, live_log};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const VICTIM: usize = 2;
+/// Some of them are in the victim's shards.
+const ACCOUNTS: usize = 8;
 
 fn start() -> Result<Cluster> {
     let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::default() })?;
@@ -100,6 +102,13 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks"])?;
     deliver(&cluster)?;
 
+    // Together with the others, while nobody is there to ask yet.
+    cluster.kill_all()?;
+    cluster.start_all()?;
+    let (code, said) = cluster.nodes[VICTIM].ended()?;
+    ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
+    deliver(&cluster)?;
+
     fs::remove_dir_all(&disk)?;
     fs::rename(&newest, &disk)?;
     cluster.nodes[VICTIM].start()?;
@@ -107,6 +116,71 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     deliver(&cluster)?;
     cluster.wait_caught_up()?;
     cluster.compare_replicas().map(drop)
+}
+
+/// How many messages an account has, if it is served.
+fn messages(cluster: &Cluster, user: &str) -> Result<usize> {
+    let mut imap = cluster.imap_client(user)?;
+    imap.select("INBOX")?;
+    Ok(imap.uids()?.len())
+}
+
+/// With one replica of each shard nobody but the node itself could tell what is missing on the old copy.
+#[test]
+fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
+    let options = ClusterOptions { shards: 4, replicas: 1, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
+    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let users: Vec<String> = locals.iter().map(|local| format!("{local}@example.test")).collect();
+    let to_all = |cluster: &Cluster| {
+        users.iter().try_for_each(|user| {
+            eventually("mail flows", PATIENCE, || {
+                let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &[user], b"Subject: x\r\n\r\nx\r\n")?;
+                ensure!(code == 250, "{code} {text}");
+                Ok(())
+            })
+        })
+    };
+    to_all(&cluster)?;
+    let disk = cluster.disk(VICTIM);
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    to_all(&cluster)?;
+    let before: Vec<usize> = users.iter().map(|user| messages(&cluster, user)).collect::<Result<_>>()?;
+    cluster.nodes.iter_mut().try_for_each(Process::kill)?;
+    fs::rename(&disk, &newest)?;
+    copy(&old, &disk)?;
+    cluster.start_all()?;
+    let (mut looked, end) = (0, Instant::now() + PATIENCE);
+    while cluster.nodes[VICTIM].is_running() {
+        ensure!(Instant::now() < end, "an old copy is not refused");
+        for (user, before) in users.iter().zip(&before) {
+            if let Ok(found) = messages(&cluster, user) {
+                ensure!(found >= *before, "{user} had {before} messages and is told of {found}");
+            }
+            looked += 1;
+        }
+    }
+    let (code, said) = cluster.nodes[VICTIM].ended()?;
+    ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
+    println!("looked {looked} times meanwhile");
+
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    for (user, before) in users.iter().zip(&before) {
+        eventually("everything is there", PATIENCE, || {
+            let found = messages(&cluster, user)?;
+            ensure!(found >= *before, "{user} had {before} messages and has {found}");
+            Ok(())
+        })?;
+    }
+    to_all(&cluster)
 }
 
 #[test]
@@ -160,4 +234,114 @@ fn a_log_damaged_in_both_halves_is_refused_by_name_and_the_others_serve() -> Res
     cluster.wait_whole(&cluster.nodes[VICTIM].name)?;
     cluster.wait_caught_up()?;
     cluster.compare_replicas().map(drop)
+}
+
+/// That the second volume of a node is closed as an old copy, and the first one has so many replicas.
+fn is_told_as_old(cluster: &Cluster, node: &str, replicas: u64) -> Result<()> {
+    eventually("the second volume is not taken", PATIENCE, || {
+        let rows = cluster.volumes(node)?;
+        let [first, second] = &rows[..] else { bail!("{rows:?}") };
+        let why = second["reason"].as_str().context("a reason")?;
+        ensure!(second["state"] == "down" && why.contains("an old copy of this volume"), "{second}");
+        ensure!(first["replicas"] == replicas, "{first}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_old_copy_of_a_second_volume_is_not_taken_and_its_replicas_come_back_from_others() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { shards: 4, volumes: 2, ..ClusterOptions::default() })?;
+    cluster.add_accounts(&["ann"])?;
+    deliver(&cluster)?;
+    let node = cluster.nodes[VICTIM].name.clone();
+    let disk = cluster.disk_directories(VICTIM)[1].clone();
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.nodes[VICTIM].wait_ready()?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.nodes[VICTIM].kill()?;
+    fs::rename(&disk, &newest)?;
+    copy(&old, &disk)?;
+    // Twice: the first start has made nothing newer of it.
+    for _ in 0..2 {
+        cluster.nodes[VICTIM].start()?;
+        cluster.nodes[VICTIM].wait_ready()?;
+        is_told_as_old(&cluster, &node, 4)?;
+        deliver(&cluster)?;
+        cluster.wait_caught_up()?;
+        cluster.compare_replicas()?;
+        cluster.nodes[VICTIM].kill()?;
+    }
+
+    // The newest disk is taken, though what it holds has been made anew elsewhere.
+    fs::remove_dir_all(&disk)?;
+    fs::rename(&newest, &disk)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    eventually("all is well", PATIENCE, || cluster.admin(&["status"]).map(drop))?;
+    deliver(&cluster)?;
+    cluster.wait_caught_up()?;
+    cluster.compare_replicas().map(drop)
+}
+
+#[test]
+fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
+    let options = ClusterOptions { nodes: 1, replicas: 1, volumes: 2, shards: 4, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options)?;
+    let users: Vec<String> = (0..8).map(|number| format!("user{number}@example.test")).collect();
+    cluster.add_accounts(&(0..8).map(|number| &users[number][..5]).collect::<Vec<_>>())?;
+    let messages = |cluster: &Cluster, user: &str| cluster.imap_client(user)?.select("INBOX");
+    let served = |cluster: &Cluster, each: u32| -> Result<usize> {
+        let mut served = 0;
+        for user in &users {
+            let Ok(found) = messages(cluster, user) else { continue };
+            ensure!(found == each, "{found} messages of {user}");
+            served += 1;
+        }
+        Ok(served)
+    };
+    let deliver = |cluster: &Cluster| -> Result<()> {
+        let all: Vec<&str> = users.iter().map(String::as_str).collect();
+        let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &all, b"Subject: x\r\n\r\nx\r\n")?;
+        ensure!(code == 250, "{code} {text}");
+        Ok(())
+    };
+    deliver(&cluster)?;
+    let disks = cluster.disk_directories(0);
+    cluster.nodes[0].kill()?;
+    for disk in &disks {
+        copy(disk, &disk.with_extension("old"))?;
+    }
+    cluster.nodes[0].start()?;
+    cluster.wait_ready()?;
+    deliver(&cluster)?;
+    ensure!(served(&cluster, 2)? == users.len());
+    cluster.nodes[0].kill()?;
+
+    let [first, second] = &disks[..] else { bail!("{disks:?}") };
+    fs::rename(second, second.with_extension("newest"))?;
+    copy(&second.with_extension("old"), second)?;
+    cluster.nodes[0].start()?;
+    is_told_as_old(&cluster, "node1", 2)?;
+    let few = served(&cluster, 2)?;
+    ensure!(few > 0 && few < users.len(), "{few} of {} accounts are served", users.len());
+    cluster.nodes[0].kill()?;
+    fs::remove_dir_all(second)?;
+    fs::rename(second.with_extension("newest"), second)?;
+
+    // The first one, on which it would be noted, knows no better: but the second does.
+    fs::rename(first, first.with_extension("newest"))?;
+    copy(&first.with_extension("old"), first)?;
+    for _ in 0..2 {
+        refuses(&mut cluster.nodes[0], &["an old copy of this node's first volume", "put the newest disks back"])?;
+    }
+    fs::remove_dir_all(first)?;
+    fs::rename(first.with_extension("newest"), first)?;
+    cluster.nodes[0].start()?;
+    cluster.wait_ready()?;
+    ensure!(served(&cluster, 2)? == users.len());
+    Ok(())
 }

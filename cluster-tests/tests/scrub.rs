@@ -5,17 +5,38 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, setting};
+use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip};
+use proto::wire::{CompareShardReply, CompareShardRequest};
+use proto::{ClusterTls, DirectoryStore, GrpcNode};
 use serde_json::Value;
+use types::{MailError, MailResult};
 
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(120);
+const ONE_MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
+
+/// With mail that lies in tables; and what chooses where damage goes, the seed and the rounds.
+fn filled(options: ClusterOptions, seed: u64, rounds: u64) -> Result<(Scenario, Random, u64, u64)> {
+    let (scenario, seed, rounds) = Scenario::seeded(options, seed, rounds)?;
+    fill(&scenario.cluster, seed)?;
+    Ok((scenario, Random::new(seed, u64::MAX), seed, rounds))
+}
+
+/// Starts the only node again, so that what lies on the disk is what is read.
+fn with_empty_caches(scenario: &mut Scenario) -> Result<()> {
+    scenario.cluster.nodes[0].kill()?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    scenario.cluster.wait_whole("node1")?;
+    scenario.load.forget_errors();
+    Ok(())
+}
 
 #[test]
 fn a_scrub_of_healthy_mirrors_and_replicas_under_load_finds_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 81), setting("MAILRING_ROUNDS", 3));
-    let mut scenario = Scenario::start(ClusterOptions { mirror: true, ..ClusterOptions::DEFAULT }, seed, rounds)?;
+    let (mut scenario, _, rounds) =
+        Scenario::seeded(ClusterOptions { mirror: true, ..ClusterOptions::DEFAULT }, 81, 3)?;
     for _ in 0..rounds {
         scenario.progress()?;
         let summary = scenario.cluster.scrub(&[])?;
@@ -38,8 +59,7 @@ fn scrubbed(cluster: &Cluster) -> Result<Option<String>> {
 
 #[test]
 fn what_a_scrub_found_is_known_after_a_restart_and_the_next_one_comes_by_itself() -> Result<()> {
-    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
-    let mut cluster = Cluster::start(options)?;
+    let mut cluster = Cluster::start(ONE_MIRROR)?;
     cluster.add_accounts(&["user0"])?;
     ensure!(scrubbed(&cluster)?.is_none(), "it was never scrubbed");
     cluster.scrub(&["--shard", "3"])?;
@@ -66,24 +86,20 @@ fn what_a_scrub_found_is_known_after_a_restart_and_the_next_one_comes_by_itself(
 
 #[test]
 fn damage_that_nobody_reads_is_found_and_mended_by_the_scrub_that_comes_by_itself() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 84), setting("MAILRING_ROUNDS", 1));
-    let mut random = Random::new(seed, u64::MAX);
-    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
-    let mut scenario = Scenario::start(options, seed, rounds)?;
-    fill(&scenario.cluster, seed)?;
+    let (mut scenario, mut random, seed, rounds) = filled(ONE_MIRROR, 84, 1)?;
     scenario.cluster.nodes[0].reconfigure("[node]\n", "[node]\nscrub_interval_s = 1\n")?;
     for round in 0..rounds {
-        // With empty caches, so that what lies on the disk is what is read.
-        scenario.cluster.nodes[0].kill()?;
-        scenario.cluster.start_all()?;
-        scenario.cluster.wait_ready()?;
-        scenario.cluster.wait_whole("node1")?;
-        scenario.load.forget_errors();
+        with_empty_caches(&mut scenario)?;
         let disk = scenario.cluster.disk_directories(0)[(round % 2) as usize].clone();
-        let before = scenario.cluster.nodes[0].logged("scrub found damage")?;
+        // By the scrub, unless a compaction comes by it first.
+        let found = |scenario: &Scenario| -> Result<usize> {
+            let node = &scenario.cluster.nodes[0];
+            Ok(node.logged("scrub found damage")? + node.logged("mirror half is damaged")?)
+        };
+        let before = found(&scenario)?;
         ensure!(flip(&disk, TABLES, &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
         eventually("the damage is found", PATIENCE, || {
-            ensure!(scenario.cluster.nodes[0].logged("scrub found damage")? > before, "nothing is logged");
+            ensure!(found(&scenario)? > before, "nothing is logged");
             Ok(())
         })?;
         eventually("the half is made anew, and a later scrub finds nothing", PATIENCE, || {
@@ -100,18 +116,9 @@ fn damage_that_nobody_reads_is_found_and_mended_by_the_scrub_that_comes_by_itsel
 
 #[test]
 fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 82), setting("MAILRING_ROUNDS", 2));
-    let mut random = Random::new(seed, u64::MAX);
-    let options = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
-    let mut scenario = Scenario::start(options, seed, rounds)?;
-    fill(&scenario.cluster, seed)?;
+    let (mut scenario, mut random, seed, rounds) = filled(ONE_MIRROR, 82, 2)?;
     for round in 0..rounds {
-        // With empty caches, so that what lies on the disk is what is read.
-        scenario.cluster.nodes[0].kill()?;
-        scenario.cluster.start_all()?;
-        scenario.cluster.wait_ready()?;
-        scenario.cluster.wait_whole("node1")?;
-        scenario.load.forget_errors();
+        with_empty_caches(&mut scenario)?;
         let half = (round % 2) as usize;
         let disk = scenario.cluster.disk_directories(0)[half].clone();
         ensure!(flip(&disk, TABLES, &mut random, BIT_FLIPS)? == BIT_FLIPS, "no tables yet");
@@ -130,10 +137,7 @@ fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
 
 #[test]
 fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 83), setting("MAILRING_ROUNDS", 1));
-    let mut random = Random::new(seed, u64::MAX);
-    let mut scenario = Scenario::start(ClusterOptions::DEFAULT, seed, rounds)?;
-    fill(&scenario.cluster, seed)?;
+    let (mut scenario, mut random, seed, rounds) = filled(ClusterOptions::DEFAULT, 83, 1)?;
     for round in 0..rounds {
         scenario.progress()?;
         let victim = (round % 3) as usize;
@@ -155,4 +159,36 @@ fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<(
     }
     check_large(&scenario.cluster, seed)?;
     scenario.finish()
+}
+
+/// Asks the node that leads a shard to compare its replicas, twice at once.
+fn compare_twice(cluster: &Cluster, shard: u32) -> Result<[MailResult<CompareShardReply>; 2]> {
+    let shown: Value = serde_json::from_str(&cluster.admin(&["shard", "show", &shard.to_string(), "--json"])?)?;
+    let leader = cluster.nodes.iter().position(|node| shown["leader"] == node.name.as_str()).context("a leader")?;
+    let tls = ClusterTls::load(&cluster.tls_files("admin"))?.client;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let node = GrpcNode::new(proto::connect(&cluster.grpc(leader).to_string(), tls)?);
+        let request = || CompareShardRequest { shard };
+        let (one, other) = tokio::join!(node.compare_shard(request()), node.compare_shard(request()));
+        Ok([one, other])
+    })
+}
+
+/// The second would let go of the state that the first has marked, and replicas would be taken for damaged, or wait.
+#[test]
+fn a_shard_is_compared_once_at_a_time() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::DEFAULT })?;
+    cluster.add_accounts(&["user0"])?;
+    fill(&cluster, 85)?;
+    let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", "user0@example.test", "--json"])?)?;
+    let shard = u32::try_from(account["shard"].as_u64().with_context(|| format!("{account}"))?)?;
+    let answers = compare_twice(&cluster, shard)?;
+    let compared: Vec<_> = answers.iter().flatten().collect();
+    let all_good = |reply: &CompareShardReply| reply.replicas.iter().all(|replica| replica.verdict == "good");
+    ensure!(compared.len() == 1 && compared.iter().all(|reply| all_good(reply)), "{answers:?}");
+    let refused = |answer: &MailResult<CompareShardReply>| matches!(answer, Err(MailError::CannotDo(reason)) if reason.contains("is being compared already"));
+    ensure!(answers.iter().filter(|answer| refused(answer)).count() == 1, "{answers:?}");
+    // And again when that has ended.
+    cluster.check_scrub()
 }

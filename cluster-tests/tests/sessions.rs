@@ -34,7 +34,9 @@ impl Measured {
     }
 
     fn of(&self, phase: usize) -> Result<Quantiles> {
-        Quantiles::of(self.times.lock().map_err(|_| anyhow!("a client panicked"))?[phase].clone())
+        let times = self.times.lock().map_err(|_| anyhow!("a client panicked"))?[phase].clone();
+        ensure!(!times.is_empty(), "nothing was measured");
+        Ok(Quantiles::of(times))
     }
 }
 

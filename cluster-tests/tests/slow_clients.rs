@@ -89,7 +89,7 @@ fn a_thousand_slow_clients_hold_up_no_login_and_lose_nothing() -> Result<()> {
 fn measured(cluster: &Cluster) -> Result<()> {
     let rounds = if is_long() { 10 * LOGINS } else { LOGINS };
     for (protocol, times) in ["SMTP to EHLO", "IMAP LOGIN", "POP3 PASS"].into_iter().zip(logins(cluster, rounds)?) {
-        println!("{protocol}: {}", Quantiles::of(times)?);
+        println!("{protocol}: {}", Quantiles::of(times));
     }
     Ok(())
 }

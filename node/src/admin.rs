@@ -1,19 +1,21 @@
 //! The directory for routers, nodes and administrators: [`DirectoryStore`] of this node.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, PasswordHash, Start};
+use directory::{Command, DirectoryError, NewAccount, NodeState, PasswordHash, QuotaChange, Start};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
-    CompareShardRequest, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent, DirectoryWatchRequest,
-    GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    CompareShardRequest, CopyFigures, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent,
+    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
-use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId};
+use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId, format};
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
@@ -70,6 +72,13 @@ fn command(request: Request) -> MailResult<Command> {
         Request::AccountEnabled(change) => {
             Command::SetEnabled { name: account(&change.name)?, enabled: change.enabled }
         }
+        Request::QuotaSet(change) => Command::SetQuota {
+            name: account(&change.name)?,
+            change: QuotaChange {
+                octets: change.octets.map(|limit| limit.max),
+                messages: change.messages.map(|limit| limit.max),
+            },
+        },
         Request::AliasAdd(alias) => Command::CreateAlias {
             name: account(&alias.name)?,
             targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,
@@ -141,7 +150,8 @@ impl DirectoryStore for Node {
         let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
         let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
         if known != Some(now) {
-            propose(self, &Command::NoteNodeStart { id: NodeId(request.id), before, now }).await?;
+            let (id, format) = (NodeId(request.id), request.format);
+            propose(self, &Command::NoteNodeStart { id, before, now, format }).await?;
         }
         // Every node follows the directory, whether it votes or not.
         self.groups().peers.set_address(request.id, &request.address);
@@ -155,7 +165,11 @@ impl DirectoryStore for Node {
 
     async fn note_start(&self, request: NodeStart) -> MailResult<NodeStart> {
         let node = request.node;
-        let recorded = self.groups().directory_state.read().node(NodeId(node)).map(|known| known.start);
+        let (recorded, removed) = {
+            let directory = self.groups().directory_state.read();
+            let known = directory.node(NodeId(node));
+            (known.map(|known| known.start), known.is_some_and(|known| known.state == NodeState::Removed))
+        };
         let mut said = self.groups().starts.lock();
         let newest = [recorded, said.get(&node).copied()].into_iter().flatten().max_by_key(|start| start.starts);
         let known = newest.unwrap_or_default();
@@ -163,7 +177,7 @@ impl DirectoryStore for Node {
         if request.starts > known.starts && (recorded.is_some() || said.len() < directory::limits::NODES_MAX) {
             said.insert(node, start(request));
         }
-        Ok(NodeStart { node, starts: known.starts, run: known.run })
+        Ok(NodeStart { node, starts: known.starts, run: known.run, removed })
     }
 
     async fn identify(&self) -> MailResult<Identity> {
@@ -173,6 +187,8 @@ impl DirectoryStore for Node {
             name: self.settings().name.clone(),
             cluster_id: directory.cluster().map(|cluster| cluster.cluster_id.to_string()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: format::known(),
+            format_in_force: format::in_force(),
         })
     }
 
@@ -180,6 +196,7 @@ impl DirectoryStore for Node {
         let identity = Some(self.identify().await?);
         let groups = self.groups().clone();
         let statistics = groups.volumes.statistics();
+        let figures = groups.peers.throttle.figures();
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
         let volumes = groups.volumes.list().iter();
@@ -194,6 +211,7 @@ impl DirectoryStore for Node {
                     accounts: totals.accounts,
                     messages: totals.messages,
                     octets: totals.bytes,
+                    operations: shard.operations.load(Ordering::Relaxed),
                     ..shard.group.status()
                 });
             }
@@ -216,6 +234,12 @@ impl DirectoryStore for Node {
             damaged_shards: (groups.damaged().into_iter())
                 .map(|(shard, reason)| DamagedShard { shard: shard.0, reason })
                 .collect(),
+            copies: Some(CopyFigures {
+                octets: figures.octets,
+                waits: figures.waits,
+                slowed: figures.slowed,
+                octets_per_s: figures.octets_per_s,
+            }),
         })
     }
 
@@ -263,7 +287,8 @@ impl DirectoryStore for Node {
             Err(_) if request.mark.is_empty() => None,
             Err(_) => return Err(MailError::Invalid("a mark has 16 octets".to_owned())),
         };
-        let digest = tokio::task::spawn_blocking(move || shard.digest(export)).await;
+        let octets_per_s_max = self.settings().scrub_octets_per_s;
+        let digest = tokio::task::spawn_blocking(move || shard.digest(export, octets_per_s_max)).await;
         digest.map_err(|e| MailError::Internal(e.to_string()))?
     }
 }

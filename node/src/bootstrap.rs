@@ -2,7 +2,8 @@
 //! every other node makes itself known to the directory's leader.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use directory::{NodeState, Start};
@@ -13,7 +14,7 @@ use proto::wire::{Identity, NodeStart, RegisterNodeRequest};
 use proto::{DirectoryStore, GrpcNode, connect};
 use storage::{GroupId, StorageError};
 use tokio::sync::watch;
-use types::{MailError, MailResult, NodeId};
+use types::{MailError, MailResult, NodeId, format};
 
 use crate::Node;
 use crate::directory_group::DirectoryState;
@@ -31,12 +32,15 @@ const MANY_NODES: usize = 5;
 
 /// A node that runs answers within this.
 const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
+/// For so long nodes that are started at once are waited for: less than until an election would begin.
+const VETTING_MAX: Duration = Duration::from_millis(1500);
+const VETTING_RETRY: Duration = Duration::from_millis(50);
 /// As any start that is refused.
-const EXIT_OLD_COPY: i32 = 1;
+const EXIT_REFUSED: i32 = 1;
 
 /// Before any group starts and anything is said to others: an error if these disks are not the node's newest. Counts the
-/// start, and lets others know of it.
-pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<StartCount> {
+/// start, and lets others know of it. Whether all others were there to be asked; [`vet`] is for those that were not.
+pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<(StartCount, bool)> {
     let (own, volume) = (NodeId(peers.own_id()), first.volume().context("the first volume")?);
     let opened = volume.clone();
     let opening = tokio::task::spawn_blocking(move || {
@@ -44,29 +48,75 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
         Ok::<_, StorageError>((DirectoryState::open(opened.group(GroupId::DIRECTORY)?)?, Start { starts, run }))
     });
     let (state, before) = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
+    if let Some(cluster) = state.read().cluster()
+        && !format::reads(cluster.format)
+    {
+        bail!("the cluster writes format {}; this program knows formats up to {}", cluster.format, format::known());
+    }
     let nodes: Vec<(NodeId, String)> = state.read().nodes().map(|node| (node.id, node.address.clone())).collect();
     refuse_copy(own, &nodes, peers, settings.advertise()).await?;
-    let mut others: BTreeSet<&str> = settings.cluster.nodes.iter().map(String::as_str).collect();
-    others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.as_str()));
-    others.remove(settings.advertise());
+    let mut others = addresses(settings, &nodes, own);
     if before.starts == 0 {
         // Empty disks are a copy of nothing.
         others.clear();
     }
     let asked = NodeStart { node: own.0, ..Default::default() };
-    let answers =
-        join_all(others.iter().map(async |address| (*address, note_start(peers, address, asked).await))).await;
-    let newer = answers.iter().filter_map(|(_, known)| *known).find(|known| before.is_before(*known));
+    let answers = join_all(others.iter().map(async |address| (address, note_start(peers, address, asked).await))).await;
+    let known = || answers.iter().filter_map(|(_, known)| *known);
+    if known().any(|known| known.removed) {
+        bail!("{}", was_removed(&first.shown(), own));
+    }
+    let newer = known().map(start_of).find(|known| before.is_before(*known));
     if let Some(newer) = newer {
         bail!("{}", old_copy(&first.shown(), before, newer));
     }
     let now = Start { starts: before.starts + 1, run: getrandom::u64().map_err(|e| anyhow!("{e}"))? };
     let counting = tokio::task::spawn_blocking(move || volume.set_starts(now.starts, now.run));
     counting.await?.context("count the start")?;
-    let told = NodeStart { node: own.0, starts: now.starts, run: now.run };
+    let told = NodeStart { node: own.0, starts: now.starts, run: now.run, ..Default::default() };
     let there = answers.iter().filter(|(_, known)| known.is_some());
     join_all(there.map(|(address, _)| note_start(peers, address, told))).await;
-    Ok(StartCount { before, now })
+    Ok((StartCount { before, now }, answers.iter().all(|(_, known)| known.is_some())))
+}
+
+/// Of all nodes but this one: those that founded the cluster, and those that the directory knows.
+fn addresses(settings: &NodeSettings, nodes: &[(NodeId, String)], own: NodeId) -> BTreeSet<String> {
+    let mut others: BTreeSet<String> = settings.cluster.nodes.iter().cloned().collect();
+    others.extend(nodes.iter().filter(|(id, _)| *id != own).map(|(_, address)| address.clone()));
+    others.remove(settings.advertise());
+    others
+}
+
+/// Asks those that were not there before: nodes that are started together answer when each of them serves. Ends the process
+/// if one of them knows newer disks of this node. Then its replicas may vote, be all others there or not.
+async fn vet(node: &Node) {
+    let StartCount { before, now } = node.groups().context.start;
+    let nodes: Vec<(NodeId, String)> = {
+        let directory = node.groups().directory_state.read();
+        directory.nodes().map(|node| (node.id, node.address.clone())).collect()
+    };
+    let mut others = addresses(node.settings(), &nodes, node.id());
+    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run, ..Default::default() };
+    let deadline = Instant::now() + VETTING_MAX;
+    loop {
+        let asked = others.iter().map(async |address| {
+            let answer =
+                tokio::time::timeout_at(deadline.into(), note_start(&node.groups().peers, address, told)).await;
+            (address.clone(), answer.ok().flatten())
+        });
+        for (address, known) in join_all(asked).await {
+            let Some(known) = known.map(start_of) else { continue };
+            if known != now && before.is_before(known) {
+                end_as_old_copy(node, known).await;
+            }
+            others.remove(&address);
+        }
+        if others.is_empty() || Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(VETTING_RETRY).await;
+    }
+    node.groups().vet();
 }
 
 fn old_copy(disks: &str, before: Start, known: Start) -> String {
@@ -78,10 +128,21 @@ fn old_copy(disks: &str, before: Start, known: Start) -> String {
     )
 }
 
-async fn note_start(peers: &Peers, address: &str, start: NodeStart) -> Option<Start> {
+fn was_removed(disks: &str, own: NodeId) -> String {
+    format!(
+        "{disks}: node {own} was removed from the cluster, which goes on without it and what is on its disks; empty them, \
+         and it joins as a new node"
+    )
+}
+
+async fn note_start(peers: &Peers, address: &str, start: NodeStart) -> Option<NodeStart> {
     let asked = GrpcNode::new(connect(address, peers.tls()).ok()?);
     let answer = tokio::time::timeout(COPY_ANSWERS_MAX, asked.note_start(start)).await;
-    answer.ok()?.ok().map(|known| Start { starts: known.starts, run: known.run })
+    answer.ok()?.ok()
+}
+
+fn start_of(wire: NodeStart) -> Start {
+    Start { starts: wire.starts, run: wire.run }
 }
 
 /// An error if the node whose data this is runs elsewhere, where the directory last saw it. Two voters of one id could
@@ -111,10 +172,19 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 }
 
 async fn find_cluster(node: &Node) {
+    if !node.groups().context.vetted.load(Ordering::Relaxed) {
+        vet(node).await;
+    }
+    let mut refused = String::new();
     loop {
         match step(node).await {
             Ok(true) => return,
             Ok(false) => {}
+            // Somebody must act; told once.
+            Err(error @ (MailError::CannotDo(_) | MailError::Invalid(_))) if refused != error.to_string() => {
+                tracing::warn!(%error, "cluster does not take this node");
+                refused = error.to_string();
+            }
             Err(error) => tracing::debug!(%error, "cluster not found yet"),
         }
         tokio::time::sleep(RETRY).await;
@@ -141,8 +211,25 @@ async fn step(node: &Node) -> MailResult<bool> {
     if founder && initialised && node.groups().directory.leads() {
         create_cluster(node).await?;
     }
-    register(node).await?;
+    if let Err(error) = register(node).await {
+        refuse_removed(node).await;
+        return Err(error);
+    }
     Ok(known_as_is(node))
+}
+
+/// Ends the process if another node says that this one was removed. Nobody who knew was there to ask before.
+async fn refuse_removed(node: &Node) {
+    let (own, settings) = (node.id(), node.settings());
+    let others = settings.cluster.nodes.iter().filter(|address| *address != settings.advertise());
+    let asked = NodeStart { node: own.0, ..Default::default() };
+    let answers = join_all(others.map(|address| note_start(&node.groups().peers, address, asked))).await;
+    if !answers.iter().flatten().any(|known| known.removed) {
+        return;
+    }
+    let disks = node.groups().volumes.list().first().map(|first| first.shown()).unwrap_or_default();
+    tracing::error!(reason = was_removed(&disks, own), "process ends");
+    std::process::exit(EXIT_REFUSED);
 }
 
 /// One that was removed is known for ever, and has nothing more to say.
@@ -159,14 +246,20 @@ fn known_as_is(node: &Node) -> bool {
 async fn refuse_old_copy(node: &Node) {
     let StartCount { before, now } = node.groups().context.start;
     let known = node.groups().directory_state.read().node(node.id()).map(|known| known.start);
-    let Some(known) = known.filter(|known| *known != now && before.is_before(*known)) else { return };
+    if let Some(known) = known.filter(|known| *known != now && before.is_before(*known)) {
+        end_as_old_copy(node, known).await;
+    }
+}
+
+async fn end_as_old_copy(node: &Node, known: Start) {
+    let before = node.groups().context.start.before;
     let Some(first) = node.groups().volumes.list().first().cloned() else { return };
     tracing::error!(reason = old_copy(&first.shown(), before, known), "process ends");
     if let Some(volume) = first.volume() {
         // This start must not make them newer: the next one is refused, too.
         drop(tokio::task::spawn_blocking(move || volume.set_starts(before.starts, before.run)).await);
     }
-    std::process::exit(EXIT_OLD_COPY);
+    std::process::exit(EXIT_REFUSED);
 }
 
 /// All founding nodes, this one among them, in the settings' order.
@@ -236,6 +329,7 @@ pub fn new_node(request: &RegisterNodeRequest, voter: bool) -> directory::NewNod
         zone: request.zone.clone(),
         weight: request.weight,
         voter,
+        format: request.format,
     }
 }
 
@@ -251,7 +345,8 @@ pub async fn propose(node: &Node, command: &directory::Command) -> MailResult<()
 
 fn own_registration(node: &Node) -> RegisterNodeRequest {
     let (settings, start) = (node.settings(), node.groups().context.start);
-    let wire = |start: Start| NodeStart { node: node.id().0, starts: start.starts, run: start.run };
+    let wire =
+        |start: Start| NodeStart { node: node.id().0, starts: start.starts, run: start.run, ..Default::default() };
     RegisterNodeRequest {
         id: node.id().0,
         name: settings.name.clone(),
@@ -261,6 +356,7 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
         cluster_id: settings.cluster.id.clone(),
         start_before: Some(wire(start.before)),
         start: Some(wire(start.now)),
+        format: format::known(),
     }
 }
 

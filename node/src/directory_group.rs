@@ -37,6 +37,7 @@ pub struct DirectoryState {
 impl DirectoryState {
     pub fn open(storage: storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
         let directory = load(&storage)?;
+        note_format(&directory);
         let (revision, _) = watch::channel(directory.revision());
         Ok(Arc::new(DirectoryState { storage, directory: RwLock::new(directory), recent: Mutex::default(), revision }))
     }
@@ -135,6 +136,13 @@ fn events(revision: u64, reset: bool, changes: Vec<DirectoryChange>) -> Vec<Dire
     events
 }
 
+/// What this process writes from now on has the forms of the format in force.
+fn note_format(directory: &Directory) {
+    if let Some(cluster) = directory.cluster() {
+        types::format::put_in_force(cluster.format);
+    }
+}
+
 fn load(storage: &storage::Group) -> Result<Directory, StorageError> {
     let corrupt = |reason: String| StorageError::Corrupt { key: "directory".to_owned(), reason };
     let marker =
@@ -156,6 +164,7 @@ impl Applier for DirectoryApplier {
             .map_err(|e| StorageError::Corrupt { key: format!("directory command {index}"), reason: e.to_string() })?;
         let mut directory = state.directory.write();
         let applied = directory.apply(index, &command);
+        note_format(&directory);
         let changes: Vec<_> = applied.changes.iter().filter_map(|change| to_wire(&change.record)).collect();
         let mut recent = state.recent.lock();
         recent.push_back((index, changes));
@@ -175,6 +184,7 @@ impl Applier for DirectoryApplier {
     fn installed(&self) -> Result<(), StorageError> {
         let directory = load(&self.0.storage)?;
         let revision = directory.revision();
+        note_format(&directory);
         let mut current = self.0.directory.write();
         *current = directory;
         self.0.recent.lock().clear();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +14,10 @@ use proto::wire::{self, GroupStatus};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId};
 
+use crate::log_keeping::LogExtent;
 use crate::raft::{
-    Applier, Damage, GroupLog, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal, vote_to_wire,
+    Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal,
+    vote_to_wire,
 };
 use crate::step_aside::Stall;
 
@@ -28,6 +31,8 @@ const LAG_ENTRIES_MAX: u64 = 100;
 const HEARD_LATELY: Duration = Duration::from_secs(2);
 /// A leader that no majority has answered for so long has none: several heartbeats, and the longest election.
 const QUORUM_LATELY: Duration = Duration::from_secs(5);
+/// How soon that is noticed where nothing else happens.
+const QUORUM_LOOK: Duration = Duration::from_secs(1);
 /// No log entry is larger, so that heartbeats and small mail never wait long behind a large one.
 const ENTRY_OCTETS_MAX: usize = 512 * 1024;
 /// What the log adds to a command: term, index, length and checksum of the body.
@@ -43,6 +48,9 @@ pub struct GroupContext {
     pub log_entries_kept: u64,
     pub stall: Stall,
     pub start: StartCount,
+    /// Whether others were asked if they know of newer disks of this node. Before that it neither votes nor stands for
+    /// election: an old copy has forgotten votes, and entries that it has acknowledged.
+    pub vetted: Arc<AtomicBool>,
 }
 
 /// Of this process: what tells it from one on an old copy of its disks.
@@ -64,6 +72,8 @@ pub struct Group {
     damage: Damage,
     /// As [`storage::Group::votes_from`] has it.
     votes_from: Option<u64>,
+    /// As in [`GroupContext`].
+    vetted: Arc<AtomicBool>,
 }
 
 impl Group {
@@ -87,8 +97,8 @@ impl Group {
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
             .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
-        let (peers, stall) = (context.peers.clone(), context.stall.clone());
-        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from };
+        let (peers, stall, vetted) = (context.peers.clone(), context.stall.clone(), context.vetted.clone());
+        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from, vetted };
         if !group.takes_part() {
             group.raft.runtime_config().elect(false);
         }
@@ -206,6 +216,26 @@ impl Group {
         other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
     }
 
+    /// How far its log reaches, and on a leader what others still need of it.
+    pub fn log_extent(&self) -> LogExtent {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        let followers = metrics.replication.iter().flatten().filter(|(id, _)| heard_lately(&metrics, **id));
+        LogExtent {
+            applied: index(&metrics.last_applied),
+            snapshot: index(&metrics.snapshot),
+            purged: index(&metrics.purged),
+            last_of_all: followers.map(|(_, matched)| index(matched)).min(),
+        }
+    }
+
+    /// Lets openraft drop the entries that are not kept.
+    pub async fn purge(&self) {
+        // A group that has stopped drops nothing.
+        drop(self.raft.trigger().snapshot().await);
+    }
+
     /// As the leader, after a read barrier: its vote, and the last entry that it has applied.
     pub fn standing(&self) -> MailResult<(wire::Vote, u64)> {
         let metrics = self.metrics();
@@ -220,14 +250,15 @@ impl Group {
         self.metrics().last_log_index.unwrap_or(0) < votes_from
     }
 
-    /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it.
+    /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it,
+    /// and none until its node's disks are known not to be an old copy.
     pub fn takes_part(&self) -> bool {
-        self.votes_from.is_none_or(|from| !self.is_before(from))
+        self.vetted.load(Ordering::Relaxed) && self.votes_from.is_none_or(|from| !self.is_before(from))
     }
 
     /// Lets it stand for election once it may vote.
     pub fn stand_if_due(&self) {
-        if self.votes_from.is_some() && self.takes_part() {
+        if self.takes_part() {
             self.raft.runtime_config().elect(true);
         }
     }
@@ -271,6 +302,19 @@ impl Group {
         metrics.state == ServerState::Leader && has_majority(&metrics)
     }
 
+    /// Returns once this replica does not lead any more, or no majority has answered it lately: another may lead then, and
+    /// this one need not know.
+    pub async fn leads_no_more(&self) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.raft.metrics();
+        while self.leads_majority() {
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(QUORUM_LOOK) => {}
+            }
+        }
+    }
+
     pub fn status(&self) -> GroupStatus {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
@@ -304,6 +348,7 @@ impl Group {
             accounts: 0,
             messages: 0,
             octets: 0,
+            operations: 0,
         }
     }
 }

@@ -4,22 +4,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use directory::Start;
 use parking_lot::{Mutex, RwLock};
-use storage::{GroupId, StorageError};
+use storage::{Failpoint, GroupId, StorageError, reach};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
+use crate::homes::{self, NOWHERE};
 use crate::raft::{Peers, Raft, RaftGroups, damage_in};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
-/// No volume has this id.
-const NOWHERE: u64 = 0;
 /// Of so many replicas a damaged one is made anew: without it the others still are more than one, and go on.
 const REPLICAS_TO_MEND: usize = 3;
 
@@ -28,7 +28,7 @@ pub struct Groups {
     pub peers: Arc<Peers>,
     pub context: GroupContext,
     pub stall: Stall,
-    pub volumes: Volumes,
+    pub volumes: Arc<Volumes>,
     /// On which volume each replica is, or was before that was lost: as recorded in the first one.
     homes: Mutex<BTreeMap<GroupId, u64>>,
     pub directory_state: Arc<DirectoryState>,
@@ -45,7 +45,7 @@ pub struct Groups {
 
 impl Groups {
     /// Starts the directory's replica and every shard replica that is on disk.
-    pub async fn start(volumes: Volumes, context: GroupContext) -> io::Result<Arc<Groups>> {
+    pub async fn start(volumes: Arc<Volumes>, context: GroupContext) -> io::Result<Arc<Groups>> {
         let first = volumes.first().map_err(io::Error::other)?;
         let disk = volumes.list().first().map(|volume| volume.shown()).unwrap_or_default();
         let opening = tokio::task::spawn_blocking(move || {
@@ -114,6 +114,13 @@ impl Groups {
             self.start_unless_damaged(ShardId(group.0), volume).await?;
         }
         Ok(())
+    }
+
+    /// This node's disks are no old copy, as far as others know: its replicas vote from now on.
+    pub fn vet(&self) {
+        self.context.vetted.store(true, Ordering::Relaxed);
+        self.directory.stand_if_due();
+        self.shards().iter().for_each(|shard| shard.group.stand_if_due());
     }
 
     /// What nobody counts on any more. It is never started, whether it goes or not.
@@ -210,21 +217,15 @@ impl Groups {
         let Some(volume) = self.volumes.roomiest(|volume| self.replicas_on(volume)) else { return Ok(None) };
         let (Some(home), Some(opened)) = (volume.id(), volume.volume()) else { return Ok(None) };
         let group = GroupId(id.0);
+        reach(Failpoint::BeginReceived, group);
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
-        if self.damaged.lock().contains_key(&id) {
-            // Once its votes have gone nothing may start in its place by itself.
-            self.settle(group, NOWHERE).await?;
-        }
-        blocking(move || {
-            if opened.groups()?.contains(&group) {
-                opened.drop_group(group)?;
-            }
-            opened.group(group)?.begin(vote, votes_from)
-        })
-        .await?;
-        self.settle(group, home).await?;
+        let first = self.volumes.first().map_err(io::Error::other)?;
+        self.homes.lock().insert(group, NOWHERE);
+        blocking(move || homes::begin(&first, (home, &opened), group, (vote, votes_from))).await?;
+        self.homes.lock().insert(group, home);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
+        reach(Failpoint::BegunStarted, group);
         if let Some(before) = before.and_then(|before| self.volumes.with_id(before)) {
             self.drop_leftover(group, &before).await;
         }
@@ -256,16 +257,18 @@ impl Groups {
         drop(shard.group.raft.shutdown().await);
         let volume = shard.volume.clone();
         drop(shard);
+        reach(Failpoint::DropStopped, GroupId(id.0));
         if is_member().await != Some(false) {
+            // Entries may still be applied to it: what begins now must not be a second one to do so.
+            if let Some(opened) = volume.volume() {
+                blocking(move || opened.let_go(GroupId(id.0))).await?;
+            }
             return self.start_unless_damaged(id, &volume).await.map(|_| false);
         }
+        reach(Failpoint::DropConfirmed, GroupId(id.0));
         let Some(opened) = volume.volume() else { return Ok(false) };
         let first = self.volumes.first().map_err(io::Error::other)?;
-        blocking(move || {
-            opened.drop_group(GroupId(id.0))?;
-            first.forget_home(GroupId(id.0))
-        })
-        .await?;
+        blocking(move || homes::end(&first, &opened, GroupId(id.0))).await?;
         self.homes.lock().remove(&GroupId(id.0));
         Ok(true)
     }
@@ -379,6 +382,9 @@ impl RaftGroups for Groups {
     }
 
     fn takes_part(&self, group: GroupId) -> bool {
+        if group == GroupId::DIRECTORY {
+            return self.directory.takes_part();
+        }
         self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.group.takes_part())
     }
 
@@ -399,9 +405,11 @@ impl RaftGroups for Groups {
 
 /// The node cannot run without its replica of the directory: says what to do.
 pub fn unreadable(disk: &str, error: StorageError) -> io::Error {
-    let StorageError::Corrupt { key, reason } = error else { return io::Error::other(error) };
+    if !error.is_unread() {
+        return io::Error::other(error);
+    }
     io::Error::other(format!(
-        "the directory's replica on {disk} is damaged: record {key}: {reason}; if other nodes have the directory, remove \
+        "the directory's replica on {disk} cannot be read: {error}; if other nodes have the directory, remove \
          this node with `mailring node remove`, and let it join again with empty disks"
     ))
 }

@@ -7,6 +7,8 @@ mod descriptors;
 mod directory_group;
 mod group;
 mod groups;
+mod homes;
+mod log_keeping;
 mod mail;
 mod membership;
 mod raft;
@@ -19,20 +21,24 @@ mod shard_clock;
 mod space;
 mod step_aside;
 mod throttle;
+mod volume_starts;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use proto::wire::directory_server::DirectoryServer;
 use proto::wire::mail_server::MailServer;
 use proto::wire::raft_server::RaftServer;
-use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while};
+use proto::{ClusterTls, DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService, accept_peers_while, check_format};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use types::NodeId;
+use tonic::service::InterceptorLayer;
+use types::{NodeId, ShardId};
 
 use crate::group::GroupContext;
 use crate::groups::Groups;
@@ -83,16 +89,23 @@ impl Node {
         descriptors::raise_limit();
         let of_volumes = settings.clone();
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));
-        let volumes = opening.await.context("open the volumes")?.context("open the volumes")?;
+        let volumes = Arc::new(opening.await.context("open the volumes")?.context("open the volumes")?);
+        let looking = volumes.clone();
+        let looked = tokio::task::spawn_blocking(move || volume_starts::give_up_old_copies(&looking));
+        looked.await.context("look for old copies")??;
         let own = volumes.node;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let first = volumes.numbered(1).context("the first volume")?;
-        let start = bootstrap::count_start(&first, &peers, &settings).await?;
+        let (start, vetted) = bootstrap::count_start(&first, &peers, &settings).await?;
+        let counting = volumes.clone();
+        let counted = tokio::task::spawn_blocking(move || volume_starts::count(&counting, start.now));
+        counted.await.context("count the start")?.context("count the start")?;
         // Not before: nodes that start together would wait for answers of each other's open ports.
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
-        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start };
+        let vetted = Arc::new(AtomicBool::new(vetted));
+        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start, vetted };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
@@ -112,6 +125,7 @@ impl Node {
         let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
+        let keeping = tokio::spawn(log_keeping::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
         node.inner.tasks.lock().extend([
             serving,
@@ -121,6 +135,7 @@ impl Node {
             changing,
             conducting,
             measuring,
+            keeping,
             scrubbing,
         ]);
         Ok(node)
@@ -130,14 +145,23 @@ impl Node {
         self.inner.groups.own
     }
 
-    /// Knows the directory, and every shard that it should hold is running, unless it is damaged and has no other copy.
+    /// Knows the directory, and every shard that it holds is running, unless it is damaged and has no other copy. What is yet
+    /// to come to it, or to be made anew, is held by others and keeps it from nothing.
     pub fn ready(&self) -> bool {
         let groups = &self.inner.groups;
-        let directory = groups.directory_state.read();
-        let placed = directory.cluster().is_some_and(|cluster| directory.placements().count() as u32 == cluster.shards);
-        let held = directory.placements_on(self.id()).count();
-        drop(directory);
-        placed && held <= groups.shards().len() + groups.damaged().len()
+        let placed: BTreeSet<ShardId> = {
+            let directory = groups.directory_state.read();
+            let placed = directory.placements().count() as u32;
+            if directory.cluster().is_none_or(|cluster| placed != cluster.shards) {
+                return false;
+            }
+            directory.placements_on(self.id()).map(|placement| placement.shard).collect()
+        };
+        let running = groups.shards().into_iter().map(|shard| shard.id);
+        let damaged = groups.damaged().into_iter().map(|(shard, _)| shard);
+        let elsewhere = groups.absent().into_iter().chain(groups.lost());
+        let accounted: BTreeSet<ShardId> = running.chain(damaged).chain(elsewhere).collect();
+        placed.is_subset(&accounted)
     }
 
     /// Hands leaders over where it can, finishes what is under way, and stops.
@@ -184,6 +208,7 @@ async fn serve(node: Node, listener: TcpListener, tls: ClusterTls, mut stopped: 
     let reserve = descriptors::reserve(node.settings().databases());
     let peers = accept_peers_while(listener, &tls, move |stream| descriptors::leaves(reserve, stream));
     let served = tonic::transport::Server::builder()
+        .layer(InterceptorLayer::new(check_format))
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_OCTETS_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))

@@ -1,6 +1,7 @@
 //! Makes each shard's group the one that the directory wants: its leader changes the membership, one step a round
 //! ([`step`]); nodes begin the replicas that it tells them to, and drop those that their group goes on without.
 
+mod copies;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use futures_util::future::join_all;
 use openraft::{BasicNode, ChangeMembers};
 use proto::wire::{BeginReplicaRequest, NodeStatusReply, ShardMembersReply, ShardMembersRequest};
 use proto::{DirectoryStore, GrpcNode};
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -30,19 +32,53 @@ const STEPS_MAX: usize = 8;
 /// A step whose majority does not answer is given up, and looked at again; what it has proposed may still come about.
 const STEP_MAX: Duration = Duration::from_secs(15);
 
-pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
-    let mut revisions = node.groups().directory_state.revisions();
-    let mut steps = Steps::default();
-    loop {
-        steps.end();
-        round(&node, &mut steps).await;
-        drop_unwanted(&node).await;
+/// Three things go on side by side, since two of them wait for nodes that may not answer: a pause is to take effect at once,
+/// and no step waits for a replica that is to be dropped.
+pub async fn run(node: Node, stopped: watch::Receiver<bool>) {
+    let rounds = || Rounds { revisions: node.groups().directory_state.revisions(), stopped: stopped.clone() };
+    let (mut of_copies, mut of_steps, mut of_drops) = (rounds(), rounds(), rounds());
+    let copies = async {
+        while of_copies.next().await {
+            note_copies(&node);
+        }
+    };
+    let steps = async {
+        let mut steps = Steps::default();
+        while of_steps.next().await {
+            steps.end();
+            round(&node, &mut steps).await;
+        }
+    };
+    let drops = async {
+        while of_drops.next().await {
+            drop_unwanted(&node).await;
+        }
+    };
+    tokio::join!(copies, steps, drops);
+}
+
+struct Rounds {
+    revisions: watch::Receiver<u64>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Rounds {
+    /// True at every change of the directory, and at a steady pace; false when the node stops.
+    async fn next(&mut self) -> bool {
         tokio::select! {
-            () = tokio::time::sleep(ROUND) => {}
-            changed = revisions.changed() => if changed.is_err() { return },
-            _ = stopped.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(ROUND) => true,
+            changed = self.revisions.changed() => changed.is_ok(),
+            _ = self.stopped.wait_for(|stop| *stop) => false,
         }
     }
+}
+
+/// Says which replicas of the shards that this node leads are copied to.
+fn note_copies(node: &Node) {
+    let led = node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority());
+    let views: Vec<(GroupId, View)> = led.map(|shard| (shard.group.id, view(node, &shard))).collect();
+    let copies = copies::of(&views);
+    node.groups().peers.set_copying(copies.to, copies.held);
 }
 
 /// The steps that are under way: one of a shard, and none waits for that of another.
@@ -70,7 +106,7 @@ impl Steps {
         self.shards.insert(id);
         self.tasks.spawn(async move {
             if tokio::time::timeout(STEP_MAX, taking).await.is_err() {
-                tracing::debug!(shard = id.0, "step not taken in time");
+                tracing::info!(shard = id.0, "step not taken in time");
             }
             id
         });
@@ -84,15 +120,9 @@ impl Steps {
 /// One round over the shards that this node leads.
 async fn round(node: &Node, steps: &mut Steps) {
     let mut views = Vec::new();
-    let mut copying = BTreeSet::new();
-    let mut held = BTreeSet::new();
     let mut unsure = BTreeSet::new();
     for shard in node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority()) {
         let view = view(node, &shard);
-        copying.extend(view.learners.iter().map(|learner| (shard.group.id, learner.0)));
-        if view.is_held {
-            held.insert(shard.group.id);
-        }
         if view.is_well() || !steps.takes(shard.id) {
             continue;
         }
@@ -115,12 +145,15 @@ async fn round(node: &Node, steps: &mut Steps) {
         let node = node.clone();
         steps.begin(shard.id, async move {
             match take(&node, &shard, step.clone()).await {
-                Ok(()) => tracing::info!(shard = shard.id.0, ?step, "membership changed a step"),
+                Ok(()) => {
+                    // A copy begins slowly.
+                    note_copies(&node);
+                    tracing::info!(shard = shard.id.0, ?step, "membership changed a step");
+                }
                 Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),
             }
         });
     }
-    node.groups().peers.set_copying(copying, held);
 }
 
 /// The nodes of a shard that its leader has not heard of lately: their nodes are asked.
@@ -134,12 +167,13 @@ fn unheard(node: &Node, view: &View) -> Vec<NodeId> {
 fn view(node: &Node, shard: &Shard) -> View {
     let metrics = shard.group.metrics();
     let membership = metrics.membership_config.membership();
-    let (wanted, is_held) = {
+    let (wanted, previous, is_paused) = {
         let directory = node.groups().directory_state.read();
         let placement = directory.placement(shard.id);
         let is_paused = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Paused);
-        let is_moving = placement.is_some_and(|placement| !placement.previous.is_empty());
-        (placement.map(|placement| placement.wanted.clone()).unwrap_or_default(), is_paused && is_moving)
+        let lists = placement.map(|placement| (placement.wanted.clone(), placement.previous.clone()));
+        let (wanted, previous) = lists.unwrap_or_default();
+        (wanted, previous, is_paused)
     };
     let applied = metrics.last_applied.map(|id| id.index);
     let members = membership.voter_ids().chain(membership.learner_ids()).map(NodeId);
@@ -150,11 +184,12 @@ fn view(node: &Node, shard: &Shard) -> View {
     };
     View {
         own: node.id(),
+        is_held: is_paused && !previous.is_empty(),
         wanted,
+        previous,
         voters: membership.get_joint_config().iter().map(|set| set.iter().copied().map(NodeId).collect()).collect(),
         learners: membership.learner_ids().map(NodeId).collect(),
         is_settled: metrics.membership_config.log_id().as_ref().map(|id| id.index) <= applied,
-        is_held,
         replicas: members.map(|id| (id, seen(id))).collect(),
     }
 }
@@ -172,31 +207,43 @@ pub async fn status(node: &Node, replica: NodeId) -> Option<NodeStatusReply> {
 }
 
 async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
-    let change = match step {
+    let voters_are =
+        |voters: BTreeSet<NodeId>| ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|voter| voter.0).collect());
+    let (before, change, after) = match step {
         Step::Begin(replica) => return begin_at(node, shard, replica, false).await,
         Step::AddLearner(replica) => {
             let address = node.groups().peers.address(replica.0).ok_or(MailError::Unavailable)?;
             let learner = BasicNode::new(address);
+            reach(Failpoint::LearnerProposed, shard.group.id);
+            // Before anything goes to it: what is not known as a copy yields to nothing.
+            node.groups().peers.begin_copying(shard.group.id, replica.0);
             let added = shard.group.raft.add_learner(replica.0, learner, false).await;
-            return added.map(drop).map_err(|e| MailError::CannotDo(e.to_string()));
+            return added
+                .map(|_| reach(Failpoint::LearnerAdded, shard.group.id))
+                .map_err(|e| MailError::CannotDo(e.to_string()));
         }
         Step::HandOver(heir) => {
             if !step_aside::serves_well(node, heir).await {
                 return Err(MailError::CannotDo("the heir's disk is full or stalls".to_owned()));
             }
+            reach(Failpoint::HandOverAsked, shard.group.id);
             shard.group.hand_over(heir).await;
+            reach(Failpoint::HandedOver, shard.group.id);
             return Ok(());
         }
-        Step::Remove(replica) => match has_vote(shard, replica) {
-            true => ChangeMembers::RemoveVoters([replica.0].into()),
-            false => ChangeMembers::RemoveNodes([replica.0].into()),
-        },
-        Step::Settle(voters) | Step::Change(voters) => {
-            ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|voter| voter.0).collect())
+        Step::Remove(replica) => {
+            let change = match has_vote(shard, replica) {
+                true => ChangeMembers::RemoveVoters([replica.0].into()),
+                false => ChangeMembers::RemoveNodes([replica.0].into()),
+            };
+            (Failpoint::RemoveProposed, change, Failpoint::Removed)
         }
+        Step::Settle(voters) => (Failpoint::SettleProposed, voters_are(voters), Failpoint::Settled),
+        Step::Change(voters) => (Failpoint::ChangeProposed, voters_are(voters), Failpoint::Changed),
     };
+    reach(before, shard.group.id);
     let changed = shard.group.raft.change_membership(change, false).await;
-    changed.map(drop).map_err(|e| MailError::CannotDo(e.to_string()))
+    changed.map(|_| reach(after, shard.group.id)).map_err(|e| MailError::CannotDo(e.to_string()))
 }
 
 fn has_vote(shard: &Shard, replica: NodeId) -> bool {
@@ -210,8 +257,9 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
     let (vote, votes_from) = shard.group.standing()?;
     let membership = shard.group.membership_index();
     let peer = at(node, replica).ok_or(MailError::Unavailable)?;
-    peer.begin_replica(BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership })
-        .await
+    reach(Failpoint::BeginAsked, shard.group.id);
+    let request = BeginReplicaRequest { shard: shard.id.0, discard, vote: Some(vote), votes_from, membership };
+    peer.begin_replica(request).await.inspect(|()| reach(Failpoint::BeginAnswered, shard.group.id))
 }
 
 /// On the replica's node: begins an empty replica where there is none, or in the place of one that was lost, or that is
@@ -255,6 +303,7 @@ async fn drop_unwanted(node: &Node) {
         if is_member(node, shard, &others).await != Some(false) {
             continue;
         }
+        reach(Failpoint::DropTold, GroupId(shard.0));
         // Asked again once it says nothing any more: nobody has counted on it between.
         let left = node.groups().leave(shard, || async { is_member(node, shard, &others).await }).await;
         match left {
@@ -279,9 +328,27 @@ async fn is_member(node: &Node, shard: ShardId, others: &[NodeId]) -> Option<boo
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+    use tokio::time::Instant;
     use types::ShardId;
 
-    use super::{STEP_MAX, STEPS_MAX, Steps};
+    use super::{ROUND, Rounds, STEP_MAX, STEPS_MAX, Steps};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_begins_with_every_change_of_the_directory() {
+        let (revision, revisions) = watch::channel(1);
+        let (stop, stopped) = watch::channel(false);
+        let mut rounds = Rounds { revisions, stopped };
+        let began = Instant::now();
+        assert!(rounds.next().await);
+        assert_eq!(began.elapsed(), ROUND);
+        // While a round lasts, too.
+        revision.send_replace(2);
+        assert!(rounds.next().await);
+        assert_eq!(began.elapsed(), ROUND);
+        stop.send_replace(true);
+        assert!(!rounds.next().await);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_step_that_does_not_end_holds_up_neither_others_nor_its_own_shard_for_ever() {

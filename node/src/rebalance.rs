@@ -2,22 +2,28 @@
 //! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
+mod dead;
+mod leadership;
 mod report;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod voters;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use directory::{Command, NodeState, Placement, RebalanceState};
+use directory::{Command, Directory, NodeState, Placement, RebalanceState};
 use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use proto::DirectoryStore;
 use proto::wire::rebalance_request::Action;
 use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceReply, RebalanceRequest};
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+use self::leadership::{Led, Rates};
 use self::turns::Turn;
 use self::voters::Candidate;
 use crate::Node;
@@ -67,12 +73,36 @@ impl Observed {
         octets
     }
 
-    /// The shards that lack a replica, or a leader.
+    /// The shards that lack a replica where they are wanted, or a leader. One that was taken out of its group since it was lost
+    /// is still missing.
     fn degraded<'a>(&self, placements: impl Iterator<Item = &'a Placement>) -> BTreeSet<ShardId> {
-        let is_whole = |shard: ShardId| {
-            self.led(shard).is_some_and(|group| group.voters.iter().all(|voter| group.current.contains(voter)))
+        let is_whole = |placement: &&Placement| {
+            self.led(placement.shard).is_some_and(|group| {
+                let is_there = |node: &NodeId| group.voters.contains(&node.0) && group.current.contains(&node.0);
+                if !placement.is_moving() {
+                    return placement.wanted.iter().all(is_there);
+                }
+                // On its way it may have them here or there.
+                let copies = group.voters.iter().filter(|voter| group.current.contains(voter)).count();
+                copies >= placement.wanted.len().min(placement.previous.len())
+            })
         };
-        placements.map(|placement| placement.shard).filter(|shard| !is_whole(*shard)).collect()
+        placements.filter(|placement| !is_whole(placement)).map(|placement| placement.shard).collect()
+    }
+
+    /// Why a node may still hold something that counts; `None` where every shard's leader says that it does not. What is
+    /// wanted tells only where replicas should be.
+    fn why_held(&self, directory: &Directory, id: NodeId) -> Option<String> {
+        directory.placements().filter(|placement| placement.initialised).find_map(|placement| {
+            let shard = placement.shard;
+            match self.led(shard) {
+                None => Some(format!("shard {shard} has no leader to say where its replicas are")),
+                Some(group) if group.voters.contains(&id.0) || group.learners.contains(&id.0) => {
+                    Some(format!("shard {shard} still has a replica there"))
+                }
+                Some(_) => None,
+            }
+        })
     }
 
     fn has_arrived(&self, placement: &Placement) -> bool {
@@ -86,20 +116,26 @@ impl Observed {
 pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut heard: HashMap<NodeId, Instant> = HashMap::new();
+    let mut looks = Looks::default();
     loop {
-        if node.groups().directory.leads() {
-            listen(&node, &mut heard);
+        if listen(&node, &mut heard) {
             if let Err(error) = give_up_dead_nodes(&node, &heard).await {
                 tracing::debug!(%error, "dead node not given up");
             }
             if let Err(error) = choose_voters(&node, &heard).await {
                 tracing::debug!(%error, "directory voters not changed");
             }
+            if let Err(error) = raise_format(&node).await {
+                tracing::debug!(%error, "format not raised");
+            }
             if let Err(error) = conduct(&node).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
+            if let Err(error) = lead_by_load(&node, &mut looks).await {
+                tracing::debug!(%error, "leaders not chosen by load");
+            }
         } else {
-            heard.clear();
+            looks = Looks::default();
         }
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -109,13 +145,23 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-/// Notes who answered; a new leader gives everybody the whole time again.
-fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) {
-    let now = Instant::now();
+/// Whether this node leads the directory, and a majority follows; notes then who answered.
+fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) -> bool {
+    let group = &node.groups().directory;
+    let leads = group.leads_majority();
     let directory = node.groups().directory_state.read();
-    for known in directory.nodes() {
-        let last = heard.entry(known.id).or_insert(now);
-        if node.groups().directory.hears(known.id) {
+    let nodes = directory.nodes().map(|known| (known.id, group.hears(known.id)));
+    note_heard(heard, leads.then_some(nodes), Instant::now());
+    leads
+}
+
+/// `nodes`: of a leader that a majority follows, and whether it hears them now. A new one gives everybody the whole time again,
+/// and so does one that was cut off: it heard nobody.
+fn note_heard(heard: &mut HashMap<NodeId, Instant>, nodes: Option<impl Iterator<Item = (NodeId, bool)>>, now: Instant) {
+    let Some(nodes) = nodes else { return heard.clear() };
+    for (id, answers) in nodes {
+        let last = heard.entry(id).or_insert(now);
+        if answers {
             *last = now;
         }
     }
@@ -131,25 +177,41 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
     if limit.is_zero() {
         return Ok(());
     }
-    let dead: Option<(NodeId, String)> = {
+    let dead = {
         let directory = node.groups().directory_state.read();
-        let Some(cluster) = directory.cluster() else { return Ok(()) };
-        let active = || directory.nodes().filter(|known| known.state == NodeState::Active);
-        let is_dead = |id: NodeId| silent_for(heard, id) >= limit;
-        let living = active().filter(|known| !is_dead(known.id)).count();
-        let dead = active().find(|known| is_dead(known.id));
-        dead.filter(|_| living >= cluster.replicas as usize).map(|known| (known.id, known.name.clone()))
+        dead::next(&directory, |id| silent_for(heard, id) >= limit).map(|known| (known.id, known.name.clone()))
     };
     let Some((id, name)) = dead else { return Ok(()) };
+    let observed = Observed::take(node).await;
+    let command = dead::give_up(&node.groups().directory_state.read(), id, &observed.octets(), unix_s());
+    propose(node, &command).await?;
     tracing::warn!(
         node = id.0,
         name,
         limit_s = limit.as_secs(),
         "node has been away for too long, its replicas are made anew"
     );
-    propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
-    let observed = Observed::take(node).await;
-    start(node, &observed).await
+    Ok(())
+}
+
+/// Puts the newest format in force that every node knows.
+async fn raise_format(node: &Node) -> MailResult<()> {
+    let (in_force, known) = {
+        let directory = node.groups().directory_state.read();
+        // While a cluster is being founded its nodes come one by one.
+        if directory.nodes().count() < node.settings().cluster.nodes.len() {
+            return Ok(());
+        }
+        let present = directory.nodes().filter(|known| known.state != NodeState::Removed);
+        let known = present.map(|known| known.format).min().unwrap_or(1);
+        (directory.cluster().map_or(known, |cluster| cluster.format), known)
+    };
+    if known <= in_force {
+        return Ok(());
+    }
+    propose(node, &Command::SetFormat { format: known }).await?;
+    tracing::info!(format = known, "every node knows a newer format, which is in force now");
+    Ok(())
 }
 
 /// Brings the directory's voters to those that should vote, one step a round.
@@ -233,39 +295,100 @@ async fn conduct(node: &Node) -> MailResult<()> {
     if !is_under_way(node) {
         return Ok(());
     }
-    let observed = Observed::take(node).await;
-    let (arrived, begin) = {
+    // What has arrived is where it was to be before anybody was asked: meanwhile it may be wanted elsewhere.
+    let (seen, under_way): (u64, Vec<Placement>) = {
         let directory = node.groups().directory_state.read();
-        let under_way = || directory.placements().filter(|placement| !placement.previous.is_empty());
-        let arrived: Vec<ShardId> =
-            under_way().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
-        let moving: Vec<Turn> = under_way()
+        (directory.revision(), directory.moving().cloned().collect())
+    };
+    let observed = Observed::take(node).await;
+    let arrived: Vec<ShardId> =
+        under_way.iter().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
+    let begin = {
+        let directory = node.groups().directory_state.read();
+        let moving: Vec<Turn> = directory
+            .moving()
             .filter(|placement| !arrived.contains(&placement.shard))
             .map(|placement| turn(placement, &placement.previous, &placement.wanted))
             .collect();
+        let waiting_turn = |placement: &Placement| match directory.goes_astray(placement) {
+            true => Turn { replaces: true, ..turn(placement, &placement.previous, &placement.planned) },
+            false => turn(placement, &placement.wanted, &placement.planned),
+        };
         let waiting: Vec<Turn> = directory
             .placements()
-            .filter(|placement| !placement.planned.is_empty())
-            .map(|placement| turn(placement, &placement.wanted, &placement.planned))
+            .filter(|placement| !placement.planned.is_empty() && !arrived.contains(&placement.shard))
+            .map(waiting_turn)
             .collect();
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
-        let settled = directory.placements().filter(|placement| placement.previous.is_empty());
-        let degraded = observed.degraded(settled);
-        (arrived, if is_running { turns::next(&waiting, &moving, &degraded) } else { Vec::new() })
+        let degraded = observed.degraded(directory.placements());
+        let answering = observed.statuses.keys().copied().collect();
+        if is_running { turns::next(&waiting, &moving, &degraded, &answering) } else { Vec::new() }
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
-        propose(node, &Command::EndMoves { shards: arrived }).await?;
+        come_by(Failpoint::Arrived, &arrived);
+        propose(node, &Command::EndMoves { shards: arrived.clone(), seen: Some(seen) }).await?;
+        come_by(Failpoint::Ended, &arrived);
     }
     if !begin.is_empty() {
         tracing::info!(shards = ?begin, "shards begin to move");
-        propose(node, &Command::BeginMoves { shards: begin }).await?;
+        come_by(Failpoint::TurnChosen, &begin);
+        propose(node, &Command::BeginMoves { shards: begin.clone() }).await?;
+        come_by(Failpoint::TurnGiven, &begin);
     }
     Ok(())
 }
 
+/// What the looks at the load of the shards have come to.
+#[derive(Default)]
+struct Looks {
+    last: Option<Instant>,
+    rates: Rates,
+}
+
+/// Lets leadership follow the load, where nothing moves and every shard is whole and led from where it should be.
+async fn lead_by_load(node: &Node, looks: &mut Looks) -> MailResult<()> {
+    let pause = Duration::from_secs(node.settings().leaders_look_s);
+    if pause.is_zero() || looks.last.is_some_and(|last| last.elapsed() < pause) {
+        return Ok(());
+    }
+    looks.last = Some(Instant::now());
+    let observed = Observed::take(node).await;
+    let mut settled = !is_under_way(node);
+    let leaders = {
+        let directory = node.groups().directory_state.read();
+        let mut led = Vec::new();
+        for placement in directory.placements() {
+            let seen = observed.led(placement.shard);
+            if let Some(seen) = seen {
+                looks.rates.note(placement.shard, NodeId(seen.leader), seen.operations, Instant::now());
+            }
+            let rate = looks.rates.of(placement.shard);
+            let at_home = seen.is_some_and(|seen| placement.wanted.first() == Some(&NodeId(seen.leader)));
+            settled &= at_home && rate.is_some();
+            let owners = placement.wanted.clone();
+            led.push(Led { shard: placement.shard, owners, rate: rate.unwrap_or_default() });
+        }
+        if !settled || !observed.degraded(directory.placements()).is_empty() {
+            return Ok(());
+        }
+        let active = directory.nodes().filter(|known| known.state == NodeState::Active);
+        let weights = active.map(|known| (known.id, known.weight)).collect();
+        leadership::choose(&led, &weights).into_iter().collect::<BTreeMap<ShardId, NodeId>>()
+    };
+    if leaders.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(?leaders, "leadership follows the load");
+    propose(node, &Command::PreferLeaders { leaders }).await
+}
+
+fn come_by(point: Failpoint, shards: &[ShardId]) {
+    shards.iter().for_each(|shard| reach(point, GroupId(shard.0)));
+}
+
 fn turn(placement: &Placement, from: &[NodeId], to: &[NodeId]) -> Turn {
-    Turn { shard: placement.shard, from: from.to_vec(), to: to.to_vec() }
+    Turn { shard: placement.shard, from: from.to_vec(), to: to.to_vec(), replaces: false }
 }
 
 fn is_under_way(node: &Node) -> bool {
@@ -275,8 +398,15 @@ fn is_under_way(node: &Node) -> bool {
 
 /// Plans from what the nodes are, and has it begun.
 async fn start(node: &Node, observed: &Observed) -> MailResult<()> {
-    let targets = node.groups().directory_state.read().propose_rebalance(&observed.octets());
-    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s() }).await
+    let (targets, octets) = {
+        let directory = node.groups().directory_state.read();
+        let targets = directory.propose_rebalance(&observed.octets());
+        let under_way = report::moving(&directory, observed);
+        let all = under_way.chain(report::to_move(&directory, observed, &targets));
+        let octets = all.map(|one| report::copies(&one)).sum();
+        (targets, octets)
+    };
+    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s(), octets }).await
 }
 
 fn unix_s() -> u64 {
@@ -315,9 +445,9 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
         }
         Action::Remove(name) => {
             let id = named(node, &name)?;
-            remove_node(node, id, &name).await?;
+            remove_node(node, id, &name, &observed).await?;
         }
-        Action::MoveShard(one) => move_shard(node, &one).await?,
+        Action::MoveShard(one) => move_shard(node, &one, &observed).await?,
     }
     let directory = node.groups().directory_state.read();
     Ok(report::status(&directory, &observed))
@@ -346,7 +476,7 @@ async fn join_node(node: &Node, join: JoinNode, plan: Option<&Observed>) -> Mail
 }
 
 /// Only a node that holds nothing any more goes: what is wanted elsewhere must have arrived there.
-async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
+async fn remove_node(node: &Node, id: NodeId, name: &str, observed: &Observed) -> MailResult<()> {
     let votes = node.groups().directory.metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
     let state = node.groups().directory_state.read().node(id).map(|known| known.state);
     if state == Some(NodeState::Active) {
@@ -355,10 +485,14 @@ async fn remove_node(node: &Node, id: NodeId, name: &str) -> MailResult<()> {
     if votes {
         return Err(MailError::CannotDo(format!("node {name} still votes in the directory: its drain is not done")));
     }
+    let held = observed.why_held(&node.groups().directory_state.read(), id);
+    if let Some(why) = held {
+        return Err(MailError::CannotDo(format!("node {name} cannot be removed: {why}")));
+    }
     propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
 }
 
-async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
+async fn move_shard(node: &Node, one: &MoveShard, observed: &Observed) -> MailResult<()> {
     let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
     let target = {
         let directory = node.groups().directory_state.read();
@@ -378,5 +512,8 @@ async fn move_shard(node: &Node, one: &MoveShard) -> MailResult<()> {
         target
     };
     let targets = BTreeMap::from([(shard, target)]);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s() }).await
+    let octets = observed.octets().get(&shard).copied().unwrap_or(0);
+    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await?;
+    come_by(Failpoint::Planned, &[shard]);
+    Ok(())
 }

@@ -10,7 +10,7 @@ use openraft::BasicNode;
 use openraft::error::{InitializeError, RaftError};
 use storage::Command;
 use tokio::sync::watch;
-use types::{AccountId, MailResult, NodeId, ShardId};
+use types::{AccountId, MailResult, NodeId, ShardId, format};
 
 use crate::Node;
 use crate::bootstrap::propose;
@@ -35,8 +35,10 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut steady: HashMap<ShardId, u32> = HashMap::new();
     let mut round: u64 = 0;
     let mut told = false;
+    let mut format_on_disks = 0;
     loop {
         check_volumes(&node).await;
+        mark_format(&node, &mut format_on_disks).await;
         node.groups().stop_damaged().await;
         for shard in node.groups().shards() {
             shard.forget_old_mark();
@@ -68,6 +70,23 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             changed = revisions.changed() => if changed.is_err() { return },
             _ = stopped.wait_for(|stop| *stop) => return,
         }
+    }
+}
+
+/// Says on the disks which format they may hold, so that older programs refuse them.
+async fn mark_format(node: &Node, format_on_disks: &mut u32) {
+    let in_force = format::in_force();
+    if *format_on_disks == in_force {
+        return;
+    }
+    let groups = node.groups().clone();
+    let marking = tokio::task::spawn_blocking(move || {
+        groups.volumes.list().iter().try_for_each(|volume| volume.mark_format(in_force))
+    });
+    match marking.await {
+        Ok(Ok(())) => *format_on_disks = in_force,
+        Ok(Err(error)) => tracing::warn!(%error, format = in_force, "disks are not marked with their format"),
+        Err(error) => tracing::error!(%error, "marking of disks broken off"),
     }
 }
 

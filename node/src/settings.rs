@@ -34,6 +34,9 @@ pub struct NodeSettings {
     /// A node that is away for longer has its replicas made anew on others, if there are enough; 0: never by itself.
     #[serde(default = "default_dead_node_s")]
     pub dead_node_s: u64,
+    /// Between looks whether leadership should follow the load, on the directory's leader; 0: never.
+    #[serde(default = "default_leaders_look_s")]
+    pub leaders_look_s: u64,
     /// What goes to new replicas of shards at most, from this node.
     #[serde(default = "default_move_octets_per_s")]
     pub move_octets_per_s: u64,
@@ -97,6 +100,11 @@ fn default_resilver_octets_per_s() -> u64 {
 /// Longer than a restart or a short repair, in which no data should move.
 fn default_dead_node_s() -> u64 {
     1800
+}
+
+/// Much longer than a handover takes, and than a burst of mail.
+fn default_leaders_look_s() -> u64 {
+    30
 }
 
 /// What a network of 1 Gbit/s carries.

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +39,8 @@ pub struct Shard {
     pub is_compared: AtomicBool,
     /// Another replica's leader compares them, since this one cannot be read.
     pub seen_to: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Mail operations asked of it since it started.
+    pub operations: AtomicU64,
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
@@ -67,8 +69,20 @@ impl Shard {
         });
         let group = Group::start(storage, applier, context).await?;
         let (maildrops, recent, is_compared) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
-        let seen_to = tokio::sync::Mutex::default();
-        Ok(Arc::new(Shard { id, group, volume, is_compared, seen_to, clock, events, marks, maildrops, recent }))
+        let (seen_to, operations) = (tokio::sync::Mutex::default(), AtomicU64::new(0));
+        Ok(Arc::new(Shard {
+            id,
+            group,
+            volume,
+            is_compared,
+            seen_to,
+            operations,
+            clock,
+            events,
+            marks,
+            maildrops,
+            recent,
+        }))
     }
 
     pub fn state(&self) -> ShardState {
@@ -106,18 +120,20 @@ impl Shard {
     }
 
     /// What this replica holds, now or as exported, summed up; a record or body that cannot be read is an error. Reads
-    /// it all: to be called off the async threads.
-    pub fn digest(&self, export: Option<Export>) -> MailResult<DigestShardReply> {
+    /// it all, at a pace that yields to mail: to be called off the async threads.
+    pub fn digest(&self, export: Option<Export>, octets_per_s_max: u64) -> MailResult<DigestShardReply> {
         let export = match export {
             Some(export) => export,
             None => self.group.storage.export()?,
         };
         let marker = Marker::decode(&export.marker).map_err(|e| MailError::Internal(e.to_string()))?;
         let (mut hash, mut octets) = (blake3::Hasher::new(), 0);
+        let mut pace = self.group.storage.read_pace(octets_per_s_max);
         for block in export.blocks {
             let block = block?;
             hash.update(&block);
             octets += block.len() as u64;
+            pace.read(block.len() as u64);
         }
         let digest = Bytes::copy_from_slice(hash.finalize().as_bytes());
         Ok(DigestShardReply { applied_index: marker.applied.map_or(0, |id| id.index), digest, octets })

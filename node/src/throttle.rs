@@ -13,8 +13,10 @@ const RATE_FIRST: u64 = 8 * 1024 * 1024;
 const LATENCY_MIN: Duration = Duration::from_millis(20);
 /// How much longer changes may take than without copies.
 const LATENCY_RATIO: f64 = 1.5;
-/// Fewer changes than this tell nothing.
+/// Fewer changes than this are waited for, the rate as it is: mail that is slow brings few.
 const SAMPLES_MIN: u32 = 8;
+/// Looks after which fewer have to do.
+const LOOKS_MAX: u32 = 8;
 /// Buckets a factor of the square root of two apart, from a tenth of a millisecond to ten minutes.
 const BUCKETS: usize = 48;
 const BUCKET_FIRST_S: f64 = 0.0001;
@@ -34,13 +36,14 @@ impl Latencies {
         self.0[(bucket as usize).min(BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The 99th percentile, rounded up to its bucket; and begins anew. `None` where there were too few.
+    fn count(&self) -> u32 {
+        self.0.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The 99th percentile, rounded up to its bucket; and begins anew. `None` where there were none.
     fn take(&self) -> Option<Duration> {
         let counts: Vec<u32> = self.0.iter().map(|bucket| bucket.swap(0, Ordering::Relaxed)).collect();
         let all: u32 = counts.iter().sum();
-        if all < SAMPLES_MIN {
-            return None;
-        }
         let (mut beyond, share) = (0, all / 100);
         let bucket = (0..BUCKETS).rev().find(|bucket| {
             beyond += counts[*bucket];
@@ -56,9 +59,26 @@ pub struct Throttle {
     /// Octets that have gone ahead of their time, as of then.
     debt: Mutex<(Instant, f64)>,
     used: AtomicBool,
+    /// Looks since latencies were taken.
+    looks: AtomicU32,
     /// Of changes without copies, in microseconds; 0 while nothing is known.
     usual_us: AtomicU64,
     pub latencies: Latencies,
+    passed_octets: AtomicU64,
+    waits: AtomicU64,
+    slowed: AtomicU64,
+}
+
+/// What copies did since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyFigures {
+    pub octets: u64,
+    /// How often one was told to wait.
+    pub waits: u64,
+    /// How often the rate fell since mail took longer.
+    pub slowed: u64,
+    /// What may go now.
+    pub octets_per_s: u64,
 }
 
 impl Throttle {
@@ -68,8 +88,21 @@ impl Throttle {
             rate_max,
             debt: Mutex::new((Instant::now(), 0.0)),
             used: AtomicBool::new(false),
+            looks: AtomicU32::new(0),
             usual_us: AtomicU64::new(0),
             latencies: Latencies::default(),
+            passed_octets: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+            slowed: AtomicU64::new(0),
+        }
+    }
+
+    pub fn figures(&self) -> CopyFigures {
+        CopyFigures {
+            octets: self.passed_octets.load(Ordering::Relaxed),
+            waits: self.waits.load(Ordering::Relaxed),
+            slowed: self.slowed.load(Ordering::Relaxed),
+            octets_per_s: self.rate.load(Ordering::Relaxed),
         }
     }
 
@@ -81,19 +114,21 @@ impl Throttle {
         let left = (debt.1 - now.saturating_duration_since(debt.0).as_secs_f64() * rate).max(0.0);
         if left > 0.0 {
             *debt = (now, left);
+            self.waits.fetch_add(1, Ordering::Relaxed);
             return Err(Duration::from_secs_f64(left / rate));
         }
         *debt = (now, octets as f64);
+        self.passed_octets.fetch_add(octets as u64, Ordering::Relaxed);
         Ok(())
-    }
-
-    #[cfg(test)]
-    fn octets_per_s(&self) -> u64 {
-        self.rate.load(Ordering::Relaxed)
     }
 
     /// To be called at a steady pace: sets the rate by what changes of mail took since the last time.
     pub fn adapt(&self) {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        if (1..SAMPLES_MIN).contains(&self.latencies.count()) && looks < LOOKS_MAX {
+            return;
+        }
+        self.looks.store(0, Ordering::Relaxed);
         let latency = self.latencies.take();
         let usual = Duration::from_micros(self.usual_us.load(Ordering::Relaxed));
         if !self.used.swap(false, Ordering::Relaxed) {
@@ -106,7 +141,10 @@ impl Throttle {
         }
         let rate = self.rate.load(Ordering::Relaxed);
         let next = match latency {
-            Some(latency) if latency > usual.mul_f64(LATENCY_RATIO).max(LATENCY_MIN) => rate / 2,
+            Some(latency) if latency > usual.mul_f64(LATENCY_RATIO).max(LATENCY_MIN) => {
+                self.slowed.fetch_add(1, Ordering::Relaxed);
+                rate / 2
+            }
             _ => rate + rate / 4,
         };
         self.rate.store(next.clamp(RATE_MIN.min(self.rate_max), self.rate_max), Ordering::Relaxed);
@@ -140,25 +178,39 @@ mod tests {
         let wait = throttle.pass(1, start).unwrap_err();
         assert!((wait.as_secs_f64() - 0.5).abs() < 0.01, "{wait:?}");
         assert_eq!(throttle.pass(1, start + Duration::from_millis(501)), Ok(()));
+        assert_eq!((throttle.figures().octets, throttle.figures().waits), (500_001, 1));
+    }
+
+    fn window_of(throttle: &Throttle, changes: u32, ms: u64, copies: bool) {
+        (0..changes).for_each(|_| throttle.latencies.add(Duration::from_millis(ms)));
+        if copies {
+            let _ = throttle.pass(1, Instant::now());
+        }
+        throttle.adapt();
+    }
+
+    #[test]
+    fn copies_yield_to_mail_that_is_so_slow_that_little_of_it_comes_and_not_to_none() {
+        let throttle = Throttle::new(1 << 30);
+        (0..20).for_each(|_| window_of(&throttle, 100, 30, false));
+        (0..60).for_each(|_| window_of(&throttle, 1, 300, true));
+        let slow = throttle.figures();
+        assert!(slow.octets_per_s == RATE_MIN && slow.slowed > 0, "{slow:?}");
+        (0..60).for_each(|_| window_of(&throttle, 0, 0, true));
+        assert_eq!(throttle.figures().octets_per_s, 1 << 30);
     }
 
     #[test]
     fn copies_yield_to_mail_and_come_back() {
         let throttle = Throttle::new(1 << 30);
-        let window = |throttle: &Throttle, ms: u64, copies: bool| {
-            (0..100).for_each(|_| throttle.latencies.add(Duration::from_millis(ms)));
-            if copies {
-                let _ = throttle.pass(1, Instant::now());
-            }
-            throttle.adapt();
-        };
+        let window = |throttle: &Throttle, ms: u64, copies: bool| window_of(throttle, 100, ms, copies);
         (0..20).for_each(|_| window(&throttle, 30, false));
-        let first = throttle.octets_per_s();
+        let first = throttle.figures().octets_per_s;
         (0..8).for_each(|_| window(&throttle, 30, true));
-        assert!(throttle.octets_per_s() > first * 4);
+        assert!(throttle.figures().octets_per_s > first * 4);
         (0..20).for_each(|_| window(&throttle, 300, true));
-        assert_eq!(throttle.octets_per_s(), RATE_MIN);
+        assert_eq!(throttle.figures().octets_per_s, RATE_MIN);
         (0..60).for_each(|_| window(&throttle, 30, true));
-        assert_eq!(throttle.octets_per_s(), 1 << 30);
+        assert_eq!(throttle.figures().octets_per_s, 1 << 30);
     }
 }

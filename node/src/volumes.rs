@@ -145,7 +145,9 @@ fn look(number: u32, volume: &VolumeSettings) -> Result<Looked> {
             (Ok(Some(found)), Some(own)) => {
                 let same = (found.node_id, found.volume) == (own.node_id, own.volume);
                 ensure!(same, "the disks of volume {number} belong to different volumes: {}", shown(&volume.disks));
-                looked.identity = Some(Identity { cluster_id: own.cluster_id.clone().or(found.cluster_id), ..found });
+                let format = own.format.max(found.format);
+                let cluster_id = own.cluster_id.clone().or(found.cluster_id);
+                looked.identity = Some(Identity { cluster_id, format, ..found });
             }
             (Ok(Some(found)), None) => looked.identity = Some(found),
             (Ok(None), _) => {}
@@ -249,6 +251,19 @@ impl NodeVolume {
         if current.is_empty() { self.disks.clone() } else { current }
     }
 
+    /// Says on its disks that they may hold this format. Blocks.
+    pub fn mark_format(&self, format: u32) -> Result<(), StorageError> {
+        for disk in &self.disks {
+            // A disk that is gone, or is not marked at all, is made anew with the mark.
+            if let Ok(Some(found)) = Identity::read(disk)
+                && found.format < format
+            {
+                Identity { format, ..found }.write(disk)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Unless it is down.
     pub fn volume(&self) -> Option<Volume> {
         match &*self.state.read() {
@@ -283,7 +298,8 @@ impl NodeVolume {
             empty_disk(disk)?;
             self.check_room(&volume, disk)?;
             let Some(id) = self.id() else { return Err(MailError::Unavailable) };
-            Identity::new(node, id).bound(disk, cluster_id)?.write(disk)?;
+            let identity = Identity::new(node, id).bound(disk, cluster_id);
+            identity.and_then(|identity| identity.write(disk)).map_err(|error| untaken(&error))?;
             return Ok(volume.resilver(half.name)?);
         }
         if half.is_some() {
@@ -294,7 +310,10 @@ impl NodeVolume {
         let id = random().map_err(|e| MailError::Internal(e.to_string()))?;
         let identity = Identity::new(node, id);
         let started = start((self.number, &self.disks), &self.options, &identity, cluster_id);
-        let volume = started.inspect_err(|_| self.disks.iter().for_each(|disk| leave_empty(disk)))?;
+        let volume = started.map_err(|error| {
+            self.disks.iter().for_each(|disk| leave_empty(disk));
+            untaken(&error)
+        })?;
         *self.state.write() = State::Open { id, volume };
         tracing::info!(volume = self.number, "volume made anew");
         Ok(())
@@ -443,6 +462,11 @@ fn start(
 
 fn is_same(disk: &Path, identity: &Identity) -> bool {
     Identity::read(disk).is_ok_and(|found| found.as_ref() == Some(identity))
+}
+
+/// An operator's disk that is not taken, and why.
+fn untaken(error: &StorageError) -> MailError {
+    MailError::CannotDo(error.to_string())
 }
 
 /// Takes back what was begun in a directory that was empty, so that it can be taken another time.

@@ -17,6 +17,7 @@ use types::{MailError, MailResult};
 
 use crate::body::Body;
 use crate::error::mail_error;
+use crate::format::user_agent;
 use crate::role::ROLE_NODE;
 use crate::server::GRPC_MESSAGE_OCTETS_MAX;
 use crate::socket;
@@ -33,7 +34,7 @@ use crate::wire::{
     FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply,
     NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
     ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
-    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -77,6 +78,8 @@ pub fn connect_for_bulk(address: &str, tls: Arc<ClientConfig>) -> io::Result<Cha
 fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration) -> io::Result<Channel> {
     let uri: Uri = format!("http://{address}").parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let endpoint = Endpoint::from(uri)
+        .user_agent(user_agent())
+        .map_err(io::Error::other)?
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(keep_alive_max)
@@ -217,6 +220,10 @@ impl MailStore for GrpcNode {
 
     async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
         call!(self.mail, open_account, request).map(|Done {}| ())
+    }
+
+    async fn usage(&self, request: AccountRequest) -> MailResult<UsageReply> {
+        call!(self.mail, usage, request)
     }
 
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {

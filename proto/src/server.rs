@@ -26,7 +26,7 @@ use crate::wire::{
     Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
     RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
     SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
-    SubscribeRequest, WatchEvent, WatchRequest,
+    SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -49,7 +49,7 @@ fn allow<T>(request: &Request<T>, roles: &[PeerRole]) -> Result<(), Status> {
     }
 }
 
-/// [`Mail`] for routers (and nodes, which pass things on).
+/// [`Mail`] for routers (and nodes, which pass things on). Admins learn what accounts hold, and nothing else.
 pub struct MailService<S> {
     store: Arc<S>,
     bodies: Arc<Semaphore>,
@@ -164,6 +164,10 @@ impl<S: MailStore> Mail for MailService<S> {
 
     async fn open_account(&self, request: Request<AccountRequest>) -> Result<Response<Done>, Status> {
         unary!(self, MAIL, request, open_account -> done)
+    }
+
+    async fn usage(&self, request: Request<AccountRequest>) -> Result<Response<UsageReply>, Status> {
+        unary!(self, ANYBODY, request, usage)
     }
 
     async fn mailboxes(&self, request: Request<AccountRequest>) -> Result<Response<MailboxesReply>, Status> {

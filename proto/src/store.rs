@@ -16,7 +16,7 @@ use crate::wire::{
     MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
     RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
     SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
-    WatchEvent, WatchRequest,
+    UsageReply, WatchEvent, WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
@@ -29,6 +29,7 @@ pub trait MailStore: Send + Sync + 'static {
     async fn settle(&self, request: SettleRequest) -> MailResult<()>;
     async fn append(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply>;
     async fn open_account(&self, request: AccountRequest) -> MailResult<()>;
+    async fn usage(&self, request: AccountRequest) -> MailResult<UsageReply>;
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply>;
     async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply>;
     async fn delete_mailbox(&self, request: MailboxNameRequest) -> MailResult<()>;

@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::debug;
 
+use crate::send_queue;
 use crate::stop::Stop;
 
 /// Read at once: a TLS record's worth.
@@ -133,12 +135,26 @@ impl Connection {
                 Ok(Ok(false)) => break,
                 Ok(Err(_)) => return false,
                 // It stays so long after our last word.
-                Ok(Ok(true)) | Err(_) => return self.tcp().is_some_and(|tcp| matches!(tcp.take_error(), Ok(None))),
+                Ok(Ok(true)) | Err(_) => return self.is_acknowledged(),
             }
         }
         let Some(tcp) = self.tcp() else { return false };
         let errs = timeout(RESET_WAIT, tcp.ready(Interest::ERROR)).await.is_ok();
-        !errs && matches!(tcp.take_error(), Ok(None))
+        !errs && self.is_acknowledged()
+    }
+
+    /// Whether the client's TCP has acknowledged all that was written so far. Where the kernel does not say so, it has not.
+    pub fn is_acknowledged(&self) -> bool {
+        let Some(tcp) = self.tcp().filter(|tcp| matches!(tcp.take_error(), Ok(None))) else { return false };
+        let (Ok(local), Ok(peer)) = (tcp.local_addr(), tcp.peer_addr()) else { return false };
+        match send_queue::unacknowledged(local, peer) {
+            Ok(octets) => octets == 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => {
+                debug!(%error, "the kernel does not say what a client has acknowledged");
+                false
+            }
+        }
     }
 
     fn tcp(&self) -> Option<&TcpStream> {

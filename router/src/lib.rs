@@ -14,6 +14,7 @@ pub mod context;
 mod delivery;
 mod listener;
 mod metrics;
+mod send_queue;
 pub mod session;
 pub mod settings;
 mod settle;

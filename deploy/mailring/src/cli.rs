@@ -1,8 +1,12 @@
 //! The command line: `mailring NOUN VERB`. Only what is built stands here.
 
+mod quota;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use quota::QuotaVerb;
 
 const CONTENTS: &str = "\
 Run a role, from the TOML file in --config:
@@ -26,6 +30,7 @@ Administer, with the admin's TOML file in --config:
   domain   add|list|show|remove            the domains whose mail is delivered here
   account  add|list|show|set|remove|import the owners of mailboxes
   alias    add|list|remove                 names that stand for accounts
+  quota    set|show                        what an account may hold, and what it holds
 
 Make certificates, without a cluster:
   ca       create|issue|issue-server       the cluster's own certificate authority
@@ -75,6 +80,12 @@ pub enum Command {
     Alias {
         #[command(subcommand)]
         verb: AliasVerb,
+    },
+    /// What accounts may hold
+    #[command(arg_required_else_help = true)]
+    Quota {
+        #[command(subcommand)]
+        verb: QuotaVerb,
     },
     /// Slices of the account space
     #[command(arg_required_else_help = true)]
@@ -486,7 +497,7 @@ mod tests {
             assert!(verbs.is_empty() || told.len() == verbs.len(), "{}: {told:?}", noun.get_name());
             verbs_listed += usize::from(!verbs.is_empty());
         }
-        assert_eq!(verbs_listed, 8);
+        assert_eq!(verbs_listed, 9);
     }
 
     #[test]
@@ -502,7 +513,7 @@ mod tests {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 35);
+        assert_eq!(checked, 37);
     }
 
     #[test]

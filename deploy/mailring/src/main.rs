@@ -57,6 +57,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Domain { verb } => administer(config()?, admin::Action::Domain(verb)),
         Command::Account { verb } => administer(config()?, admin::Action::Account(verb)),
         Command::Alias { verb } => administer(config()?, admin::Action::Alias(verb)),
+        Command::Quota { verb } => administer(config()?, admin::Action::Quota(verb)),
         Command::Rebalance { verb } => administer(config()?, admin::Action::Rebalance(verb)),
         Command::Shard { verb } => administer(config()?, admin::Action::Shard(verb)),
         Command::Scrub { shard, output } => administer(config()?, admin::Action::Scrub { shard, output }),

@@ -64,6 +64,11 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     registry.register("directory_revision", "Of this node's copy of the directory", single(status.directory_revision));
     registry.register("synced_writes", "Synced writes to the disk since the start", single(status.synced_writes));
     registry.register("appended_entries", "Log entries appended since the start", single(status.appended_entries));
+    let copies = status.copies.unwrap_or_default();
+    registry.register("copied_octets", "To new replicas since the start", single(copies.octets));
+    registry.register("copy_waits", "How often a copy was told to wait", single(copies.waits));
+    registry.register("copies_slowed", "How often their rate fell for slow mail", single(copies.slowed));
+    registry.register("copy_octets_per_second", "What copies may use now", single(copies.octets_per_s));
     let families: [(&str, &str, Figure); 8] = [
         ("group_leads", "1 where this node leads the group", |group| u64::from(group.role == "leader")),
         ("group_stopped", "1 where the group's replica has stopped", |group| u64::from(group.role == "stopped")),

@@ -37,7 +37,7 @@ fn help_is_a_table_of_contents_of_one_page() {
     assert!(output.status.success());
     let text = said(&output);
     assert!(text.lines().count() < 45, "{text}");
-    for word in ["node", "router", "single", "status", "domain", "account", "alias", "shard", "ca"] {
+    for word in ["node", "router", "single", "status", "domain", "account", "alias", "quota", "shard", "ca"] {
         assert!(text.contains(&format!("\n  {word}")), "{word}\n{text}");
     }
 }

@@ -6,7 +6,7 @@ mod placements;
 
 use std::collections::BTreeSet;
 
-use types::{AccountId, AccountName, DomainName, ShardId};
+use types::{AccountId, AccountName, DomainName, Quota, ShardId};
 
 use crate::change::{Change, ChangedRecord};
 use crate::command::{Command, NewAccount};
@@ -66,9 +66,12 @@ impl Directory {
         let cluster = self.cluster.as_ref().ok_or(DirectoryError::NotReady)?;
         match command {
             Command::CreateCluster { .. } => Err(DirectoryError::AlreadyExists("the cluster".to_owned())),
-            Command::RegisterNode(node) => self.register_node(node),
+            Command::RegisterNode(node) => self.register_node(cluster, node),
             Command::UpdateNodeAddress { id, address } => self.update_node_address(*id, address),
-            Command::NoteNodeStart { id, before, now } => self.note_node_start(*id, *before, *now),
+            Command::NoteNodeStart { id, before, now, format } => {
+                self.note_node_start(cluster, *id, (*before, *now), *format)
+            }
+            Command::SetFormat { format } => self.set_format(cluster, *format),
             Command::SetNodeState { id, state } => self.set_node_state(*id, *state),
             Command::SetNodeVoter { id, voter } => self.set_node_voter(*id, *voter),
             Command::UpdateNode { id, zone, weight } => self.update_node(*id, zone, *weight),
@@ -81,17 +84,30 @@ impl Directory {
                 self.alter_account(name, |account| account.password_hash = password_hash.clone())
             }
             Command::SetEnabled { name, enabled } => self.alter_account(name, |account| account.enabled = *enabled),
+            Command::SetQuota { name, change } => {
+                self.alter_account(name, |account| account.quota = change.of(account.quota))
+            }
             Command::CreateAlias { name, targets } => self.create_alias(name, targets),
             Command::RemoveAlias { name } => self.remove_alias(name),
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
             Command::SetPlacements { wanted } => self.set_placements(cluster, revision, wanted),
             Command::MarkShardInitialised { shard } => self.mark_shard_initialised(revision, *shard),
-            Command::StartRebalance { targets, replace, unix_s } => {
-                self.start_rebalance(cluster, revision, targets, *replace, *unix_s)
+            Command::StartRebalance { targets, replace, unix_s, octets } => {
+                self.start_rebalance(cluster, revision, targets, *replace, (*unix_s, *octets))
+            }
+            Command::GiveUpNode { id, targets, unix_s, octets } => {
+                let start = Command::StartRebalance {
+                    targets: targets.clone(),
+                    replace: true,
+                    unix_s: *unix_s,
+                    octets: *octets,
+                };
+                self.give_up_node(revision, *id, &start)
             }
             Command::SetRebalanceState { state } => self.set_rebalance_state(revision, *state),
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
-            Command::EndMoves { shards } => self.end_moves(revision, shards),
+            Command::PreferLeaders { leaders } => self.prefer_leaders(revision, leaders),
+            Command::EndMoves { shards, seen } => self.end_moves(revision, shards, *seen),
         }
     }
 
@@ -172,6 +188,7 @@ impl Directory {
             shard: shard_of(id, cluster.shards),
             enabled: true,
             created_unix_s: unix_s,
+            quota: Quota::NONE,
         })
     }
 

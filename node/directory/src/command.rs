@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
-use crate::values::{ClusterId, NodeState, PasswordHash, RebalanceState, Start};
+use crate::values::{ClusterId, NodeState, PasswordHash, QuotaChange, RebalanceState, Start};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -45,6 +45,12 @@ pub enum Command {
         id: NodeId,
         before: Start,
         now: Start,
+        /// The newest that its program knows; 0 where it does not say, and 1 is meant.
+        format: u32,
+    },
+    /// What is written from now on may have the forms of this one. Refused while a node does not know it; never falls.
+    SetFormat {
+        format: u32,
     },
     CreateDomain {
         name: DomainName,
@@ -73,6 +79,11 @@ pub enum Command {
     SetEnabled {
         name: AccountName,
         enabled: bool,
+    },
+    /// What an account may hold from now on. Mail that is there already stays, also above a limit.
+    SetQuota {
+        name: AccountName,
+        change: QuotaChange,
     },
     /// `*@domain` makes the domain's catch-all.
     CreateAlias {
@@ -106,11 +117,22 @@ pub enum Command {
     ///
     /// With `replace`, or where no rebalance is running or paused, a new one begins, running. Otherwise the moves join
     /// that one, and its state stays: one more shard moved by hand does not resume what somebody has paused. Nothing
-    /// begins where nothing is to move.
+    /// begins where nothing is to move. `octets`: what the moves of these targets copy, and with `replace` those under
+    /// way, as far as is known.
     StartRebalance {
         targets: BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
         unix_s: u64,
+        octets: u64,
+    },
+    /// For a node that is gone for good: it drains, and what is planned without it begins as by
+    /// [`Command::StartRebalance`] with `replace`. Both or nothing, so that who proposes it may die at any point. Refused
+    /// while the rebalance is paused.
+    GiveUpNode {
+        id: NodeId,
+        targets: BTreeMap<ShardId, Vec<NodeId>>,
+        unix_s: u64,
+        octets: u64,
     },
     /// Of a rebalance that is running or paused; refused of any other. `Running` resumes; `Paused` lets no further move
     /// begin; `Aborted` forgets what is planned and swaps `wanted` and `previous` of the moves under way, so that they
@@ -122,13 +144,22 @@ pub enum Command {
     ///
     /// Shards with nothing planned or with a move under way are left as they are; so are those that are not marked
     /// as initialised, since their first replica might found the group a second time; and so are all of them unless
-    /// the rebalance is running.
+    /// the rebalance is running. A move under way to a node that is not active any more gives way: it may never end.
     BeginMoves {
         shards: Vec<ShardId>,
     },
     /// The groups are as wanted: `previous` becomes empty. A running rebalance with nothing left to move is finished.
+    ///
+    /// `seen`: the revision at which it was read what is wanted; a shard whose placement has changed since stays as it is.
+    /// `None` in entries of the first version, which end whatever move there is.
     EndMoves {
         shards: Vec<ShardId>,
+        seen: Option<u64>,
+    },
+    /// Puts a wanted node of each shard first in its list, so that it leads. Shards whose data moves, or is to move, are left
+    /// as they are, and so are those that are not wanted on the node any more: who chose has seen an older placement.
+    PreferLeaders {
+        leaders: BTreeMap<ShardId, NodeId>,
     },
 }
 
@@ -140,6 +171,8 @@ pub struct NewNode {
     pub zone: String,
     pub weight: u32,
     pub voter: bool,
+    /// As in [`Command::NoteNodeStart`].
+    pub format: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -28,6 +28,6 @@ pub use plan::{Move, PlacementNode, Warning, moves, propose, warnings};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{
-    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
-    Start,
+    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, QuotaChange, Rebalance,
+    RebalanceState, Start,
 };

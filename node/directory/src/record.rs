@@ -16,7 +16,7 @@
 //! change needs a new version. The index from account id to name is rebuilt in memory when records are loaded.
 
 use prost::Message;
-use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
 
 use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
@@ -41,12 +41,14 @@ struct ClusterRecord {
     next_account_id: u64,
     #[prost(string, optional, tag = "5")]
     postmaster: Option<String>,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct DomainRecord {}
 
-/// Tags 6 and 7 are kept for byte and message quotas.
 #[derive(Clone, PartialEq, Message)]
 struct AccountRecord {
     #[prost(uint64, tag = "1")]
@@ -59,6 +61,10 @@ struct AccountRecord {
     enabled: bool,
     #[prost(uint64, tag = "5")]
     created_unix_s: u64,
+    #[prost(uint64, optional, tag = "6")]
+    quota_octets: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    quota_messages: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,6 +91,9 @@ struct NodeRecord {
     starts: u64,
     #[prost(fixed64, tag = "8")]
     run: u64,
+    /// Absent: 1.
+    #[prost(uint32, optional, tag = "20")]
+    format: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -111,6 +120,8 @@ struct RebalanceRecord {
     started_unix_s: u64,
     #[prost(uint32, tag = "4")]
     moves: u32,
+    #[prost(uint64, tag = "5")]
+    octets: u64,
 }
 
 pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
@@ -141,6 +152,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 replicas: cluster.replicas,
                 next_account_id: cluster.next_account_id.0,
                 postmaster: cluster.postmaster.as_ref().map(ToString::to_string),
+                format: above_first(cluster.format),
             })
         }),
         ChangedRecord::Domain(_, domain) => domain.as_ref().map(|_| versioned(&DomainRecord {})),
@@ -151,6 +163,8 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 shard: account.shard.0,
                 enabled: account.enabled,
                 created_unix_s: account.created_unix_s,
+                quota_octets: account.quota.octets,
+                quota_messages: account.quota.messages,
             })
         }),
         ChangedRecord::Alias(_, alias) => alias
@@ -166,6 +180,7 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 directory_voter: node.directory_voter,
                 starts: node.start.starts,
                 run: node.start.run,
+                format: above_first(node.format),
             })
         }),
         ChangedRecord::Placement(_, placement) => placement.as_ref().map(|placement| {
@@ -183,9 +198,15 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 state: rebalance_state_number(rebalance.state),
                 started_unix_s: rebalance.started_unix_s,
                 moves: rebalance.moves,
+                octets: rebalance.octets,
             })
         }),
     }
+}
+
+/// The first needs no saying.
+fn above_first(format: u32) -> Option<u32> {
+    (format > 1).then_some(format)
 }
 
 fn numbers(nodes: &[NodeId]) -> Vec<u64> {
@@ -279,6 +300,7 @@ fn cluster(bytes: &[u8]) -> Result<Cluster, String> {
         replicas: record.replicas,
         next_account_id: AccountId(record.next_account_id),
         postmaster: record.postmaster.as_deref().map(account_name).transpose()?,
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -291,6 +313,7 @@ fn account(name: &AccountName, bytes: &[u8]) -> Result<Account, String> {
         shard: ShardId(record.shard),
         enabled: record.enabled,
         created_unix_s: record.created_unix_s,
+        quota: Quota { octets: record.quota_octets, messages: record.quota_messages },
     })
 }
 
@@ -311,6 +334,7 @@ fn node(id: NodeId, bytes: &[u8]) -> Result<Node, String> {
         state: state_of(record.state)?,
         directory_voter: record.directory_voter,
         start: Start { starts: record.starts, run: record.run },
+        format: record.format.unwrap_or(1),
     })
 }
 
@@ -334,6 +358,7 @@ fn rebalance(bytes: &[u8]) -> Result<Rebalance, String> {
         state: rebalance_state_of(record.state)?,
         started_unix_s: record.started_unix_s,
         moves: record.moves,
+        octets: record.octets,
     })
 }
 

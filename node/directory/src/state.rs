@@ -240,6 +240,13 @@ impl Directory {
         self.placements.values().filter(|placement| placement.is_queued())
     }
 
+    /// Whether a move under way is to a node that is not active any more. It may never arrive; what is planned for the shard
+    /// does not wait for it.
+    pub fn goes_astray(&self, placement: &Placement) -> bool {
+        let is_active = |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.state == NodeState::Active);
+        placement.is_moving() && placement.targets().any(|target| !is_active(&target))
+    }
+
     /// The last rebalance, which may be over; `None` if there never was one.
     pub fn rebalance(&self) -> Option<&Rebalance> {
         self.rebalance.as_ref()
@@ -256,9 +263,24 @@ impl Directory {
     /// Planned from what is wanted, so that moves under way are let go on where they are in place, and what is queued
     /// is planned anew: it belongs to a [`StartRebalance`](crate::Command::StartRebalance) that replaces the queue.
     pub fn propose_rebalance(&self, octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
+        self.propose_for(&self.placement_nodes(), octets)
+    }
+
+    /// The same, were this node drained.
+    pub fn propose_rebalance_without(
+        &self,
+        node: NodeId,
+        octets: &BTreeMap<ShardId, u64>,
+    ) -> BTreeMap<ShardId, Vec<NodeId>> {
+        let mut nodes = self.placement_nodes();
+        nodes.iter_mut().filter(|one| one.id == node).for_each(|one| one.eligible = false);
+        self.propose_for(&nodes, octets)
+    }
+
+    fn propose_for(&self, nodes: &[PlacementNode], octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
         let Some(cluster) = &self.cluster else { return BTreeMap::new() };
         let current = self.wanted();
-        let mut targets = propose(cluster.shards, cluster.replicas, &self.placement_nodes(), &current, octets);
+        let mut targets = propose(cluster.shards, cluster.replicas, nodes, &current, octets);
         targets.retain(|shard, nodes| current.get(shard) != Some(nodes) && !nodes.is_empty());
         targets
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
 
 use crate::error::DirectoryError;
 use crate::limits::PASSWORD_HASH_OCTETS_MAX;
@@ -34,6 +34,8 @@ pub struct Cluster {
     pub next_account_id: AccountId,
     /// Takes `postmaster@domain` of every hosted domain that does not say otherwise (RFC 5321 §4.5.1).
     pub postmaster: Option<AccountName>,
+    /// The format in force (`types::format`). Invariant: every node knows it, and it never falls.
+    pub format: u32,
 }
 
 /// A domain whose mail is delivered here.
@@ -52,6 +54,21 @@ pub struct Account {
     pub enabled: bool,
     /// Seconds since 1970, as the command that created the account said.
     pub created_unix_s: u64,
+    /// Enforced by the leader of the account's shard, which takes it from its node's replica of the directory.
+    pub quota: Quota,
+}
+
+/// Other limits for an account: `None` leaves one as it is, `Some(None)` takes it away.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct QuotaChange {
+    pub octets: Option<Option<u64>>,
+    pub messages: Option<Option<u64>>,
+}
+
+impl QuotaChange {
+    pub(crate) fn of(self, quota: Quota) -> Quota {
+        Quota { octets: self.octets.unwrap_or(quota.octets), messages: self.messages.unwrap_or(quota.messages) }
+    }
 }
 
 /// A name that stands for accounts. `*@domain` catches what the domain has no other name for.
@@ -106,6 +123,8 @@ pub struct Node {
     /// Wanted as a voter of the directory group.
     pub directory_voter: bool,
     pub start: Start,
+    /// The newest format that its program knew when it started last.
+    pub format: u32,
 }
 
 /// Where a shard's replicas should be. Where they are is known by the shard's Raft group alone.
@@ -137,6 +156,11 @@ impl Placement {
     /// Whether a move is yet to begin. Another one may be under way before it.
     pub fn is_queued(&self) -> bool {
         !self.planned.is_empty()
+    }
+
+    /// The nodes that the move under way is to.
+    pub fn targets(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.wanted.iter().copied().filter(|node| self.is_moving() && !self.previous.contains(node))
     }
 
     /// Whether the shard is, was or will be wanted on the node.
@@ -178,6 +202,8 @@ pub struct Rebalance {
     /// but those that [`Directory::moving`](crate::Directory::moving) and [`Directory::queued`](crate::Directory::queued)
     /// name; a shard that both of them name counts twice. An aborted one keeps the number that it had.
     pub moves: u32,
+    /// What these moves copy in all, as far as was known when they were planned.
+    pub octets: u64,
 }
 
 /// A password as a PHC string of Argon2id. `Debug` does not show it.

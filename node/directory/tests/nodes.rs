@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{Story, new_node};
-use directory::{ClusterId, Command, DirectoryError, NewNode, NodeState, moves};
+use directory::{ClusterId, Command, DirectoryError, NewNode, NodeState, Start, moves};
 use types::{NodeId, ShardId};
 
 /// What the reconciler does once everything has moved.
@@ -188,4 +188,54 @@ fn the_last_active_node_and_the_last_voter_stay() {
     }
     let last_active = Command::SetNodeState { id: NodeId(2), state: NodeState::Draining };
     assert!(matches!(story.apply(last_active), Err(DirectoryError::InUse(_))));
+}
+
+#[test]
+fn the_format_rises_when_every_node_knows_it_and_never_falls() {
+    let mut story = Story::begin();
+    let format_of = |story: &Story| story.directory.cluster().unwrap().format;
+    let starts = |id: u64, format: u32| {
+        let start = Start { starts: 1, run: format.into() };
+        Command::NoteNodeStart { id: NodeId(id), before: Start::default(), now: start, format }
+    };
+    assert_eq!(format_of(&story), 1);
+    // One version at a time.
+    assert!(matches!(story.apply(starts(1, 3)), Err(DirectoryError::Invalid(_))));
+    let set = |format| Command::SetFormat { format };
+    let ids: Vec<u64> = story.directory.nodes().map(|node| node.id.0).collect();
+    for id in &ids {
+        assert!(matches!(story.apply(set(2)), Err(DirectoryError::InUse(_))));
+        story.must(starts(*id, 2));
+    }
+    // Back down, while nothing is written in it.
+    story.must(Command::NoteNodeStart {
+        id: NodeId(1),
+        before: Start { starts: 1, run: 2 },
+        now: Start { starts: 2, run: 9 },
+        format: 1,
+    });
+    assert!(matches!(story.apply(set(2)), Err(DirectoryError::InUse(_))));
+    story.must(Command::NoteNodeStart {
+        id: NodeId(1),
+        before: Start { starts: 2, run: 9 },
+        now: Start { starts: 3, run: 10 },
+        format: 2,
+    });
+    story.must(set(2));
+    assert_eq!(format_of(&story), 2);
+    story.must(set(1));
+    assert_eq!((format_of(&story), story.last.len()), (2, 0));
+    let older = Command::NoteNodeStart {
+        id: NodeId(1),
+        before: Start { starts: 3, run: 10 },
+        now: Start { starts: 4, run: 11 },
+        format: 1,
+    };
+    let Err(DirectoryError::Invalid(text)) = story.apply(older) else { panic!("an older program takes part") };
+    assert!(text.contains("knows formats up to 1, and the cluster writes format 2"), "{text}");
+    let fresh = |format| Command::RegisterNode(NewNode { format, ..new_node(9) });
+    assert!(matches!(story.apply(fresh(1)), Err(DirectoryError::Invalid(_))));
+    assert!(matches!(story.apply(fresh(4)), Err(DirectoryError::Invalid(_))));
+    story.must(fresh(3));
+    assert_eq!(story.reload().unwrap(), story.directory);
 }

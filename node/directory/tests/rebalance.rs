@@ -9,6 +9,8 @@ use directory::{Command, DirectoryError, NodeState, Placement, Rebalance, Rebala
 use types::{NodeId, ShardId};
 
 const START: u64 = 1_800_000_000;
+/// Of each start.
+const OCTETS: u64 = 1_000;
 
 /// Five nodes, every shard on nodes 1, 2 and 3, all groups alive.
 fn settled() -> Story {
@@ -30,7 +32,7 @@ fn nodes(ids: &[u64]) -> Vec<NodeId> {
 
 fn start(targets: &[(u32, &[u64])], replace: bool) -> Command {
     let targets = targets.iter().map(|(shard, ids)| (ShardId(*shard), nodes(ids))).collect();
-    Command::StartRebalance { targets, replace, unix_s: START }
+    Command::StartRebalance { targets, replace, unix_s: START, octets: OCTETS }
 }
 
 fn begin(shards: &[u32]) -> Command {
@@ -38,7 +40,7 @@ fn begin(shards: &[u32]) -> Command {
 }
 
 fn end(shards: &[u32]) -> Command {
-    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect() }
+    Command::EndMoves { shards: shards.iter().copied().map(ShardId).collect(), seen: None }
 }
 
 fn set(state: RebalanceState) -> Command {
@@ -70,7 +72,8 @@ fn moves_are_planned_take_turns_and_end() {
     assert_eq!(story.directory.rebalance(), None);
     story.must(start(&[(0, &[4, 2, 3]), (1, &[1, 5, 3]), (2, &[1, 2, 3])], true));
     let began = story.directory.revision();
-    let expected = Rebalance { id: began, state: RebalanceState::Running, started_unix_s: START, moves: 2 };
+    let expected =
+        Rebalance { id: began, state: RebalanceState::Running, started_unix_s: START, moves: 2, octets: OCTETS };
     assert_eq!(rebalance(&story), expected);
     assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![4, 2, 3], vec![]]);
     assert_eq!(lists(&story, 2), [vec![1, 2, 3], vec![], vec![]], "it is there already");
@@ -108,6 +111,26 @@ fn another_preferred_leader_is_wanted_at_once_and_is_no_move() {
     assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![]], "what was planned is called off");
     assert_eq!(rebalance(&story).state, RebalanceState::Finished);
     assert_eq!(rebalance(&story).moves, 0);
+}
+
+#[test]
+fn leaders_are_preferred_where_nothing_moves() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[1, 5, 3])], true));
+    story.must(begin(&[0]));
+    let prefer = |shards: &[(u32, u64)]| Command::PreferLeaders {
+        leaders: shards.iter().map(|(shard, node)| (ShardId(*shard), NodeId(*node))).collect(),
+    };
+    let before = rebalance(&story);
+    // One moves, one is to move, one has no replica on the node any more: they stay as they are.
+    story.must(prefer(&[(0, 3), (1, 3), (2, 3), (3, 4)]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![1, 2, 3]]);
+    assert_eq!(lists(&story, 1), [vec![1, 2, 3], vec![1, 5, 3], vec![]]);
+    assert_eq!(lists(&story, 2), [vec![3, 1, 2], vec![], vec![]]);
+    assert_eq!(lists(&story, 3), [vec![1, 2, 3], vec![], vec![]]);
+    assert_eq!(rebalance(&story), before);
+    let refused = story.apply(prefer(&[(99, 1)]));
+    assert!(matches!(refused, Err(DirectoryError::NotFound(_))), "{refused:?}");
 }
 
 #[test]
@@ -156,7 +179,8 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
     assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![1, 2, 3]], "a move under way goes on");
     assert_eq!(lists(&story, 1), [vec![1, 2, 3], vec![5, 2, 3], vec![]]);
     assert_eq!(lists(&story, 2), [vec![1, 2, 3], vec![], vec![]]);
-    let expected = Rebalance { id: revision, state: RebalanceState::Running, started_unix_s: START, moves: 2 };
+    let expected =
+        Rebalance { id: revision, state: RebalanceState::Running, started_unix_s: START, moves: 2, octets: OCTETS };
     assert_eq!(rebalance(&story), expected);
 
     story.must(start(&[(1, &[5, 2, 3])], true));
@@ -164,7 +188,7 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
     // A shard that is moving can be planned to move on: that takes two turns.
     story.must(start(&[(0, &[4, 5, 3])], false));
     assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![4, 5, 3], vec![1, 2, 3]]);
-    assert_eq!(rebalance(&story), Rebalance { moves: 3, ..expected });
+    assert_eq!(rebalance(&story), Rebalance { moves: 3, octets: 2 * OCTETS, ..expected });
     story.must(begin(&[0]));
     assert!(story.last.is_empty());
     story.must(end(&[0]));
@@ -175,6 +199,58 @@ fn a_new_plan_replaces_what_was_queued_and_runs() {
     // After the end one more by hand is a rebalance of its own.
     story.must(start(&[(7, &[4, 2, 3])], false));
     assert_eq!((rebalance(&story).id, rebalance(&story).moves), (story.directory.revision(), 1));
+}
+
+#[test]
+fn a_move_to_a_node_that_is_gone_gives_way_to_what_is_planned() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3]), (2, &[1, 2, 5])], true));
+    story.must(begin(&[0, 1, 2]));
+    let state = |id, state| Command::SetNodeState { id: NodeId(id), state };
+    story.must(state(4, NodeState::Draining));
+    story.must(start(&[(0, &[5, 2, 3]), (1, &[3, 1, 2]), (2, &[1, 4, 5])], true));
+    assert_eq!(rebalance(&story).moves, 6);
+    story.must(begin(&[0, 1, 2]));
+    assert_eq!(lists(&story, 0), [vec![5, 2, 3], vec![], vec![1, 2, 3]], "elsewhere");
+    assert_eq!(lists(&story, 1), [vec![3, 1, 2], vec![], vec![4, 2, 3]], "back");
+    assert_eq!(lists(&story, 2), [vec![1, 2, 5], vec![1, 4, 5], vec![1, 2, 3]], "its target is well");
+    assert_eq!((left(&story), rebalance(&story).moves), ((3, 1), 4));
+    assert_eq!(story.reload().unwrap(), story.directory);
+
+    // The way back is one, too: from a node that is given up while it was on it.
+    story.must(state(4, NodeState::Active));
+    story.must(set(RebalanceState::Aborted));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(state(1, NodeState::Draining));
+    story.must(start(&[(0, &[4, 2, 3])], true));
+    story.must(begin(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![5, 2, 3]]);
+    story.must(end(&[0]));
+    assert_eq!(lists(&story, 0), [vec![4, 2, 3], vec![], vec![]]);
+}
+
+#[test]
+fn a_node_is_given_up_with_a_plan_for_what_it_holds_or_not_at_all() {
+    let mut story = settled();
+    let give_up = |id, targets: &[(u32, &[u64])]| match start(targets, true) {
+        Command::StartRebalance { targets, unix_s, octets, .. } => {
+            Command::GiveUpNode { id: NodeId(id), targets, unix_s, octets }
+        }
+        other => panic!("{other:?}"),
+    };
+    let state = |story: &Story, id| story.directory.node(NodeId(id)).unwrap().state;
+    assert!(story.apply(give_up(3, &[(0, &[1, 2, 99])])).is_err());
+    assert_eq!(state(&story, 3), NodeState::Active);
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert_eq!((state(&story, 3), left(&story)), (NodeState::Draining, (0, 2)));
+    assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Running, 2));
+    story.must(give_up(3, &[(0, &[1, 2, 4]), (1, &[1, 2, 5])]));
+    assert!(story.last.is_empty(), "said twice it is the same");
+
+    story.must(set(RebalanceState::Paused));
+    let refused = story.apply(give_up(2, &[(0, &[1, 4, 5])]));
+    assert!(matches!(refused, Err(DirectoryError::InUse(_))), "{refused:?}");
+    assert_eq!(state(&story, 2), NodeState::Active);
 }
 
 #[test]
@@ -203,6 +279,24 @@ fn an_aborted_rebalance_goes_back_where_it_was_moving() {
     story.must(end(&[1]));
     assert_eq!((rebalance(&story).state, rebalance(&story).moves), (RebalanceState::Aborted, 3));
     assert_eq!(story.reload().unwrap(), story.directory);
+}
+
+/// Who says that a move has ended has looked at the groups before, and may know an older directory.
+#[test]
+fn only_the_move_that_was_seen_to_arrive_is_ended() {
+    let mut story = settled();
+    story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));
+    story.must(begin(&[0, 1]));
+    let seen = Some(story.directory.revision());
+    let end_seen = |shards: &[u32]| match end(shards) {
+        Command::EndMoves { shards, .. } => Command::EndMoves { shards, seen },
+        other => panic!("{other:?}"),
+    };
+    story.must(end_seen(&[1]));
+    assert_eq!(lists(&story, 1), [vec![4, 2, 3], vec![], vec![]]);
+    story.must(set(RebalanceState::Aborted));
+    story.must(end_seen(&[0]));
+    assert_eq!(lists(&story, 0), [vec![1, 2, 3], vec![], vec![4, 2, 3]], "it goes back, and is not there yet");
 }
 
 #[test]
@@ -315,7 +409,7 @@ fn zone_and_weight_of_a_node_can_change() {
 fn a_process_on_an_old_copy_of_a_nodes_disks_cannot_say_that_it_starts() {
     let mut story = settled();
     let at = |starts, run| Start { starts, run };
-    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now };
+    let start = |before, now| Command::NoteNodeStart { id: NodeId(4), before, now, format: 1 };
     story.must(start(at(2, 70), at(3, 71)));
     assert_eq!(story.directory.node(NodeId(4)).unwrap().start, at(3, 71));
     // The same process says it again.

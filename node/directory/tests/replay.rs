@@ -5,7 +5,9 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node};
-use directory::{Change, Command, Directory, DirectoryError, NewNode, NodeState, RebalanceState, RecipientError};
+use directory::{
+    Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError, Start,
+};
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};
 use types::{AccountName, DomainName, NodeId, ShardId};
@@ -22,6 +24,11 @@ fn domains() -> impl Strategy<Value = DomainName> {
 
 fn node_ids() -> impl Strategy<Value = NodeId> + Clone {
     (1u64..7).prop_map(NodeId)
+}
+
+/// As it is, none, or one of few, so that what is set is now and then what was.
+fn limits() -> impl Strategy<Value = Option<Option<u64>>> {
+    option::of(option::of(sample::select(vec![0, 1, u64::MAX])))
 }
 
 fn commands() -> impl Strategy<Value = Command> {
@@ -55,6 +62,10 @@ fn commands() -> impl Strategy<Value = Command> {
             password_hash: hash(&salt.to_string()),
         }),
         1 => (names(), any::<bool>()).prop_map(|(name, enabled)| Command::SetEnabled { name, enabled }),
+        1 => (names(), limits(), limits()).prop_map(|(name, octets, messages)| Command::SetQuota {
+            name,
+            change: QuotaChange { octets, messages },
+        }),
         5 => (names(), collection::vec(names(), 0..4)).prop_map(|(name, targets)| Command::CreateAlias { name, targets }),
         2 => names().prop_map(|name| Command::RemoveAlias { name }),
         1 => option::of(names()).prop_map(|account| Command::SetPostmaster { account }),
@@ -64,12 +75,24 @@ fn commands() -> impl Strategy<Value = Command> {
         1 => (node_ids(), any::<bool>()).prop_map(|(id, voter)| Command::SetNodeVoter { id, voter }),
         1 => (node_ids(), 1u8..4, 0u32..4)
             .prop_map(|(id, zone, weight)| Command::UpdateNode { id, zone: format!("zone-{zone}"), weight }),
+        1 => (node_ids(), 0u32..4).prop_map(|(id, format)| Command::NoteNodeStart {
+            id,
+            before: Start::default(),
+            now: Start::default(),
+            format,
+        }),
+        1 => (0u32..4).prop_map(|format| Command::SetFormat { format }),
         3 => lists.clone().prop_map(|wanted| Command::SetPlacements { wanted }),
-        3 => (lists, any::<bool>(), any::<u64>())
-            .prop_map(|(targets, replace, unix_s)| Command::StartRebalance { targets, replace, unix_s }),
+        3 => (lists.clone(), any::<bool>(), any::<(u64, u64)>()).prop_map(|(targets, replace, (unix_s, octets))| {
+            Command::StartRebalance { targets, replace, unix_s, octets }
+        }),
+        1 => (node_ids(), lists, any::<(u64, u64)>())
+            .prop_map(|(id, targets, (unix_s, octets))| Command::GiveUpNode { id, targets, unix_s, octets }),
         1 => rebalance_states.prop_map(|state| Command::SetRebalanceState { state }),
         2 => shards.clone().prop_map(|shards| Command::BeginMoves { shards }),
-        2 => shards.prop_map(|shards| Command::EndMoves { shards }),
+        1 => collection::btree_map((0u32..18).prop_map(ShardId), node_ids(), 0..4)
+            .prop_map(|leaders| Command::PreferLeaders { leaders }),
+        2 => (shards, option::of(0u64..120)).prop_map(|(shards, seen)| Command::EndMoves { shards, seen }),
         2 => (0u32..18).prop_map(|shard| Command::MarkShardInitialised { shard: ShardId(shard) }),
     ]
 }
@@ -156,7 +179,7 @@ fn rich() -> Story {
 fn rebalancing() -> Story {
     let mut story = rich();
     let targets = BTreeMap::from([(ShardId(5), vec![NodeId(2)])]);
-    story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000 });
+    story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000, octets: 0 });
     story
 }
 
@@ -261,9 +284,9 @@ fn records_of_a_rebalance_are_read_for_ever() {
     let list = |nodes: [u64; 2]| BTreeMap::from([(shard, nodes.map(NodeId).to_vec())]);
     story.must(Command::SetPlacements { wanted: list([2, 1]) });
     story.must(Command::MarkShardInitialised { shard });
-    story.must(Command::StartRebalance { targets: list([2, 3]), replace: true, unix_s: 1_800_000_000 });
+    story.must(Command::StartRebalance { targets: list([2, 3]), replace: true, unix_s: 1_800_000_000, octets: 0 });
     story.must(Command::BeginMoves { shards: vec![shard] });
-    story.must(Command::StartRebalance { targets: list([1, 3]), replace: false, unix_s: 1_800_000_001 });
+    story.must(Command::StartRebalance { targets: list([1, 3]), replace: false, unix_s: 1_800_000_001, octets: 0 });
     let first: [(&[u8], &[u8]); 2] = [
         (
             b"p\0\0\0\x05",
@@ -279,6 +302,25 @@ fn records_of_a_rebalance_are_read_for_ever() {
     assert_eq!(story.reload().unwrap(), story.directory);
 }
 
+/// And those that came with quotas: an account without one is written as before.
+#[test]
+fn quotas_are_read_for_ever() {
+    let mut story = rich();
+    let set = Command::SetQuota {
+        name: name("alice@example.test"),
+        change: QuotaChange { octets: Some(Some(300)), messages: Some(None) },
+    };
+    let written = b"\x01\xc2\x01\x1b\n\x12alice@example.test\x12\x03\x08\xac\x02\x1a\0";
+    assert_eq!(set.encode().unwrap().escape_ascii().to_string(), written.escape_ascii().to_string());
+    story.must(set);
+    let change = QuotaChange { octets: None, messages: Some(Some(0)) };
+    story.must(Command::SetQuota { name: name("alice@example.test"), change });
+    let record = b"\x01\x08\x01\x126$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g\x18\x08 \x01(\x80\xa4\xa7\xda\x060\xac\x028\0";
+    let now = &story.disk[&b"aalice@example.test"[..]];
+    assert_eq!(now.escape_ascii().to_string(), record.escape_ascii().to_string());
+    assert_eq!(story.reload().unwrap(), story.directory);
+}
+
 /// So are entries of the log.
 #[test]
 fn commands_written_by_the_first_version_are_read_for_ever() {
@@ -287,12 +329,12 @@ fn commands_written_by_the_first_version_are_read_for_ever() {
     let shards = vec![ShardId(3), ShardId(300)];
     let first: [(Command, &[u8]); 8] = [
         (
-            Command::StartRebalance { targets, replace: true, unix_s: 300 },
+            Command::StartRebalance { targets, replace: true, unix_s: 300, octets: 0 },
             b"\x01\x92\x01\x13\n\x0c\x08\x03\x12\x08\x01\0\0\0\0\0\0\0\x10\x01\x18\xac\x02",
         ),
         (Command::SetRebalanceState { state: RebalanceState::Paused }, b"\x01\x98\x01\x02"),
         (Command::BeginMoves { shards: shards.clone() }, b"\x01\xa2\x01\x05\n\x03\x03\xac\x02"),
-        (Command::EndMoves { shards }, b"\x01\xaa\x01\x05\n\x03\x03\xac\x02"),
+        (Command::EndMoves { shards, seen: None }, b"\x01\xaa\x01\x05\n\x03\x03\xac\x02"),
         (
             Command::UpdateNode { id: NodeId(1), zone: "here".to_owned(), weight: 2 },
             b"\x01\xb2\x01\x11\t\x01\0\0\0\0\0\0\0\x12\x04here\x18\x02",

@@ -6,8 +6,8 @@ use common::{Story, domain, hash, name, new_account};
 use directory::limits::{
     ACCOUNTS_BATCH_MAX, ACCOUNTS_PAGE_MAX, ALIAS_TARGETS_MAX, EXPANSION_ACCOUNTS_MAX, PASSWORD_HASH_OCTETS_MAX,
 };
-use directory::{Command, Directory, DirectoryError, RecipientError, Reply, shard_of};
-use types::{AccountId, AccountName};
+use directory::{Command, Directory, DirectoryError, QuotaChange, RecipientError, Reply, shard_of};
+use types::{AccountId, AccountName, Quota};
 
 #[test]
 fn a_new_account_gets_the_next_id_and_the_shard_of_that_id() {
@@ -139,6 +139,29 @@ fn aliases_lead_through_aliases_to_each_account_once() {
     assert_eq!(sources, [&name("sales@example.test"), &name("support@example.test")]);
     let aliases: Vec<&str> = story.directory.aliases(&domain("example.test")).map(|it| it.name.local()).collect();
     assert_eq!(aliases, ["all", "sales", "support"]);
+}
+
+#[test]
+fn a_limit_that_is_not_named_stays_as_it_is() {
+    let mut story = Story::begin();
+    story.account("alice@example.test");
+    let quota = |story: &Story| story.directory.account(&name("alice@example.test")).unwrap().quota;
+    assert_eq!(quota(&story), Quota::NONE);
+    for (octets, messages, expected) in [
+        (Some(Some(5000)), None, Quota { octets: Some(5000), messages: None }),
+        (None, Some(Some(0)), Quota { octets: Some(5000), messages: Some(0) }),
+        (Some(None), None, Quota { octets: None, messages: Some(0) }),
+        (None, Some(None), Quota::NONE),
+    ] {
+        let change = QuotaChange { octets, messages };
+        story.must(Command::SetQuota { name: name("alice@example.test"), change });
+        assert_eq!((quota(&story), story.last.len()), (expected, 1));
+        story.must(Command::SetQuota { name: name("alice@example.test"), change });
+        assert!(story.last.is_empty(), "the same again changes nothing");
+    }
+    let (name, change) = (name("bob@example.test"), QuotaChange::default());
+    let nobody = story.apply(Command::SetQuota { name, change });
+    assert_eq!(nobody, Err(DirectoryError::NotFound("account bob@example.test".to_owned())));
 }
 
 #[test]

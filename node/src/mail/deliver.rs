@@ -26,9 +26,9 @@ const PARSE_INLINE_OCTETS: usize = 64 * 1024;
 pub(super) const RECIPIENTS_MAX: usize = 10_000;
 /// Recipients in one command: more would not leave room for the digest. The others get the body in a command of their
 /// own; their fingerprints keep each of them exactly-once, whichever of the commands a retry repeats.
-const RECIPIENTS_PER_COMMAND: usize = 2_500;
+const RECIPIENTS_PER_COMMAND: usize = 2_000;
 /// One of them in the command.
-const RECIPIENT_OCTETS: usize = 48;
+const RECIPIENT_OCTETS: usize = 72;
 /// Mailbox name and flags of an APPEND; whoever writes more keywords than a mailbox may have has the command refused.
 const APPEND_OCTETS: usize = MAILBOX_NAME_OCTETS_MAX + KEYWORDS_PER_MAILBOX_MAX * (KEYWORD_OCTETS_MAX + 3);
 /// Fingerprints that a delivery settles beside: so many that they hardly count in its entry.
@@ -50,8 +50,8 @@ impl Node {
         for recipient in &request.recipients {
             let account = AccountId(recipient.account);
             let checked = self.check_account(account);
-            if checked.is_ok() {
-                recipients.push(Recipient { account, fingerprint: fingerprint(&recipient.fingerprint)? });
+            if let Ok(quota) = checked {
+                recipients.push(Recipient { account, fingerprint: fingerprint(&recipient.fingerprint)?, quota });
             }
             known.push(checked);
         }
@@ -84,7 +84,7 @@ impl Node {
         let mut stored = stored.into_iter();
         let replies = known.into_iter().map(|checked| {
             let outcome = match checked {
-                Ok(()) => stored.next().unwrap_or_else(|| Err(MailError::Internal(WRONG_OUTCOME.to_owned()))),
+                Ok(_) => stored.next().unwrap_or_else(|| Err(MailError::Internal(WRONG_OUTCOME.to_owned()))),
                 Err(error) => Err(error),
             };
             match outcome {
@@ -104,7 +104,7 @@ impl Node {
     pub(super) async fn append_body(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
         let shard = self.shard(request.shard)?;
         let account = AccountId(request.account);
-        self.check_account(account)?;
+        let quota = self.check_account(account)?;
         let (id, mailbox) = (request_id(&request.request_id)?, mailbox_name(&request.mailbox)?);
         // Asked before the body goes through the log; apply decides again.
         let (state, name) = (shard.read().await?, mailbox.clone());
@@ -118,7 +118,7 @@ impl Node {
         let digest = self.digest(&bytes).await?;
         let date = date(request.date);
         let head_octets = digest.len() + APPEND_OCTETS;
-        let command = |body| Command::Append { account, mailbox, flags, date, body, digest };
+        let command = |body| Command::Append { account, mailbox, flags, date, body, digest, quota };
         match put_body(&shard, id, bytes, head_octets, command).await? {
             Outcome::Appended { mailbox, uid, uid_validity, mod_seq } => {
                 Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
@@ -194,7 +194,7 @@ mod tests {
     use storage::{BodySource, Command, Recipient, Stamp};
     use types::{
         AccountId, Flags, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, Keyword, MAILBOX_NAME_OCTETS_MAX,
-        MailboxName, SystemFlags,
+        MailboxName, Quota, SystemFlags,
     };
 
     use super::{
@@ -203,6 +203,7 @@ mod tests {
     };
     use crate::group::PROPOSAL_OCTETS_MAX;
 
+    const QUOTA: Quota = Quota { octets: Some(u64::MAX), messages: Some(u64::MAX) };
     const LONG_AGO: InternalDate = InternalDate { unix_s: i64::MIN, offset_min: i16::MIN };
 
     fn octets(command: &Command) -> usize {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     fn deliver(recipients: usize, digest: Bytes) -> Command {
-        let recipient = Recipient { account: AccountId(u64::MAX), fingerprint: [255; 32] };
+        let recipient = Recipient { account: AccountId(u64::MAX), fingerprint: [255; 32], quota: QUOTA };
         let body = BodySource::Upload(u128::MAX);
         let settle = vec![[255; 32]; SETTLE_ALONG_MAX];
         Command::Deliver { recipients: vec![recipient; recipients], body, digest, date: LONG_AGO, settle }
@@ -234,6 +235,7 @@ mod tests {
             date: LONG_AGO,
             body: BodySource::Upload(u128::MAX),
             digest,
+            quota: QUOTA,
         };
         assert!(octets(&append) <= DIGEST_OCTETS_MAX + APPEND_OCTETS + HEAD_OCTETS, "{}", octets(&append));
         assert!(octets(&append) <= PROPOSAL_OCTETS_MAX);

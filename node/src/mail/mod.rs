@@ -3,6 +3,7 @@
 
 mod deliver;
 mod fetch;
+mod quota;
 mod search;
 
 use std::sync::Arc;
@@ -15,14 +16,14 @@ use proto::wire::{
     CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, Done, ExpungeReply, ExpungeRequest,
     FetchItem, FetchRequest, Mailbox, MailboxNameRequest, MailboxesReply, RenameMailboxRequest, SearchReply,
     SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, StoredMessage,
-    SubscribeRequest, WatchEvent, WatchRequest, store_request,
+    SubscribeRequest, UsageReply, WatchEvent, WatchRequest, store_request,
 };
 use proto::{Body, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use storage::{Command, MailboxInfo, Outcome, ShardState, StorageError, StoreAction};
 use tokio::sync::{Semaphore, broadcast};
 use types::{
-    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, ShardId, SpecialUse, SystemFlags, Uid,
-    UidSet,
+    AccountId, Flags, MailError, MailResult, MailboxId, MailboxName, ModSeq, Quota, ShardId, SpecialUse, SystemFlags,
+    Uid, UidSet,
 };
 
 use crate::Node;
@@ -60,7 +61,9 @@ impl Default for Bounds {
 
 impl Node {
     fn shard(&self, shard: u32) -> MailResult<Arc<Shard>> {
-        self.groups().shard(ShardId(shard))
+        let shard = self.groups().shard(ShardId(shard))?;
+        shard.operations.fetch_add(1, Ordering::Relaxed);
+        Ok(shard)
     }
 
     /// The state for a read that sees every acknowledged write.
@@ -68,14 +71,16 @@ impl Node {
         self.shard(shard)?.read().await
     }
 
-    /// Refuses an account that the directory knows to be removed: nothing of it may come back by a late request.
-    fn check_account(&self, account: AccountId) -> MailResult<()> {
+    /// The account's quota, none where this node has not heard of the account yet. Refuses one that the directory knows
+    /// to be removed: nothing of it may come back by a late request.
+    fn check_account(&self, account: AccountId) -> MailResult<Quota> {
         let directory = self.groups().directory_state.read();
         let given_out = directory.cluster().is_some_and(|cluster| account < cluster.next_account_id);
-        if given_out && directory.account_by_id(account).is_none() {
-            return Err(MailError::NoSuchAccount);
+        match directory.account_by_id(account) {
+            Some(account) => Ok(account.quota),
+            None if given_out => Err(MailError::NoSuchAccount),
+            None => Ok(Quota::NONE),
         }
-        Ok(())
     }
 
     /// What a read of a shard came to. One that met damage is to be asked of another replica, where there is one.
@@ -156,10 +161,11 @@ async fn cancellable<T: Send + 'static>(
 /// The log has the whole story of a disk error; the caller learns its kind.
 fn storage_error(error: StorageError) -> MailError {
     match error {
-        // The process ends, or the replica has gone elsewhere: no fault of the disk. Damage is told by `or_elsewhere`.
-        StorageError::Closed | StorageError::Dropped | StorageError::Corrupt { .. } => {
-            tracing::debug!(%error, "storage read refused");
-        }
+        // The process ends, or the replica has gone elsewhere: no fault of the disk.
+        StorageError::Closed | StorageError::Dropped => tracing::debug!(%error, "storage read refused"),
+        // What it means is told by `or_elsewhere`.
+        StorageError::Io { .. } if error.is_unread() => tracing::warn!(%error, "the disk gives no answer to a read"),
+        StorageError::Corrupt { .. } => tracing::debug!(%error, "storage read refused"),
         _ => tracing::error!(%error, "storage read failed"),
     }
     MailError::from(error)
@@ -252,6 +258,10 @@ impl MailStore for Node {
             return Ok(());
         }
         self.change(request.shard, 0, Command::CreateAccount { account }).await.map(|_| ())
+    }
+
+    async fn usage(&self, request: AccountRequest) -> MailResult<UsageReply> {
+        self.account_usage(request).await
     }
 
     async fn mailboxes(&self, request: AccountRequest) -> MailResult<MailboxesReply> {
@@ -399,7 +409,8 @@ impl MailStore for Node {
             return Err(MailError::Limit(text));
         }
         let (to, remove_source) = (mailbox_name(&request.to)?, request.remove_source);
-        let command = Command::Copy { account, from, uids, to, remove_source, messages_min };
+        let quota = if remove_source { Quota::NONE } else { self.check_account(account)? };
+        let command = Command::Copy { account, from, uids, to, remove_source, messages_min, quota };
         match self.change(request.shard, request_id(&request.request_id)?, command).await? {
             Outcome::Copied { from, to, uid_validity, to_mailbox, mod_seq } => Ok(CopyReply {
                 from: Some(uid_set_to_wire(&from)),
@@ -441,26 +452,16 @@ impl MailStore for Node {
         // Subscribed before the barrier: no change after the first event can be missed.
         let events = shard.watch();
         shard.group.read_barrier().await?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(WatchEvent::default())]);
-        let state = (events, leadership, shard.group.clone());
-        let rest = futures_util::stream::unfold(state, move |(mut events, mut leadership, group)| async move {
-            use openraft::async_runtime::WatchReceiver;
-            loop {
-                tokio::select! {
-                    event = events.recv() => return match event {
-                        Ok(event) => Some((Ok(event), (events, leadership, group))),
-                        // Too far behind: the router reconnects and looks for itself.
-                        Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
-                    },
-                    changed = leadership.changed() => {
-                        if changed.is_err() || leadership.borrow_watched().current_leader != Some(own) {
-                            return None;
-                        }
-                    }
-                    () = group.stepping_aside() => return None,
-                }
+        let rest = futures_util::stream::unfold((events, shard.group.clone()), |(mut events, group)| async move {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) => Some((Ok(event), (events, group))),
+                    // Too far behind: the router reconnects and looks for itself.
+                    Err(broadcast::error::RecvError::Lagged(_) | broadcast::error::RecvError::Closed) => None,
+                },
+                () = group.leads_no_more() => None,
+                () = group.stepping_aside() => None,
             }
         });
         Ok(Box::pin(first.chain(rest)))
@@ -470,18 +471,11 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         shard.group.read_barrier().await?;
         let guard = shard.hold_maildrop(AccountId(request.account))?;
-        let leadership = shard.group.raft.metrics();
-        let own = self.groups().own.0;
         let first = futures_util::stream::iter([Ok(Done {})]);
         // Holds the lock until the caller drops the stream, or until another node leads and has its own locks.
         let rest = futures_util::stream::once(async move {
-            use openraft::async_runtime::WatchReceiver;
-            let mut leadership = leadership;
-            let leads = async {
-                while leadership.borrow_watched().current_leader == Some(own) && leadership.changed().await.is_ok() {}
-            };
             tokio::select! {
-                () = leads => {}
+                () = shard.group.leads_no_more() => {}
                 () = shard.group.stepping_aside() => {}
             }
             drop(guard);
@@ -585,7 +579,9 @@ mod tests {
     use proto::wire::ExpungeRequest;
     use storage::{Command, Stamp, StoreAction};
     use tokio::sync::Semaphore;
-    use types::{AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, SystemFlags, UidSet};
+    use types::{
+        AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, UidSet,
+    };
 
     use super::{UID_RUNS_PER_COMMAND, cancellable, expunge_commands, in_commands, with_gaps_filled};
     use crate::group::PROPOSAL_OCTETS_MAX;
@@ -616,10 +612,11 @@ mod tests {
         let flags = Flags::system(SystemFlags::ALL);
         let unchanged_since = Some(ModSeq(u64::MAX));
         let action = StoreAction::Replace;
+        let quota = Quota { octets: Some(u64::MAX), messages: Some(u64::MAX) };
         for command in [
             Command::Store { account, mailbox, uids: uids.clone(), action, flags, unchanged_since },
             Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
-            Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX },
+            Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX, quota },
         ] {
             let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
             assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");

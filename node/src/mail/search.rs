@@ -271,7 +271,7 @@ mod tests {
     use bytes::Bytes;
     use message::{Digest, Needle};
     use storage::{BodySource, Command, GroupId, Recipient, Stamp, Volume, VolumeOptions};
-    use types::{AccountId, InternalDate, MailError, MailboxName, UidSet};
+    use types::{AccountId, InternalDate, MailError, MailboxName, Quota, UidSet};
 
     use super::{Cancelled, Program, Search};
 
@@ -283,7 +283,7 @@ mod tests {
         let account = AccountId(1);
         let body = b"Subject: x\r\n\r\nbody\r\n";
         let deliver = Command::Deliver {
-            recipients: vec![Recipient { account, fingerprint: [1; 32] }],
+            recipients: vec![Recipient { account, fingerprint: [1; 32], quota: Quota::NONE }],
             body: BodySource::Inline,
             digest: Digest::of(body).encode().into(),
             date: InternalDate::utc(1),

@@ -46,12 +46,15 @@ pub struct Replica {
 pub struct View {
     pub own: NodeId,
     pub wanted: Vec<NodeId>,
+    /// Where it was wanted before the move that is under way; empty where none is.
+    pub previous: Vec<NodeId>,
     /// The memberships in force: two while one gives way to the other.
     pub voters: Vec<BTreeSet<NodeId>>,
     pub learners: BTreeSet<NodeId>,
     /// The newest membership is committed and applied.
     pub is_settled: bool,
-    /// The rebalance that asks for another membership is paused: only what is broken is mended.
+    /// The rebalance that asks for another membership is paused: nothing is copied for it. What is broken is mended, and what
+    /// has been copied already takes its place.
     pub is_held: bool,
     pub replicas: BTreeMap<NodeId, Replica>,
 }
@@ -66,6 +69,23 @@ impl View {
 
     fn current_voters(&self) -> BTreeSet<NodeId> {
         self.voters.last().cloned().unwrap_or_default()
+    }
+
+    /// Wanted, whether the move under way is done or not.
+    fn stays(&self, id: NodeId) -> bool {
+        self.wanted.contains(&id) && (self.previous.is_empty() || self.previous.contains(&id))
+    }
+
+    /// Fewer voters answer than it should have copies, whether the move under way is done or not.
+    pub fn is_short(&self) -> bool {
+        let answering = self.current_voters().into_iter().filter(|voter| self.replica(*voter).is_heard).count();
+        let before = if self.previous.is_empty() { self.wanted.len() } else { self.previous.len() };
+        answering < self.wanted.len().min(before)
+    }
+
+    /// Nothing is to be copied to it now.
+    pub fn holds(&self, learner: NodeId) -> bool {
+        self.is_held && !self.stays(learner)
     }
 
     /// Most of these answer.
@@ -91,7 +111,12 @@ pub fn next(view: &View) -> Option<Step> {
         return Some(Step::Settle(view.current_voters()));
     }
     let voters = view.current_voters();
-    mend(view, &voters).or_else(|| if view.is_held { None } else { approach(view, &voters) })
+    let has_all = view.wanted.iter().all(|id| voters.contains(id));
+    // Where nothing is left to copy it ends in spite of a pause: of two voters in a group of one, either would stop it.
+    mend(view, &voters).or_else(|| match view.is_held && !has_all {
+        true => restore(view, &voters),
+        false => approach(view, &voters),
+    })
 }
 
 /// What a lost replica asks for.
@@ -99,10 +124,15 @@ fn mend(view: &View, voters: &BTreeSet<NodeId>) -> Option<Step> {
     let members = voters.iter().chain(&view.learners);
     for id in members.copied().filter(|id| view.replica(*id).is_lost) {
         let others = voters.iter().filter(|voter| **voter != id).count();
-        // Of two voters one cannot be removed without its own consent; it holds no majority either way.
-        if !voters.contains(&id) || others >= 2 {
+        // Of two voters one cannot be removed without its own consent; it holds no majority either way. While the rebalance
+        // is paused one that is to go, or has just come, would not be put back.
+        if !voters.contains(&id) || others >= 2 && !view.holds(id) {
             return Some(Step::Remove(id));
         }
+    }
+    // A learner that was dropped while it was taken in would be waited for in vain.
+    if let Some(dropped) = view.learners.iter().find(|id| view.replica(**id).is_absent) {
+        return Some(Step::Remove(*dropped));
     }
     let is_member = |id: &NodeId| voters.contains(id) || view.learners.contains(id);
     // A voter that never began has promised nothing: its node was away when the group was founded.
@@ -113,15 +143,34 @@ fn mend(view: &View, voters: &BTreeSet<NodeId>) -> Option<Step> {
     view.wanted.iter().copied().find(begins).map(Step::Begin)
 }
 
+/// Brings in the first of these that is no member and can be one.
+fn invite(view: &View, voters: &BTreeSet<NodeId>, ids: impl Iterator<Item = NodeId>) -> Option<Step> {
+    let is_member = |id: &NodeId| voters.contains(id) || view.learners.contains(id);
+    ids.filter(|id| !is_member(id)).find_map(|id| match view.replica(id) {
+        Replica { is_absent: true, .. } => Some(Step::Begin(id)),
+        Replica { runs: true, .. } => Some(Step::AddLearner(id)),
+        _ => None,
+    })
+}
+
+/// While the rebalance is paused: only what stays anyway, and was lost, is put back.
+fn restore(view: &View, voters: &BTreeSet<NodeId>) -> Option<Step> {
+    let staying = || view.wanted.iter().copied().filter(|id| view.stays(*id));
+    if let Some(step) = invite(view, voters, staying()) {
+        return Some(step);
+    }
+    let ready = |id: &NodeId| {
+        let replica = view.replica(*id);
+        view.learners.contains(id) && replica.is_heard && replica.has_caught_up
+    };
+    let target: BTreeSet<NodeId> = voters.iter().copied().chain(staying().filter(ready)).collect();
+    (target != *voters && view.has_majority(&target)).then_some(Step::Change(target))
+}
+
 /// From the voters that there are to those that are wanted.
 fn approach(view: &View, voters: &BTreeSet<NodeId>) -> Option<Step> {
-    let is_member = |id: &NodeId| voters.contains(id) || view.learners.contains(id);
-    for id in view.wanted.iter().copied().filter(|id| !is_member(id)) {
-        match view.replica(id) {
-            Replica { is_absent: true, .. } => return Some(Step::Begin(id)),
-            Replica { runs: true, .. } => return Some(Step::AddLearner(id)),
-            _ => {}
-        }
+    if let Some(step) = invite(view, voters, view.wanted.iter().copied()) {
+        return Some(step);
     }
     let target = target(view, voters);
     if target == *voters {
@@ -186,6 +235,7 @@ mod tests {
         View {
             own: NodeId(voters[0]),
             wanted: wanted.iter().copied().map(NodeId).collect(),
+            previous: Vec::new(),
             voters: vec![set(voters)],
             learners: set(learners),
             is_settled: true,
@@ -253,11 +303,48 @@ mod tests {
 
     #[test]
     fn a_pause_holds_moves_and_mends_what_is_broken() {
-        let held = |view: View| View { is_held: true, ..view };
+        let held = |view: View| held(&[1, 2, 3], view);
         assert_eq!(next(&held(view(&[1, 2, 4], &[1, 2, 3], &[4], &[(4, WELL)]))), None);
         assert_eq!(next(&held(view(&[1, 2, 3], &[1, 2, 3], &[], &[(3, LOST)]))), Some(Step::Remove(NodeId(3))));
         let joint = View { voters: vec![set(&[1, 2, 3]), set(&[1, 2, 4])], ..view(&[1, 2, 4], &[1, 2, 3], &[], &[]) };
         assert_eq!(next(&held(joint)), Some(Step::Settle(set(&[1, 2, 4]))));
+    }
+
+    fn held(previous: &[u64], view: View) -> View {
+        View { is_held: true, previous: previous.iter().copied().map(NodeId).collect(), ..view }
+    }
+
+    #[test]
+    fn a_pause_leaves_no_group_of_one_with_two_voters() {
+        assert_eq!(next(&held(&[1], view(&[2], &[1], &[2], &[(2, WELL)]))), None);
+        assert_eq!(next(&held(&[1], view(&[2], &[1, 2], &[], &[]))), Some(Step::HandOver(NodeId(2))));
+        assert_eq!(next(&held(&[1], view(&[2], &[2, 1], &[], &[]))), Some(Step::Change(set(&[2]))));
+    }
+
+    #[test]
+    fn a_replica_that_stays_and_is_lost_while_the_rebalance_is_paused_comes_back() {
+        let moving = |voters: &[u64], learners: &[u64], second: Replica, third: Replica| {
+            let others = [(2, second), (3, third), (4, WELL)];
+            held(&[1, 2, 3], view(&[1, 2, 4], voters, learners, &others))
+        };
+        assert_eq!(next(&moving(&[1, 2, 3], &[4], LOST, WELL)), Some(Step::Remove(NodeId(2))));
+        assert_eq!(next(&moving(&[1, 3], &[4], LOST, WELL)), Some(Step::Begin(NodeId(2))));
+        assert_eq!(next(&moving(&[1, 3], &[4], WELL, WELL)), Some(Step::AddLearner(NodeId(2))));
+        let behind = Replica { has_caught_up: false, ..WELL };
+        assert_eq!(next(&moving(&[1, 3], &[2, 4], behind, WELL)), None);
+        // The target waits, though it is there.
+        assert_eq!(next(&moving(&[1, 3], &[2, 4], WELL, WELL)), Some(Step::Change(set(&[1, 2, 3]))));
+        assert_eq!(next(&moving(&[1, 2, 3], &[4], WELL, WELL)), None);
+        // One that is to go anyway would not be put back: it stays a voter until then.
+        assert_eq!(next(&moving(&[1, 2, 3], &[4], WELL, LOST)), None);
+        let copied = moving(&[1, 3], &[2, 4], behind, WELL);
+        assert!(copied.holds(NodeId(4)) && !copied.holds(NodeId(2)));
+    }
+
+    #[test]
+    fn a_learner_that_was_dropped_goes_and_is_begun_again() {
+        assert_eq!(next(&view(&[1, 2, 4], &[1, 2, 3], &[4], &[(4, ABSENT)])), Some(Step::Remove(NodeId(4))));
+        assert_eq!(next(&view(&[1, 2, 4], &[1, 2, 3], &[], &[(4, ABSENT)])), Some(Step::Begin(NodeId(4))));
     }
 
     #[test]

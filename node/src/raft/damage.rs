@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock};
 
 use storage::StorageError;
 
-/// The first damage that was met. Cloning shares it.
+/// The first damage that was met: a record that is wrong, or that the disk gives no answer for. Cloning shares it.
 #[derive(Clone, Default)]
 pub struct Damage(Arc<OnceLock<StorageError>>);
 
 impl Damage {
     /// The error for openraft; damage is remembered.
     pub fn note(&self, error: StorageError) -> io::Error {
-        if let StorageError::Corrupt { .. } = &error {
+        if error.is_unread() {
             self.0.get_or_init(|| error.clone());
         }
         io::Error::other(error)
@@ -32,7 +32,7 @@ impl Damage {
 /// The damage that kept a group from starting, if that is what did.
 pub fn damage_in(error: &io::Error) -> Option<StorageError> {
     let inner = error.get_ref()?.downcast_ref::<StorageError>()?;
-    matches!(inner, StorageError::Corrupt { .. }).then(|| inner.clone())
+    inner.is_unread().then(|| inner.clone())
 }
 
 #[cfg(test)]
@@ -50,5 +50,16 @@ mod tests {
         assert_eq!(damage_in(&damage.undecodable("vote", "short")), Some(first.clone()));
         drop(damage.undecodable("marker", "long"));
         assert_eq!(damage.clone().found(), Some(first));
+    }
+
+    #[test]
+    fn what_the_disk_gives_no_answer_for_is_damage_and_want_of_descriptors_is_none() {
+        let of = |reason: &str| StorageError::Io { doing: "reading log/7/9".to_owned(), reason: reason.to_owned() };
+        let damage = Damage::default();
+        assert_eq!(damage_in(&damage.note(of("IO error: /a/000009.sst: Too many open files"))), None);
+        assert_eq!(damage.found(), None);
+        let unread = of("IO error: While pread: /a/000009.sst: Input/output error");
+        assert_eq!(damage_in(&damage.note(unread.clone())), Some(unread.clone()));
+        assert_eq!(damage.found(), Some(unread));
     }
 }

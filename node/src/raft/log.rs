@@ -3,13 +3,13 @@
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
-use openraft::RaftLogReader;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use storage::TryAppend;
+use openraft::{EntryPayload, RaftLogReader};
+use storage::{Failpoint, TryAppend, reach};
 use tokio::sync::{oneshot, watch};
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
-use super::{Damage, Entry, LogId, Types, Vote};
+use super::{Damage, Entry, LogId, Types, Vote, membership_steps};
 
 /// Bytes of entries read for one append call. No more than the largest entry has, so that a replica that is behind gains
 /// something within a minute even over a link of 64 kbit/s.
@@ -105,6 +105,14 @@ impl RaftLogReader<Types> for GroupLog {
     }
 }
 
+/// Which step of a move is done once an entry is in the log.
+fn step(entry: &Entry) -> Option<Failpoint> {
+    match &entry.payload {
+        EntryPayload::Membership(membership) => Some(membership_steps(membership).0),
+        EntryPayload::Blank | EntryPayload::Normal(_) => None,
+    }
+}
+
 impl RaftLogStorage<Types> for GroupLog {
     type LogReader = GroupLog;
 
@@ -135,7 +143,9 @@ impl RaftLogStorage<Types> for GroupLog {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let mut entries: Vec<_> = entries.into_iter().map(entry_to_disk).collect();
+        let mut steps = Vec::new();
+        let noted = entries.into_iter().inspect(|entry| steps.extend(step(entry)));
+        let mut entries: Vec<_> = noted.map(entry_to_disk).collect();
         let last = entries.last().map(|entry| entry.index);
         let synced = self.synced.clone();
         let done = move |result: Result<(), storage::StorageError>| {
@@ -148,11 +158,12 @@ impl RaftLogStorage<Types> for GroupLog {
         let mut done: storage::Done = Box::new(done);
         loop {
             match self.group.try_append(entries, done).map_err(io::Error::other)? {
-                TryAppend::Queued => return Ok(()),
+                TryAppend::Queued => break,
                 TryAppend::Full { entries: back, done: with } => (entries, done) = (back, with),
                 TryAppend::Busy { entries, done } => {
                     let group = self.group.clone();
-                    return self.blocking(move || group.append(entries, done)).await;
+                    self.blocking(move || group.append(entries, done)).await?;
+                    break;
                 }
             }
             let (notify, room) = oneshot::channel();
@@ -162,6 +173,8 @@ impl RaftLogStorage<Types> for GroupLog {
             // Dropped or called: either way it is worth another try.
             drop(room.await);
         }
+        steps.into_iter().for_each(|step| reach(step, self.group.id()));
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

@@ -9,8 +9,9 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use parking_lot::Mutex;
+use storage::reach;
 
-use super::{Damage, LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Synced, Types};
+use super::{Damage, LogId, Marker, Proposal, Reply, SnapshotMeta, StoredMembership, Synced, Types, membership_steps};
 
 /// Entries applied in one visit to the blocking threads.
 const APPLY_BATCH_MAX: usize = 256;
@@ -107,8 +108,10 @@ impl Machine {
                 Reply::None
             }
             EntryPayload::Membership(membership) => {
+                let (_, applied) = membership_steps(&membership);
                 next.membership = StoredMembership::new(Some(id), membership);
                 self.group.set_applied(next.encode()).map_err(|e| self.damage.note(e))?;
+                reach(applied, self.group.id());
                 Reply::None
             }
         };

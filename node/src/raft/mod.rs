@@ -6,6 +6,8 @@ mod damage;
 mod log;
 mod machine;
 mod network;
+mod peers;
+mod progress;
 mod service;
 
 use std::fmt;
@@ -16,13 +18,15 @@ use bytes::Bytes;
 use openraft::impls::leader_id_std::LeaderId;
 use openraft::{BasicNode, Config, SnapshotPolicy};
 use openraft_rt_tokio::TokioRuntime;
+use storage::Failpoint;
 use types::{MailError, MailResult};
 
 pub use codec::{Marker, vote_record, vote_to_wire};
 pub use damage::{Damage, damage_in};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
-pub use network::{Peers, PeersFactory};
+pub use network::PeersFactory;
+pub use peers::Peers;
 pub use service::{RaftGroups, RaftService};
 
 openraft::declare_raft_types!(
@@ -51,8 +55,9 @@ const HEARTBEAT_MS: u64 = 500;
 /// it: it asks for votes after 2.3 to 3 s.
 const ELECTION_MIN_MS: u64 = 800;
 const ELECTION_MAX_MS: u64 = 1500;
-/// A snapshot of a large shard over a busy network.
-const INSTALL_SNAPSHOT_MAX: Duration = Duration::from_secs(600);
+/// A snapshot of which nothing goes for so long, though nothing holds it, is given up. A block of 1 MiB takes two minutes at
+/// 64 kbit/s, and several groups' share the link; a receiver that has its hands full lets others wait.
+const SNAPSHOT_STALLED_MAX: Duration = Duration::from_secs(600);
 /// Entries in one append call; the log reader bounds its bytes.
 const APPEND_ENTRIES_MAX: u64 = 512;
 /// Entries purged at a time: a purge is a synced write.
@@ -88,16 +93,16 @@ pub enum Reply {
 }
 
 /// The settings of every group. `log_entries_kept`: entries below the last snapshot that stay for replicas that were
-/// away; a snapshot, which is free, is noted four times in that many. All else is constant, so validation cannot fail.
+/// away; when a snapshot is noted, `log_keeping` says. All else is constant, so validation cannot fail.
 pub fn config(log_entries_kept: u64) -> Arc<Config> {
     let config = Config {
         cluster_name: "mailring".to_owned(),
         heartbeat_interval: HEARTBEAT_MS,
         election_timeout_min: ELECTION_MIN_MS,
         election_timeout_max: ELECTION_MAX_MS,
-        install_snapshot_timeout: INSTALL_SNAPSHOT_MAX.as_millis() as u64,
+        install_snapshot_timeout: SNAPSHOT_STALLED_MAX.as_millis() as u64,
         max_payload_entries: APPEND_ENTRIES_MAX,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast((log_entries_kept / 4).max(1)),
+        snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: log_entries_kept,
         // Never so many that what is kept becomes a multiple of what was asked for.
         purge_batch_size: (log_entries_kept / 4).clamp(1, PURGE_ENTRIES),
@@ -111,6 +116,17 @@ pub fn config(log_entries_kept: u64) -> Arc<Config> {
         ..Config::default()
     };
     Arc::new(config.validate().expect("constant settings are valid: a unit test calls this"))
+}
+
+/// The steps of a move that are done once such a membership is in the log, and once it is applied.
+fn membership_steps(membership: &Membership) -> (Failpoint, Failpoint) {
+    if membership.get_joint_config().len() > 1 {
+        (Failpoint::JointAppended, Failpoint::JointApplied)
+    } else if membership.learner_ids().next().is_some() {
+        (Failpoint::LearnerAppended, Failpoint::LearnerApplied)
+    } else {
+        (Failpoint::FinalAppended, Failpoint::FinalApplied)
+    }
 }
 
 /// A broken group of our own is no fault of the caller's request.

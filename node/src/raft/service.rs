@@ -16,7 +16,7 @@ use proto::wire::{
     TransferCall, VoteAnswer, VoteCall,
 };
 use proto::{Peer, PeerRole};
-use storage::GroupId;
+use storage::{Failpoint, GroupId, reach};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -122,6 +122,7 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
                 .await?
                 .map_err(|e| Status::data_loss(e.to_string()))?;
         }
+        reach(Failpoint::SnapshotReceived, group);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let reply = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Response::new(SnapshotReply { vote: Some(vote_to_wire(&reply.vote)) }))

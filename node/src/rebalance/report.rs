@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use directory::{Directory, NodeState, RebalanceState};
+use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{NodeShare, RebalanceReply, ShardMove};
 use types::{NodeId, ShardId};
 
@@ -10,21 +10,46 @@ use super::Observed;
 
 /// Of a plan that nothing has been done about.
 pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
-    let moves = targets.iter().filter_map(|(shard, to)| {
-        let from = &directory.placement(*shard)?.wanted;
-        moves_data(from, to).then(|| shard_move(observed, *shard, from, to, "planned"))
-    });
-    let moves: Vec<ShardMove> = moves.collect();
+    let moves: Vec<ShardMove> = to_move(directory, observed, targets).collect();
     let after = |shard: ShardId| targets.get(&shard).cloned();
     RebalanceReply {
         state: "planned".to_owned(),
         started_unix_s: 0,
         shards_total: moves.len() as u32,
+        octets_total: moves.iter().map(copies).sum(),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, targets),
         waits_because: String::new(),
     }
+}
+
+/// The moves that have not begun, were these the targets.
+pub fn to_move<'a>(
+    directory: &'a Directory,
+    observed: &'a Observed,
+    targets: &'a BTreeMap<ShardId, Vec<NodeId>>,
+) -> impl Iterator<Item = ShardMove> + 'a {
+    targets.iter().filter_map(move |(shard, to)| {
+        let from = &directory.placement(*shard)?.wanted;
+        moves_data(from, to).then(|| shard_move(observed, *shard, from, to, "planned"))
+    })
+}
+
+/// The moves under way.
+pub fn moving<'a>(directory: &'a Directory, observed: &'a Observed) -> impl Iterator<Item = ShardMove> + 'a {
+    directory.placements().filter(|placement| placement.is_moving()).map(move |placement| {
+        let phase = match observed.led(placement.shard) {
+            Some(group) if placement.wanted.iter().all(|node| group.current.contains(&node.0)) => "switching",
+            _ => "copying",
+        };
+        shard_move(observed, placement.shard, &placement.previous, &placement.wanted, phase)
+    })
+}
+
+/// What a move copies in all.
+pub fn copies(one: &ShardMove) -> u64 {
+    one.octets.saturating_mul(one.to.len() as u64)
 }
 
 pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
@@ -36,20 +61,19 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         Some(RebalanceState::Finished) => "finished",
         Some(RebalanceState::Aborted) => "aborted",
     };
-    let mut moves = Vec::new();
-    for placement in directory.placements() {
-        if !placement.previous.is_empty() {
-            let phase = match (state, observed.led(placement.shard)) {
-                ("aborted", _) => "undoing",
-                (_, Some(group)) if placement.wanted.iter().all(|node| group.current.contains(&node.0)) => "switching",
-                _ => "copying",
-            };
-            moves.push(shard_move(observed, placement.shard, &placement.previous, &placement.wanted, phase));
-        }
-        if !placement.planned.is_empty() {
-            moves.push(shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued"));
-        }
+    let mut moves: Vec<ShardMove> = moving(directory, observed).collect();
+    if state == "aborted" {
+        moves.iter_mut().for_each(|one| "undoing".clone_into(&mut one.phase));
     }
+    moves.extend(
+        directory
+            .queued()
+            .map(|placement| shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued")),
+    );
+    moves.sort_by_key(|one| one.shard);
+    // Mail that came since it was planned is copied too.
+    let left: u64 = moves.iter().map(|one| copies(one).saturating_sub(one.copied_octets)).sum();
+    let planned_octets = rebalance.map_or(0, |rebalance| rebalance.octets);
     let queued: BTreeMap<ShardId, Vec<NodeId>> =
         directory.queued().map(|placement| (placement.shard, placement.planned.clone())).collect();
     let after = |shard: ShardId| queued.get(&shard).cloned();
@@ -57,6 +81,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         state: state.to_owned(),
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
+        octets_total: planned_octets.max(left),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, &queued),
@@ -129,15 +154,24 @@ fn shares(
     shares.into_values().collect()
 }
 
+/// Why nothing goes on, or something does not; empty where all does.
 fn waits_because(directory: &Directory, observed: &Observed) -> String {
-    let waiting: BTreeSet<ShardId> =
-        directory.placements().filter(|one| !one.planned.is_empty()).map(|placement| placement.shard).collect();
-    if waiting.is_empty() {
+    for (placement, target) in directory.moving().flat_map(|one| one.targets().map(move |target| (one, target))) {
+        let Some(known) = directory.node(target) else { continue };
+        let why = match observed.statuses.get(&target) {
+            None => "which does not answer",
+            Some(status) if status.disk_full => "whose disk is full",
+            Some(_) => continue,
+        };
+        return format!("shard {} is to go to node {}, {why}", placement.shard, known.name);
+    }
+    let left: BTreeSet<ShardId> = directory.queued().chain(directory.moving()).map(|one| one.shard).collect();
+    let degraded = observed.degraded(directory.placements());
+    // Moves of such shards go on.
+    if left.is_subset(&degraded) {
         return String::new();
     }
-    let settled = directory.placements().filter(|placement| placement.previous.is_empty());
-    let degraded = observed.degraded(settled);
-    match degraded.iter().find(|shard| !waiting.contains(shard)).or(degraded.iter().next()) {
+    match degraded.iter().find(|shard| !left.contains(shard)).or(degraded.first()) {
         Some(shard) => format!("shard {shard} lacks a replica or a leader"),
         None => String::new(),
     }
@@ -147,12 +181,106 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
 fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    let coming = coming(directory, observed, targets);
+    for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
+        let waits = |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued();
+        let left = directory.placements().filter(waits).count();
+        if left > 0 && !observed.statuses.contains_key(&known.id) {
+            let text =
+                format!("node {} is drained and does not answer, and for {left} shards nothing is planned", known.name);
+            warnings.push(text);
+        }
+    }
+    let is_paused = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Paused);
+    let kept = if is_paused { ", and is not given up while the rebalance is paused" } else { "" };
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
-            None => warnings.push(format!("node {} does not answer", known.name)),
+            None => warnings.push(format!("node {} does not answer{kept}", known.name)),
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
-            Some(_) => {}
+            Some(status) => {
+                let (coming, free) = (coming.get(&known.id).copied().unwrap_or(0), status.disk_free_octets);
+                if coming > free {
+                    let text = format!("node {}: {coming} octets are to come, but only {free} are free", known.name);
+                    warnings.push(text);
+                }
+            }
         }
     }
     warnings
+}
+
+/// By node, the octets of the shards that are planned to come to it.
+fn coming(
+    directory: &Directory,
+    observed: &Observed,
+    targets: &BTreeMap<ShardId, Vec<NodeId>>,
+) -> BTreeMap<NodeId, u64> {
+    let octets = observed.octets();
+    let mut coming: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for (shard, to) in targets {
+        let Some(placement) = directory.placement(*shard) else { continue };
+        for node in to.iter().filter(|node| !placement.wanted.contains(node)) {
+            *coming.entry(*node).or_default() += octets.get(shard).copied().unwrap_or(0);
+        }
+    }
+    coming
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use directory::{ClusterId, Command, Directory, NewNode};
+    use proto::wire::{GroupStatus, NodeStatusReply};
+    use types::{NodeId, ShardId};
+
+    use super::super::Observed;
+    use super::planned;
+
+    /// Two nodes; the first has both shards, of 1,000 octets each.
+    fn cluster() -> Directory {
+        let node = |id: u64| NewNode {
+            id: NodeId(id),
+            name: format!("node{id}"),
+            address: format!("h:{id}"),
+            zone: format!("zone-{id}"),
+            weight: 1,
+            voter: true,
+            format: 1,
+        };
+        let commands = [
+            Command::CreateCluster { id: ClusterId([7; 16]), shards: 2, replicas: 1, nodes: vec![node(1), node(2)] },
+            Command::SetPlacements { wanted: (0..2).map(|shard| (ShardId(shard), vec![NodeId(1)])).collect() },
+        ];
+        let mut directory = Directory::default();
+        for (revision, command) in (1..).zip(&commands) {
+            directory.apply(revision, command).reply.unwrap();
+        }
+        directory
+    }
+
+    fn observed(free: u64) -> Observed {
+        let group = |group: u32| GroupStatus {
+            group,
+            role: "leader".to_owned(),
+            octets: 1_000,
+            voters: vec![1],
+            current: vec![1],
+            ..GroupStatus::default()
+        };
+        let first = NodeStatusReply { groups: vec![group(0), group(1)], ..NodeStatusReply::default() };
+        let second = NodeStatusReply { disk_free_octets: free, ..NodeStatusReply::default() };
+        Observed { statuses: [(NodeId(1), first), (NodeId(2), second)].into() }
+    }
+
+    #[test]
+    fn a_plan_warns_of_a_disk_that_is_too_small_for_it() {
+        let directory = cluster();
+        let one = BTreeMap::from([(ShardId(0), vec![NodeId(2)])]);
+        let both = BTreeMap::from([(ShardId(0), vec![NodeId(2)]), (ShardId(1), vec![NodeId(2)])]);
+        let warnings = |targets, free| planned(&directory, &observed(free), targets).warnings;
+        assert_eq!(warnings(&one, 1_000), Vec::<String>::new());
+        assert_eq!(warnings(&one, 999), ["node node2: 1000 octets are to come, but only 999 are free"]);
+        assert_eq!(warnings(&both, 1_500), ["node node2: 2000 octets are to come, but only 1500 are free"]);
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use storage::{BodySource, Command, GroupId, LogEntry, Recipient, Stamp, Volume, VolumeOptions};
-use types::{AccountId, InternalDate, MailboxName, UidSet};
+use types::{AccountId, InternalDate, MailboxName, Quota, UidSet};
 
 const MESSAGES: u64 = 30_000;
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut fingerprint = [0; 32];
         fingerprint[..8].copy_from_slice(&index.to_be_bytes());
         let command = Command::Deliver {
-            recipients: vec![Recipient { account, fingerprint }],
+            recipients: vec![Recipient { account, fingerprint, quota: Quota::NONE }],
             body: BodySource::Inline,
             digest: Bytes::from(vec![0; 200]),
             date: InternalDate::default(),

@@ -255,7 +255,7 @@ fn open_mirror(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<Sto
     }
     let halves: Vec<Arc<Half>> = halves.into_iter().map(|(_, half)| Arc::new(half)).collect();
     for half in &halves {
-        if let Err(error) = mark::remove_others(&half.directory, Some(half.generation)) {
+        if let Err(error) = mark::remove_others(&half.directory, &[half.generation]) {
             warn!(%error, directory = %half.directory.display(), "the rest of a resilver could not be removed");
         }
         half.start()?;

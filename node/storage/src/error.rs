@@ -47,6 +47,19 @@ impl StorageError {
         StorageError::Io { doing: doing.into(), reason: reason.to_string() }
     }
 
+    /// Whether the process is out of descriptors or threads: no fault of the disk, of which another one is the same.
+    pub(crate) fn is_want(&self) -> bool {
+        // EMFILE and ENFILE, and EAGAIN, as the operating system says it.
+        let wants =
+            |reason: &str| ["Too many open files", "Resource temporarily"].iter().any(|text| reason.contains(text));
+        matches!(self, StorageError::Io { reason, .. } if wants(reason))
+    }
+
+    /// Of a failed read: whether what was to be read cannot be, by damage or for the disk gives no answer to it.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, StorageError::Corrupt { .. } | StorageError::Io { .. }) && !self.is_want()
+    }
+
     /// A failed read: damage and a disk that does not answer are told apart.
     pub(crate) fn read(key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
         match error.kind() {
@@ -58,7 +71,10 @@ impl StorageError {
 
 impl From<StorageError> for MailError {
     fn from(error: StorageError) -> MailError {
+        let is_unread = error.is_unread();
         match error {
+            // A read's, for what is written errs as `Failed`: for who asks it is the same as damage.
+            StorageError::Io { doing, .. } if is_unread => MailError::Corrupt { key: doing },
             StorageError::Failed(_) | StorageError::Closed | StorageError::Dropped | StorageError::Io { .. } => {
                 MailError::Unavailable
             }
@@ -68,6 +84,33 @@ impl From<StorageError> for MailError {
             | StorageError::Refused(_)
             | StorageError::Block(_)
             | StorageError::Misuse(_) => MailError::Internal(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::MailError;
+
+    use super::StorageError;
+
+    #[test]
+    fn what_cannot_be_read_is_damaged_for_whoever_asks_but_not_for_want_of_descriptors() {
+        let of = |reason: &str| StorageError::io("reading blob/7/9", reason);
+        let unread = of("IO error: While pread offset 0: /a/000012.blob: Input/output error");
+        assert!(unread.is_unread());
+        assert_eq!(MailError::from(unread), MailError::Corrupt { key: "reading blob/7/9".to_owned() });
+        assert!(StorageError::corrupt("blob/7/9", "wrong checksum").is_unread());
+        for want in [
+            "IO error: While open a file for random read: /a/000012.sst: Too many open files",
+            "IO error: While open a file for random read: /a/000012.sst: Too many open files in system",
+            "Resource temporarily unavailable (os error 11)",
+        ] {
+            assert!(!of(want).is_unread(), "{want}");
+            assert_eq!(MailError::from(of(want)), MailError::Unavailable);
+        }
+        for other in [StorageError::Failed("write".to_owned()), StorageError::Closed, StorageError::Dropped] {
+            assert!(!other.is_unread(), "{other}");
         }
     }
 }

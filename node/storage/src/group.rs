@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
-use rocksdb::{DBRawIterator, Snapshot};
+use rocksdb::Snapshot;
 
 use crate::error::StorageError;
 use crate::half::Half;
@@ -16,6 +16,7 @@ use crate::keys::{
     GroupId, Key, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range,
     printable, space_range, u64_at,
 };
+use crate::reading::Iter;
 use crate::records::{decode, encode, encode_bytes, payload};
 use crate::state::{Hints, ShardState, Totals};
 use crate::store::{Changes, Family, Store};
@@ -41,7 +42,7 @@ pub(crate) struct Inner {
     /// by readers or by completion callbacks, which may run while a full queue blocks its holder.
     pub order: Mutex<()>,
     pub log: Mutex<LogState>,
-    /// Held by whoever writes state.
+    /// Held by whoever writes state, and looks first whether the group was dropped.
     pub apply: Mutex<Hints>,
     /// Read-locked until a reader has its snapshot; write-locked by the flip of an install.
     pub space: RwLock<SpaceRecord>,
@@ -81,6 +82,7 @@ impl Group {
             None => {
                 let space = SpaceRecord { space: shared.fresh_space(), installed: None };
                 let mut changes = Changes::default();
+                clear_space(&mut changes, &space);
                 changes.put(Family::Meta, key, encode(&space));
                 shared.writer.write_and_wait(changes)?;
                 space
@@ -125,8 +127,8 @@ impl Group {
 
     /// Notes an entry that changes no state as applied. Not synced: the log is replayed.
     pub fn set_applied(&self, marker: Bytes) -> Result<(), StorageError> {
-        self.inner.check()?;
         let _apply = self.inner.apply.lock();
+        self.inner.check()?;
         let mut changes = Changes::default();
         put_marker(&mut changes, self.inner.space.read().space, &marker);
         self.inner.shared.store.write_changes(&changes)
@@ -152,6 +154,18 @@ impl Group {
         let space = inner.space.write();
         let changes = removal(&inner.shared.store, inner.id, Some(space.space))?;
         inner.shared.writer.write_and_wait(changes)?;
+        inner.log.lock().clear(&inner.shared);
+        Ok(())
+    }
+
+    /// Ends its handles, and leaves on the disk all that they were asked to write.
+    pub(crate) fn retire(&self) -> Result<(), StorageError> {
+        let inner = &self.inner;
+        let _order = inner.order.lock();
+        let _apply = inner.apply.lock();
+        inner.dropped.store(true, Ordering::Release);
+        // Behind whatever is queued.
+        inner.shared.writer.write_and_wait(Changes::default())?;
         inner.log.lock().clear(&inner.shared);
         Ok(())
     }
@@ -245,6 +259,11 @@ impl Inner {
     }
 }
 
+/// Space ids count on from those that are in use: one that was given up may hold what was written to it late.
+pub(crate) fn clear_space(changes: &mut Changes, fresh: &SpaceRecord) {
+    changes.delete_range(Family::State, space_range(fresh.space));
+}
+
 pub(crate) fn put_marker(changes: &mut Changes, space: u32, marker: &[u8]) {
     changes.put(Family::State, Key::state(space, Kind::Applied).done(), encode_bytes(marker));
 }
@@ -310,7 +329,7 @@ impl<'a> View<'a> {
     }
 
     /// An iterator over state records that ends before `to`. Not yet positioned.
-    pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<DBRawIterator<'_>, StorageError> {
+    pub(crate) fn iterator(&self, to: Vec<u8>) -> Result<Iter<'_>, StorageError> {
         self.half.iterator(self.snapshot.as_ref(), Family::State, to)
     }
 

@@ -14,18 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rocksdb::{
-    BoundColumnFamily, Cache, DB, DBRawIterator, FlushOptions, ReadOptions, Snapshot, WriteBatch, WriteOptions,
-};
+use rocksdb::{BoundColumnFamily, Cache, DB, FlushOptions, WriteBatch, WriteOptions};
 use tracing::warn;
 
 use crate::error::StorageError;
 use crate::faults::{Faults, HalfName, Operation};
-use crate::keys::printable;
 use crate::mark::{self, Mark};
 use crate::options::{self, Tables, VolumeOptions};
+use crate::reads::Reads;
 use crate::store::Family;
 use crate::watch::{LOOK_INTERVAL, Met, Rest};
 
@@ -39,6 +36,10 @@ pub(crate) struct Half {
     /// Damage was read here: it is written on, and rebuilt.
     pub damaged: AtomicBool,
     pub damage_found: AtomicU64,
+    /// Those that its disk has not answered.
+    pub reads: Reads,
+    /// A write became another number here than in the volume: what it holds is not told by its number.
+    pub is_astray: AtomicBool,
     pub met: Arc<Met>,
     pub rest: Rest,
     faults: Option<Arc<dyn Faults>>,
@@ -111,6 +112,8 @@ impl Half {
             mark: Mutex::new(mark),
             damaged: AtomicBool::new(false),
             damage_found: AtomicU64::new(0),
+            reads: Reads::default(),
+            is_astray: AtomicBool::new(false),
             met,
             rest: Rest::default(),
             faults: options.faults.clone(),
@@ -146,38 +149,6 @@ impl Half {
 
     pub(crate) fn family(&self, family: Family) -> Result<Arc<BoundColumnFamily<'_>>, StorageError> {
         self.db.cf_handle(family.name()).ok_or_else(|| StorageError::corrupt(family.name(), "no such column family"))
-    }
-
-    pub(crate) fn get(
-        &self,
-        snapshot: Option<&Snapshot<'_>>,
-        family: Family,
-        key: &[u8],
-    ) -> Result<Option<Bytes>, StorageError> {
-        self.before(Operation::Read)?;
-        let handle = self.family(family)?;
-        let value = match snapshot {
-            Some(snapshot) => snapshot.get_cf(&handle, key),
-            None => self.db.get_cf(&handle, key),
-        };
-        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
-    }
-
-    /// An iterator that ends before `to`. Not yet positioned.
-    pub(crate) fn iterator<'a>(
-        &'a self,
-        snapshot: Option<&'a Snapshot<'_>>,
-        family: Family,
-        to: Vec<u8>,
-    ) -> Result<DBRawIterator<'a>, StorageError> {
-        self.before(Operation::Read)?;
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(to);
-        let handle = self.family(family)?;
-        Ok(match snapshot {
-            Some(snapshot) => snapshot.raw_iterator_cf_opt(&handle, options),
-            None => self.db.raw_iterator_cf_opt(&handle, options),
-        })
     }
 
     pub(crate) fn before(&self, operation: Operation) -> Result<(), StorageError> {
@@ -330,6 +301,7 @@ impl Half {
             match result {
                 // The halves' numbers can only differ if their contents do.
                 Ok(()) if found != number => {
+                    self.is_astray.store(true, Ordering::Relaxed);
                     self.give_up(&mut line, format!("write {number} has become number {found}"));
                 }
                 Ok(()) => line.written = number,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use types::NodeId;
+use types::{NodeId, format};
 
 use crate::error::StorageError;
 use crate::files;
@@ -11,8 +11,6 @@ use crate::half_record::HalfRecord;
 use crate::mark;
 
 const NAME: &str = "IDENTITY";
-/// The newest format that this program writes and reads.
-pub const FORMAT: u32 = 1;
 /// The file has five short lines; more is not ours.
 const FILE_BYTES_MAX: u64 = 4096;
 
@@ -24,12 +22,13 @@ pub struct Identity {
     pub cluster_id: Option<String>,
     /// Which of the node's volumes the disk belongs to: common to the halves of a mirror, and to nothing else.
     pub volume: u64,
+    /// The newest that may be on the disk.
     pub format: u32,
 }
 
 impl Identity {
     pub fn new(node_id: NodeId, volume: u64) -> Identity {
-        Identity { node_id, cluster_id: None, volume, format: FORMAT }
+        Identity { node_id, cluster_id: None, volume, format: format::in_force() }
     }
 
     /// What a disk says; `None` where it says nothing, or is not there. Refuses a disk that holds a volume but does not
@@ -96,11 +95,12 @@ impl Identity {
         let value =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')));
         // The format first: a newer one may have changed all the rest.
-        let format: u32 = value("format").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no format"))?;
-        if format > FORMAT {
+        let written: u32 = value("format").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no format"))?;
+        if !format::reads(written) {
             return Err(StorageError::Refused(format!(
-                "{} has format {format}; this program knows formats up to {FORMAT}",
-                path.display()
+                "{} has format {written}; this program knows formats up to {}",
+                path.display(),
+                format::known()
             )));
         }
         let node_id = value("node").and_then(|v| v.parse().ok()).ok_or_else(|| damaged("no node id"))?;
@@ -109,7 +109,7 @@ impl Identity {
             None => 0,
         };
         let cluster_id = value("cluster").map(str::to_owned);
-        let identity = Identity { node_id: NodeId(node_id), cluster_id, volume, format };
+        let identity = Identity { node_id: NodeId(node_id), cluster_id, volume, format: written };
         if identity.text() != text {
             return Err(damaged("wrong checksum"));
         }

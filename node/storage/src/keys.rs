@@ -3,7 +3,7 @@
 //! ```text
 //! log    group be32 | index be64                      entry without its body
 //! blob   group be32 | index be64                      a body, or a chunk of one
-//! meta   name byte  | group be32                      vote, purge mark, space, unfinished install, home, begun
+//! meta   name byte  | group be32                      vote, purge mark, space, unfinished install, home, begun, starts
 //! meta   name byte                                    what the last scrub found
 //! state  space be32 | kind u8 | ...                   see `Kind`
 //! ```
@@ -29,8 +29,10 @@ pub(crate) const META_SPACE: u8 = b's';
 pub(crate) const META_INSTALL: u8 = b'i';
 /// The entry before which a replica takes part in no election.
 pub(crate) const META_BEGUN: u8 = b'b';
-/// How often the node has started: kept in its first volume.
+/// How often the node had started when the volume was last open.
 pub(crate) const META_STARTS: u8 = b'n';
+/// The same of the node's other volumes, by their ids: kept in its first volume.
+pub(crate) const META_VOLUME_STARTS: u8 = b'o';
 /// Which volume a shard's replica is on: kept in the node's first volume, for all of them.
 pub(crate) const META_HOME: u8 = b'h';
 

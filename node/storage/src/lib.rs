@@ -6,6 +6,7 @@
 
 mod assemble;
 mod error;
+mod failpoint;
 mod faults;
 mod files;
 mod group;
@@ -20,14 +21,20 @@ mod mirror;
 mod options;
 mod pace;
 mod patience;
+mod piecemeal;
 mod planted;
+mod prepare;
+mod reading;
+mod reads;
 mod records;
 mod resilver;
 mod salvage;
 mod scrub;
+mod since;
 mod snapshot;
 mod state;
 mod store;
+mod stray;
 mod table;
 mod tail;
 mod under_way;
@@ -36,13 +43,15 @@ mod watch;
 mod writer;
 
 pub use error::StorageError;
+pub use failpoint::{Failpoint, reach};
 pub use faults::{Faults, HalfName, Operation};
 pub use group::Group;
 pub use half_status::{HalfState, HalfStatus};
-pub use identity::{FORMAT, Identity};
+pub use identity::Identity;
 pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;
+pub use pace::ReadPace;
 pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{

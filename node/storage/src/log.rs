@@ -94,6 +94,7 @@ impl Group {
     /// With `order` held. Waits for room in the queue unless a place is given.
     fn append_ordered(&self, entries: Vec<LogEntry>, done: Done, place: Option<Place<'_>>) -> Result<(), StorageError> {
         let inner = &self.inner;
+        inner.check()?;
         let mut changes = Changes::default();
         for entry in &entries {
             put_entry(&mut changes, inner.id, entry);
@@ -249,8 +250,8 @@ impl Group {
     /// Removes the entries after `keep`, all of them for `None`. Ordered with appends; durable on return.
     pub fn truncate_after(&self, keep: Option<u64>) -> Result<(), StorageError> {
         let inner = &self.inner;
-        inner.check_write()?;
         let order = inner.order.lock();
+        inner.check_write()?;
         let from = keep.map_or(0, |keep| keep.saturating_add(1));
         let mut changes = Changes::default();
         let floor = inner.body_floor();
@@ -283,8 +284,8 @@ impl Group {
     /// [`Group::purged`]. Ordered with appends; durable on return. Only what is applied may be purged.
     pub fn purge_to(&self, index: u64, marker: Bytes) -> Result<(), StorageError> {
         let inner = &self.inner;
-        inner.check_write()?;
         let order = inner.order.lock();
+        inner.check_write()?;
         let already = inner.log.lock().purged.as_ref().map(|purged| purged.index);
         if already.is_some_and(|already| already > index) {
             return Ok(());
@@ -310,10 +311,11 @@ impl Group {
     /// Saves the vote; `done` is called when it is durable, or at once if it is refused. Ordered with appends.
     pub fn save_vote(&self, vote: Bytes, done: Done) {
         let inner = &self.inner;
+        let order = inner.order.lock();
         if let Err(error) = inner.check_write() {
+            drop(order);
             return done(Err(error));
         }
-        let order = inner.order.lock();
         let mut changes = Changes::default();
         changes.put(Family::Meta, meta_key(META_VOTE, inner.id), encode_bytes(&vote));
         inner.log.lock().vote = Some(vote);
@@ -328,8 +330,8 @@ impl Group {
     /// in no election. Both together, durable on return.
     pub fn begin(&self, vote: Bytes, votes_from: u64) -> Result<(), StorageError> {
         let inner = &self.inner;
-        inner.check_write()?;
         let _order = inner.order.lock();
+        inner.check_write()?;
         if inner.log.lock().greatest().is_some() {
             return Err(StorageError::Misuse(format!("group {} is not empty", inner.id.0)));
         }

@@ -11,6 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tracing::{error, warn};
+
 use crate::error::StorageError;
 use crate::files::{self, sync_directory};
 use crate::half_record::HalfRecord;
@@ -130,10 +132,16 @@ impl Mark {
     pub(crate) fn check_whole(&self) -> Result<(), StorageError> {
         self.check_in_place()?;
         // Twice: files come and go while they are listed.
-        if live_wal(&self.database)? < self.slot.wal && live_wal(&self.database)? < self.slot.wal {
-            return Err(self.log_has_gone());
+        for _ in 0..2 {
+            match list_logs(&self.database) {
+                Ok(wal) if wal < self.slot.wal => {}
+                Ok(_) => return Ok(()),
+                // The disk is well.
+                Err(error) if is_want(&error) => return Ok(()),
+                Err(error) => return Err(listing(&self.database, &error)),
+            }
         }
-        Ok(())
+        Err(self.log_has_gone())
     }
 
     fn log_has_gone(&self) -> StorageError {
@@ -196,9 +204,24 @@ pub(crate) fn generations(directory: &Path) -> io::Result<Vec<u64>> {
 /// How often the removal of a database is begun that changes meanwhile.
 const REMOVALS_MAX: usize = 100;
 
-/// Removes databases that are not open, and their marks: all but one.
-pub(crate) fn remove_others(directory: &Path, keep: Option<u64>) -> io::Result<()> {
-    generations(directory)?.into_iter().filter(|one| Some(*one) != keep).try_for_each(|one| remove(directory, one))
+/// Removes databases that are not open, and their marks: all but some.
+pub(crate) fn remove_others(directory: &Path, keep: &[u64]) -> io::Result<()> {
+    generations(directory)?.into_iter().filter(|one| !keep.contains(one)).try_for_each(|one| remove(directory, one))
+}
+
+/// What a database is named that may have what is nowhere else, and that could not be read. Nothing removes it.
+const ASIDE: &str = "kept-db";
+
+/// Gives a database another name, where there is none that has it already.
+pub(crate) fn set_aside(directory: &Path, generation: u64) {
+    let (path, aside) = (database_path(directory, generation), directory.join(ASIDE));
+    if !path.exists() || aside.exists() {
+        return;
+    }
+    match std::fs::rename(&path, &aside) {
+        Ok(()) => error!(path = %aside.display(), "bodies that have no good copy may be in a database that is kept"),
+        Err(error) => warn!(%error, path = %path.display(), "a database could not be set aside"),
+    }
 }
 
 /// Removes a database that is not open, and its mark.

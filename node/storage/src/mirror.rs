@@ -4,9 +4,10 @@
 //! Invariant: a half that does not get what is acknowledged is out of the order, and the record of the other one, durable
 //! on its disk, says so before the acknowledgement.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ use crate::half_status::HalfStatus;
 use crate::patience::{patiently, tick};
 use crate::store::Store;
 
+/// Every half that was read from is kept, each time (see [`Store::read_from`]): so often at most for slowness alone.
+const MOVES_MAX: u32 = 100;
+
 pub(crate) struct Mirror {
     /// Held while a batch is handed to both halves. Never while `sides` is waited for.
     pub order: Mutex<Order>,
@@ -32,6 +36,8 @@ pub(crate) struct Mirror {
     pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
+    /// How often reads have left a half that was slow.
+    pub moves: AtomicU32,
     /// Tells the thread that rebuilds that there is something to rebuild.
     pub rebuild: Mutex<Rebuild>,
     pub rebuild_wanted: Condvar,
@@ -44,6 +50,8 @@ pub(crate) struct Mirror {
     /// Bodies that only the old database of a dropped half still had, and those that no database had.
     pub salvaged: AtomicU64,
     pub left_out: AtomicU64,
+    /// Other records that only it had.
+    pub recalled: AtomicU64,
 }
 
 #[derive(Default)]
@@ -74,6 +82,17 @@ pub(crate) struct Side {
     pub telling: Arc<Mutex<()>>,
 }
 
+/// Why a half is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    /// It lacks what was written, or takes no more.
+    Failed,
+    Hangs,
+    /// Some of it cannot be read. It still takes all that is written, so the last half is not given up over that; nor is one
+    /// beside a damaged one, for it may have the only good copies: that one is damaged itself, no more.
+    Unread,
+}
+
 impl Mirror {
     pub(crate) fn new(halves: Vec<Arc<Half>>, sides: [Side; 2], hang_max: Duration) -> Mirror {
         let number = halves.iter().map(|half| half.number()).max().unwrap_or(0);
@@ -84,6 +103,7 @@ impl Mirror {
             hang_max,
             dropped: AtomicU64::new(0),
             served_elsewhere: AtomicU64::new(0),
+            moves: AtomicU32::new(0),
             rebuild: Mutex::default(),
             rebuild_wanted: Condvar::new(),
             resilvering: Mutex::default(),
@@ -93,11 +113,25 @@ impl Mirror {
             resilvers: AtomicU64::new(0),
             salvaged: AtomicU64::new(0),
             left_out: AtomicU64::new(0),
+            recalled: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn halves(&self) -> Vec<Arc<Half>> {
         self.order.lock().halves.clone()
+    }
+
+    /// A half, if it was not dropped meanwhile.
+    fn in_use(&self, half: &Half) -> Option<Arc<Half>> {
+        self.halves().into_iter().find(|one| std::ptr::eq(&raw const **one, &raw const *half))
+    }
+
+    /// Damage was met in a half, which is made anew.
+    fn note_damage(&self, half: &Half, reason: &impl Display) {
+        if half.note_damage() {
+            warn!(half = %half.name, %reason, "mirror half is damaged");
+        }
+        self.want_rebuild();
     }
 
     pub(crate) fn stop(&self) {
@@ -192,24 +226,36 @@ impl Store {
             }
             return match progress {
                 Progress::Made => Ok(()),
-                Progress::Failed(reason) => self.drop_half(mirror, half, &reason),
+                Progress::Failed(reason) => self.drop_half(mirror, half, (Cause::Failed, &reason)),
                 Progress::Late => {
                     let reason = format!("no answer within {} ms", mirror.hang_max.as_millis());
-                    self.drop_half(mirror, half, &reason)
+                    self.drop_half(mirror, half, (Cause::Hangs, &reason))
                 }
             };
         }
     }
 
     /// Takes a half out of use. When this returns that is recorded; an error if it was the last one.
-    pub(crate) fn drop_half(&self, mirror: &Mirror, half: &Arc<Half>, reason: &str) -> Result<(), StorageError> {
+    pub(crate) fn drop_half(
+        &self,
+        mirror: &Mirror,
+        half: &Arc<Half>,
+        (cause, reason): (Cause, &str),
+    ) -> Result<(), StorageError> {
         let mut sides = mirror.sides.lock();
         let halves = mirror.halves();
         if !halves.iter().any(|one| Arc::ptr_eq(one, half)) {
             return self.check(); // by somebody else
         }
-        half.fail(reason);
         let survivor = halves.into_iter().find(|other| !Arc::ptr_eq(other, half) && other.failed().is_none());
+        let is_other_damaged = survivor.as_ref().is_some_and(|other| other.damaged.load(Ordering::Relaxed));
+        if cause == Cause::Unread && is_other_damaged {
+            mirror.note_damage(half, &reason);
+        }
+        if cause == Cause::Unread && (is_other_damaged || survivor.is_none()) {
+            return Ok(());
+        }
+        half.fail(reason);
         let Some(survivor) = survivor else { return Err(self.fail(format!("half {}: {reason}", half.name))) };
         error!(half = %half.name, reason, "mirror half dropped");
         mirror.dropped.fetch_add(1, Ordering::Relaxed);
@@ -220,7 +266,8 @@ impl Store {
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
         (lost.lost, lost.dropped) = (Some(reason.to_owned()), Some(half.clone()));
-        if half.damaged.load(Ordering::Relaxed) {
+        // What it had when it was dropped may be the only good copies. Not where that would be waited for.
+        if half.damaged.load(Ordering::Relaxed) || (is_other_damaged && cause != Cause::Hangs) {
             lost.rebuild = true;
             mirror.want_rebuild();
         }
@@ -236,27 +283,37 @@ impl Store {
         Ok(())
     }
 
-    /// Another half to read from, which has all that was written by now, after one could not be read. That one is
-    /// dropped if its disk does not answer, and rebuilt if it is damaged.
+    /// Another half to read from, which has all that was written by now, after one could not be read. What follows for that
+    /// one: see [`Store::unread`].
     pub(crate) fn elsewhere(&self, half: &Half, error: &StorageError) -> Option<Arc<Half>> {
-        let mirror = self.mirror.as_ref()?;
-        let damaged = match error {
-            StorageError::Corrupt { .. } => true,
-            StorageError::Io { .. } => false,
-            _ => return None,
-        };
-        let own = mirror.halves().into_iter().find(|one| std::ptr::eq(&raw const **one, &raw const *half));
-        match &own {
-            Some(own) if damaged => {
-                if own.note_damage() {
-                    warn!(half = %own.name, %error, "mirror half is damaged");
-                }
-                mirror.want_rebuild();
-            }
-            // The last half is not given up over a read.
-            Some(own) if mirror.halves().len() > 1 => self.drop_half(mirror, own, &error.to_string()).ok()?,
-            Some(_) | None => {}
+        self.unread(half, error).ok()?;
+        self.other_than(half, error)
+    }
+
+    /// A half that could not be read is rebuilt if it is damaged, and dropped if its disk gives no answer.
+    pub(crate) fn unread(&self, half: &Half, error: &StorageError) -> Result<(), StorageError> {
+        let Some(mirror) = self.mirror.as_ref().filter(|_| error.is_unread()) else { return Ok(()) };
+        match (mirror.in_use(half), error) {
+            (Some(own), StorageError::Corrupt { .. }) => mirror.note_damage(&own, error),
+            (Some(own), _) => self.drop_half(mirror, &own, (Cause::Unread, &error.to_string()))?,
+            (None, _) => {}
         }
+        Ok(())
+    }
+
+    /// As [`Store::unread`], where the other one could not be read either: then none is dropped.
+    pub(crate) fn both_unread(&self, both: [(&Half, &StorageError); 2]) {
+        let Some(mirror) = &self.mirror else { return };
+        for (half, error) in both.into_iter().filter(|(_, error)| error.is_unread()) {
+            if let Some(own) = mirror.in_use(half) {
+                mirror.note_damage(&own, error);
+            }
+        }
+    }
+
+    /// Another half than one that could not be read, as soon as it has all that was written by now.
+    pub(crate) fn other_than(&self, half: &Half, error: &StorageError) -> Option<Arc<Half>> {
+        let mirror = self.mirror.as_ref().filter(|_| error.is_unread())?;
         let order = mirror.order.lock();
         let other = order.halves.iter().find(|one| !std::ptr::eq(&raw const ***one, &raw const *half))?.clone();
         if patiently(mirror.hang_max, |deadline| other.wait_written(order.number, deadline)) != Progress::Made {
@@ -268,6 +325,21 @@ impl Store {
             self.read_from(other.clone());
         }
         Some(other)
+    }
+
+    /// New reads leave a half that takes its time with others. It stays in use. Not for ever to and fro.
+    pub(crate) fn read_elsewhere(&self, mirror: &Mirror, slow: &Arc<Half>, other: &Arc<Half>) {
+        if !Arc::ptr_eq(slow, self.reader()) || other.damaged.load(Ordering::Relaxed) {
+            return;
+        }
+        // Who holds it may wait for a disk.
+        let Some(order) = mirror.order.try_lock() else { return };
+        let is_there = order.halves.iter().any(|half| Arc::ptr_eq(half, other));
+        let is_level = || other.wait_written(order.number, Some(Instant::now())) == Progress::Made;
+        if is_there && is_level() && mirror.moves.fetch_add(1, Ordering::Relaxed) < MOVES_MAX {
+            warn!(half = %slow.name, "reads of a mirror half are slow, the other one is read");
+            self.read_from(other.clone());
+        }
     }
 
     /// Makes everything durable, and notes that nothing is missing.

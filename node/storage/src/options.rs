@@ -140,6 +140,8 @@ fn family_options(family: Family, options: &VolumeOptions, cache: &Cache) -> Opt
     table.set_format_version(5);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // So that a record is looked for in no table but its own, be others damaged or not.
+    table.set_bloom_filter(10.0, false);
     let mut cf = Options::default();
     cf.set_compression_type(DBCompressionType::Lz4);
     cf.set_write_buffer_size((options.memtable_bytes / 4).max(1 << 20));
@@ -158,10 +160,7 @@ fn family_options(family: Family, options: &VolumeOptions, cache: &Cache) -> Opt
             cf.set_blob_gc_age_cutoff(0.25);
             cf.set_blob_gc_force_threshold(0.5);
         }
-        Family::State => {
-            table.set_bloom_filter(10.0, false);
-            table.set_block_size(8 << 10);
-        }
+        Family::State => table.set_block_size(8 << 10),
     }
     cf.set_block_based_table_factory(&table);
     cf

@@ -1,4 +1,5 @@
-//! How fast a half is made anew: as fast as the volume's own writes hardly notice, between two bounds.
+//! How fast a half is made anew, or a replica is read to be compared: as fast as the volume's own writes hardly notice,
+//! between two bounds.
 //!
 //! ```text
 //! rounds of the writer ──► RoundTimes ──► Pace: slower than when all was calm? halve the rate; else raise it
@@ -8,7 +9,9 @@
 //! be synced depends on what they do. So that is what is looked at. Below the lower bound the rate never goes: a resilver
 //! always ends.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Rounds that make a mean worth anything, and how long they are waited for.
@@ -30,16 +33,20 @@ const CALM_SHARE: f64 = 1.0 / 64.0;
 const CALMER_SHARE: f64 = 0.125;
 /// Rounds that are slow at the lowest rate too are not slow because of the resilver: its idea of calm gives way.
 const GIVES_WAY: f64 = 1.05;
+/// Between two looks at the rate while a reader waits.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+/// A reader waits no longer for one piece, whatever the rate: somebody waits for it.
+const PIECE_MAX: Duration = Duration::from_secs(5);
 
 /// How long the rounds of a volume's writer take. Written by its thread alone.
 #[derive(Default)]
 pub(crate) struct RoundTimes {
     count: AtomicU64,
     nanos: AtomicU64,
-    /// The mean over the last ones without a resilver; 0 while there were none.
+    /// The mean over the last ones without any of those; 0 while there were none.
     calm_nanos: AtomicU64,
-    /// A resilver is under way.
-    pub disturbed: AtomicBool,
+    /// Resilvers and comparisons under way.
+    disturbers: AtomicU32,
 }
 
 impl RoundTimes {
@@ -47,7 +54,7 @@ impl RoundTimes {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(nanos, Ordering::Relaxed);
-        if !self.disturbed.load(Ordering::Relaxed) {
+        if self.disturbers.load(Ordering::Relaxed) == 0 {
             let calm = match self.calm_nanos.load(Ordering::Relaxed) {
                 0 => nanos as f64,
                 calm => toward(calm as f64, nanos as f64, CALM_SHARE),
@@ -69,9 +76,9 @@ fn toward(from: f64, to: f64, share: f64) -> f64 {
     from + (to - from) * share
 }
 
-/// The rate of one resilver, and what it may write now.
-pub(crate) struct Pace<'a> {
-    times: &'a RoundTimes,
+/// The rate of one resilver or comparison, and what it may write or read now.
+pub(crate) struct Pace {
+    times: Arc<RoundTimes>,
     rate: Rate,
     /// What may be written at once; below zero, what was written too early.
     allowed: f64,
@@ -80,11 +87,11 @@ pub(crate) struct Pace<'a> {
     heard_at: Instant,
 }
 
-impl Pace<'_> {
-    pub(crate) fn new(times: &RoundTimes, bytes_per_s_max: u64, now: Instant) -> Pace<'_> {
+impl Pace {
+    pub(crate) fn new(times: &Arc<RoundTimes>, bytes_per_s_max: u64, now: Instant) -> Pace {
         let rate = Rate::new(bytes_per_s_max as f64, times.calm());
-        times.disturbed.store(true, Ordering::Relaxed);
-        Pace { times, rate, allowed: 0.0, allowed_at: now, heard: times.so_far(), heard_at: now }
+        times.disturbers.fetch_add(1, Ordering::Relaxed);
+        Pace { times: times.clone(), rate, allowed: 0.0, allowed_at: now, heard: times.so_far(), heard_at: now }
     }
 
     pub(crate) fn wrote(&mut self, bytes: u64) {
@@ -112,9 +119,27 @@ impl Pace<'_> {
     }
 }
 
-impl Drop for Pace<'_> {
+impl Drop for Pace {
     fn drop(&mut self) {
-        self.times.disturbed.store(false, Ordering::Relaxed);
+        self.times.disturbers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How fast a replica is read that nobody waits for: see [`crate::Group::read_pace`].
+pub struct ReadPace(Pace);
+
+impl ReadPace {
+    pub(crate) fn new(times: &Arc<RoundTimes>, bytes_per_s_max: u64) -> ReadPace {
+        ReadPace(Pace::new(times, bytes_per_s_max, Instant::now()))
+    }
+
+    /// So many bytes were read: returns when more may be. Blocks its thread, for some seconds at most.
+    pub fn read(&mut self, bytes: u64) {
+        let end = Instant::now() + PIECE_MAX;
+        self.0.wrote(bytes);
+        while let Some(early) = self.0.wait(Instant::now()).filter(|_| Instant::now() < end) {
+            thread::sleep(early.min(WAIT_MAX));
+        }
     }
 }
 
@@ -158,6 +183,7 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use super::{Pace, Rate, RoundTimes};
@@ -197,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_waited_for_at_the_rate_of_the_moment() {
-        let times = RoundTimes::default();
+        let times = Arc::new(RoundTimes::default());
         let start = Instant::now();
         let mut pace = Pace::new(&times, 64 << 20, start);
         assert_eq!(pace.wait(start), None);
@@ -214,7 +240,7 @@ mod tests {
 
     #[test]
     fn rounds_during_a_resilver_are_not_taken_for_calm() {
-        let times = RoundTimes::default();
+        let times = Arc::new(RoundTimes::default());
         times.note(Duration::from_millis(2));
         let start = Instant::now();
         let mut pace = Pace::new(&times, 64 << 20, start);
@@ -224,6 +250,9 @@ mod tests {
         pace.rate.bytes_per_s = 64.0 * MIB;
         pace.wait(start + Duration::from_millis(250));
         assert_eq!(pace.rate.bytes_per_s, 32.0 * MIB);
+        // A comparison beside it does not make calm of it when it ends.
+        drop(Pace::new(&times, 1 << 20, start));
+        times.note(Duration::from_millis(50));
         drop(pace);
         assert_eq!(times.calm(), Some(2e6));
         times.note(Duration::from_millis(2));

@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rocksdb::{Cache, DB, WriteBatch};
-use tracing::{error, info, warn};
+use rocksdb::{Cache, DB};
+use tracing::{info, warn};
 
 use crate::assemble::replay;
 use crate::error::StorageError;
@@ -23,24 +23,21 @@ use crate::faults::HalfName;
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
 use crate::mark::{self, Mark};
-use crate::mirror::{Mirror, side, write_record};
+use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
-use crate::pace::Pace;
 use crate::patience::patiently;
-use crate::salvage::{Old, Source, Stretch, stretch};
-use crate::store::{Family, Store, Walked, walk};
+use crate::prepare::prepare_again;
+use crate::salvage::{Old, Source};
+use crate::store::{Family, Store};
 
-/// Written to the new database at once.
-const BATCH_BYTES: usize = 1 << 20;
+mod copying;
+
+use copying::Copying;
+
 /// What may be missing when writes are made to wait for the rest.
 const REST_BYTES_MAX: u64 = 1 << 20;
 /// How often the log is followed before writes are made to wait however much is missing.
 const ROUNDS_MAX: usize = 50;
-/// Before it is looked again whether to write: the volume may be closed, or the rate be another one.
-const WAIT_MAX: Duration = Duration::from_millis(50);
-/// Between attempts to prepare a directory: the first time, and at most.
-const PREPARE_WAIT: Duration = Duration::from_millis(50);
-const PREPARE_WAIT_MAX: Duration = Duration::from_millis(400);
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
 
@@ -128,13 +125,18 @@ impl Resilver<'_> {
         let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
         let old = match is_live {
             true => None,
-            false => Old::of(dropped, self.options, &cache, (&directory, record.generation)),
+            false => Old::of(dropped, self.options, &cache, (&directory, &record)),
         };
+        let left_out = self.mirror.left_out.load(Ordering::Relaxed);
         let result = self.fill(&directory, generation, (&cache, old.as_ref()));
+        let misses = self.mirror.left_out.load(Ordering::Relaxed) > left_out;
+        if result.is_ok() && misses && old.is_none() && !is_live {
+            mark::set_aside(&directory, record.generation);
+        }
         drop(old);
         // What it had may hold the only good copies: that goes when the new database is in use, never before.
         let removed = match &result {
-            Ok(()) => mark::remove_others(&directory, Some(generation)),
+            Ok(()) => mark::remove_others(&directory, &[generation]),
             Err(_) => mark::remove(&directory, generation),
         };
         if let Err(error) = removed {
@@ -175,10 +177,11 @@ impl Resilver<'_> {
         }
         let estimates = Family::EVERY.map(|family| source.records_estimated(family));
         self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
-        let mut copy = Copying { resilver: self, new: &new, pace: self.pace(), old: salvage };
+        let mut copy = Copying::new(self, &new, salvage, number);
         for family in Family::EVERY {
             copy.family(&sources, family)?;
         }
+        copy.write()?;
         drop((copy, sources));
         // The copy is in no log: what follows it is.
         new.flush()?;
@@ -198,88 +201,8 @@ impl Resilver<'_> {
         self.join(source, new)
     }
 
-    fn pace(&self) -> Pace<'_> {
-        Pace::new(&self.store.round_times, self.options.resilver_bytes_per_s, Instant::now())
-    }
-
     fn check(&self) -> Result<(), StorageError> {
         if self.mirror.rebuild.lock().closing { Err(StorageError::Closed) } else { self.store.check() }
-    }
-}
-
-/// What is copied as it was at one moment.
-struct Copying<'a> {
-    resilver: &'a Resilver<'a>,
-    new: &'a Half,
-    pace: Pace<'a>,
-    old: Option<&'a Old>,
-}
-
-impl Copying<'_> {
-    /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
-    fn family(&mut self, sources: &[Source<'_>], family: Family) -> Result<(), StorageError> {
-        let handle = self.new.family(family)?;
-        let (mut from, end) = (Vec::new(), vec![u8::MAX; 64]);
-        let (mut walked, mut at) = (Walked::default(), 0);
-        // Neither this source nor the other one can be read from `from` on.
-        let mut stuck = false;
-        let mut batch = WriteBatch::default();
-        loop {
-            let Some((half, snapshot)) = sources.get(at) else { return Ok(()) };
-            let before = walked.items;
-            let iterator = half.iterator(Some(snapshot), family, end.clone())?;
-            let broken = walk(iterator, family, &from, &mut walked, |key, value| {
-                batch.put_cf(&handle, key, value);
-                if batch.size_in_bytes() >= BATCH_BYTES {
-                    self.write(std::mem::take(&mut batch))?;
-                }
-                Ok(true)
-            })?;
-            let Some(error) = broken else { break };
-            if walked.items > before {
-                (stuck, from) = (false, walked.after());
-            }
-            if !matches!(error, StorageError::Corrupt { .. }) {
-                return Err(error);
-            }
-            if half.note_damage() {
-                warn!(half = %half.name, %error, "mirror half is damaged");
-            }
-            if !stuck && sources.len() > 1 {
-                (stuck, at) = (true, 1 - at);
-                continue;
-            }
-            if family != Family::Blob {
-                return Err(error);
-            }
-            let Stretch { to, bodies, lost } = stretch(sources, self.old, &from, &end)?;
-            for (key, value) in bodies {
-                batch.put_cf(&handle, key, value);
-                self.resilver.mirror.salvaged.fetch_add(1, Ordering::Relaxed);
-            }
-            if !lost.is_empty() {
-                self.resilver.mirror.left_out.fetch_add(lost.len() as u64, Ordering::Relaxed);
-                error!(keys = lost.join(" "), reason = %error, "bodies have no good copy here");
-            }
-            let Some(to) = to else { break };
-            (stuck, from) = (false, to);
-        }
-        if batch.is_empty() { Ok(()) } else { self.write(batch) }
-    }
-
-    fn write(&mut self, batch: WriteBatch) -> Result<(), StorageError> {
-        while let Some(early) = self.pace.wait(Instant::now()) {
-            self.resilver.check()?;
-            thread::sleep(early.min(WAIT_MAX));
-        }
-        self.resilver.check()?;
-        let mirror = self.resilver.mirror;
-        let (bytes, records) = (batch.size_in_bytes() as u64, batch.len() as u64);
-        self.new.write_unlogged(batch)?;
-        self.pace.wrote(bytes);
-        mirror.copied_records.fetch_add(records, Ordering::Relaxed);
-        mirror.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
     }
 }
 
@@ -322,20 +245,29 @@ impl Resilver<'_> {
             drop((order, sides));
             if let (Some(old), Stage::Writing) = (old, stage) {
                 // Which of the two databases its record names is not known: neither is current.
-                self.store.drop_half(mirror, &old, &error.to_string())?;
+                self.store.drop_half(mirror, &old, (Cause::Failed, &error.to_string()))?;
             }
             return Err(error);
         }
-        let synced = |deadline| source.wait_synced(number, deadline);
-        if patiently(self.options.hang_max, synced) != Progress::Made {
-            return Err(lost());
+        let mut begin = || {
+            let synced = |deadline| source.wait_synced(number, deadline);
+            if patiently(self.options.hang_max, synced) != Progress::Made {
+                return Err(lost());
+            }
+            if !kept.record.partner_current {
+                let current = HalfRecord { partner_current: true, ..kept.record.clone() };
+                write_record(source, &current)?;
+                kept.record = current;
+            }
+            new.start()
+        };
+        if let Err(error) = begin() {
+            drop((order, sides));
+            new.fail("it did not join");
+            new.stop();
+            self.put_back(&new)?;
+            return Err(error);
         }
-        if !kept.record.partner_current {
-            let current = HalfRecord { partner_current: true, ..kept.record.clone() };
-            write_record(source, &current)?;
-            kept.record = current;
-        }
-        new.start()?;
         (own.record, own.lost, own.dropped) = (record, None, None);
         let old = order.halves.iter().position(|half| half.name == self.name).map(|at| order.halves.remove(at));
         order.halves.push(new.clone());
@@ -351,6 +283,37 @@ impl Resilver<'_> {
             old.db.cancel_all_background_work(true);
         }
         Ok(())
+    }
+
+    /// After a join that came to nothing: the half's record names the new database, which goes. It is to name the one that it
+    /// named before, which is in use, or has what may be nowhere else.
+    fn put_back(&self, new: &Arc<Half>) -> Result<(), StorageError> {
+        let mirror = self.mirror;
+        let mut sides = mirror.sides.lock();
+        let own = side(&mut sides, self.name).0;
+        let live = mirror.halves().into_iter().find(|half| half.name == self.name);
+        let record = match &live {
+            Some(_) => own.record.clone(),
+            None => HalfRecord { stale: true, closed: None, ..own.record.clone() },
+        };
+        let (new, telling) = (new.clone(), own.telling.clone());
+        let write = move || {
+            // Whoever is dropped is told so behind this.
+            let _telling = telling.lock();
+            write_record(&new, &record)
+        };
+        let limit = self.options.hang_max;
+        let Some(live) = live else {
+            drop(sides);
+            if let Err(error) = within(limit, write) {
+                warn!(half = %self.name, %error, "the record of a half could not be put back");
+            }
+            return Ok(());
+        };
+        // With `sides` held: one that is in use may be the one that says next that the other was dropped.
+        let written = within(limit, write);
+        drop(sides);
+        written.or_else(|error| self.store.drop_half(mirror, &live, (Cause::Failed, &error.to_string())))
     }
 
     /// What is held while the half's record is written. One whose disk hangs in it is left behind with its disk.
@@ -386,24 +349,9 @@ enum Stage {
 impl Last {
     fn write_within(self, limit: Duration) -> Result<(), (StorageError, Stage)> {
         let stage = Arc::new(Mutex::new(Stage::Before));
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let spawned = thread::Builder::new().name("half-join".to_owned()).spawn({
+        let result = within(limit, {
             let stage = stage.clone();
-            move || {
-                let _ = sender.send(self.write(&stage));
-            }
-        });
-        if let Err(error) = spawned {
-            return Err((StorageError::io("starting to join", error), Stage::Before));
-        }
-        let mut result = Err(StorageError::io("resilver", "the new disk does not answer"));
-        patiently(limit, |deadline| {
-            let wait = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
-            match receiver.recv_timeout(wait) {
-                Ok(answer) => result = answer,
-                Err(_) => return Progress::Late,
-            }
-            Progress::Made
+            move || self.write(&stage)
         });
         let mut stage = stage.lock();
         result.map_err(|error| (error, std::mem::replace(&mut *stage, Stage::Abandoned)))
@@ -425,53 +373,26 @@ impl Last {
     }
 }
 
-/// A disk that has just come, or that has just answered again, may not take the first attempt.
-fn prepare_again(directory: &Path, record: &HalfRecord, is_live: bool) -> Result<u64, StorageError> {
-    let mut wait = PREPARE_WAIT;
-    loop {
-        match prepare(directory, record, is_live) {
-            Err(error @ StorageError::Io { .. }) if wait <= PREPARE_WAIT_MAX => {
-                warn!(%error, "preparing a half is tried again");
-                thread::sleep(wait);
-                wait *= 2;
-            }
-            result => return result,
+/// Does what a disk may hang in by a thread of its own, which is left behind if it does.
+fn within(
+    limit: Duration,
+    work: impl FnOnce() -> Result<(), StorageError> + Send + 'static,
+) -> Result<(), StorageError> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let spawned = thread::Builder::new().name("half-join".to_owned()).spawn(move || {
+        let _ = sender.send(work());
+    });
+    spawned.map_err(|error| StorageError::io("starting to join", error))?;
+    let mut result = Err(StorageError::io("resilver", "the new disk does not answer"));
+    patiently(limit, |deadline| {
+        let wait = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+        match receiver.recv_timeout(wait) {
+            Ok(answer) => result = answer,
+            Err(_) => return Progress::Late,
         }
-    }
-}
-
-/// Sees that the directory is this half's or empty, and answers the number of the database to make there.
-fn prepare(directory: &Path, record: &HalfRecord, is_live: bool) -> Result<u64, StorageError> {
-    let doing = |error: std::io::Error| StorageError::io(format!("preparing {}", directory.display()), error);
-    if !directory.exists() {
-        // Not its parents: a disk that is not mounted is not made up for by a directory on another one.
-        std::fs::create_dir(directory).map_err(doing)?;
-        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            crate::files::sync_directory(parent)?;
-        }
-    }
-    let found = mark::generations(directory).map_err(doing)?;
-    match HalfRecord::read(directory) {
-        Ok(Some(own)) if (own.volume, own.name) != (record.volume, record.name) => {
-            let reason = format!("{} is a half of another volume, or the other half", directory.display());
-            return Err(StorageError::Refused(reason));
-        }
-        Ok(None) if !found.is_empty() && !is_live => {
-            return Err(StorageError::Refused(format!("{} holds a volume of its own", directory.display())));
-        }
-        // One that cannot be read is replaced, as is the half.
-        Ok(_) | Err(StorageError::Corrupt { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    let own = HalfRecord::read(directory).ok().flatten();
-    // Whatever was not complete when a resilver ended with its process is newer than what was.
-    let complete = own.map(|own| own.generation).or(found.first().copied());
-    mark::remove_others(directory, complete).map_err(doing)?;
-    let generation = found.last().map_or(0, |last| last + 1).max(record.generation + 1);
-    if !is_live {
-        HalfRecord { stale: true, closed: None, ..record.clone() }.write(directory)?;
-    }
-    Ok(generation)
+        Progress::Made
+    });
+    result
 }
 
 /// A database whose obsolete files are kept.

@@ -31,8 +31,9 @@ use crate::store::Family;
 use crate::volume::Shared;
 
 use cursor::View;
-use merge::{Records, behind};
 
+pub(crate) use check::holds;
+pub(crate) use merge::{Item, Records, behind};
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};
 
@@ -189,7 +190,7 @@ pub(crate) fn behind_damage(
     family: Family,
     (from, end): (&[u8], &[u8]),
 ) -> Result<Option<Vec<u8>>, StorageError> {
-    let mut cursor = View { half, snapshot }.cursor(family, end.to_vec())?;
+    let mut cursor = View { half, snapshot, as_damage: false }.cursor(family, end.to_vec())?;
     cursor.seek(from);
     match cursor.item() {
         Ok(item) => Ok(item.map(|(key, _)| key.to_vec())),

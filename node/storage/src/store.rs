@@ -6,15 +6,20 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use rocksdb::{DBRawIterator, Snapshot, WriteBatch};
+use parking_lot::RwLock;
+use rocksdb::{Snapshot, WriteBatch};
 
 use crate::error::StorageError;
 use crate::half::Half;
 use crate::keys::printable;
 use crate::mirror::Mirror;
 use crate::pace::RoundTimes;
+use crate::piecemeal::keys_between;
+use crate::reading::Iter;
+use crate::scrub::behind_damage;
 use crate::under_way::UnderWay;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -102,10 +107,12 @@ pub(crate) struct Store {
     reading: Link,
     pub(crate) mirror: Option<Mirror>,
     failed: OnceLock<String>,
+    /// Of a volume of one database: shared by writes until it is known whether they have failed.
+    writing: RwLock<()>,
     written_batches: AtomicU64,
     written_bytes: AtomicU64,
     pub(crate) under_way: UnderWay,
-    pub(crate) round_times: RoundTimes,
+    pub(crate) round_times: Arc<RoundTimes>,
 }
 
 /// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
@@ -122,10 +129,11 @@ impl Store {
             reading: Link { half: first, next: OnceLock::new() },
             mirror,
             failed: OnceLock::new(),
+            writing: RwLock::new(()),
             written_batches: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             under_way: UnderWay::default(),
-            round_times: RoundTimes::default(),
+            round_times: Arc::default(),
         }
     }
 
@@ -154,7 +162,8 @@ impl Store {
         self.get_in(self.reader(), None, family, key)
     }
 
-    /// Reads from a half, and from the other one, as it is now, where that half cannot be read.
+    /// Reads from a half, and from the other one, as it is now, where that half cannot be read. It is not dropped before it is
+    /// known that the other one can.
     pub(crate) fn get_in(
         &self,
         half: &Half,
@@ -166,11 +175,21 @@ impl Store {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let Some(other) = self.elsewhere(half, &error) else { return Err(error) };
-        other.get(None, family, key).map_err(|second| {
-            self.elsewhere(&other, &second);
-            error
-        })
+        let Some(other) = self.other_than(half, &error) else {
+            self.unread(half, &error)?;
+            return Err(error);
+        };
+        match other.get(None, family, key) {
+            Ok(value) => {
+                // An error is kept, and answered to whoever writes.
+                let _ = self.unread(half, &error);
+                Ok(value)
+            }
+            Err(second) => {
+                self.both_unread([(half, &error), (&other, &second)]);
+                Err(error)
+            }
+        }
     }
 
     /// The other half's copy of a record whose content is wrong here, if it is right there.
@@ -200,7 +219,8 @@ impl Store {
         self.scan_in(self.reader(), None, family, range, visit)
     }
 
-    /// Goes on in the other half, as it is now, where one cannot be read, and back again.
+    /// Goes on in the other half, as it is now, where one cannot be read, and back again; where no walk can go on, record by
+    /// record.
     pub(crate) fn scan_in(
         &self,
         half: &Half,
@@ -211,6 +231,7 @@ impl Store {
     ) -> Result<(), StorageError> {
         let mut walked = Walked::default();
         let mut other: Option<Arc<Half>> = None;
+        // What one half was left for: the next one cannot go on either, if nothing is visited in between.
         let mut stuck: Option<StorageError> = None;
         loop {
             let current = other.as_deref().unwrap_or(half);
@@ -227,16 +248,60 @@ impl Store {
                 (stuck, from) = (None, walked.after());
             }
             let next = self.elsewhere(current, &error);
-            match (stuck, next) {
-                // Neither can be read here.
-                (Some(first), _) => return Err(first),
-                (None, None) => return Err(error),
+            match (stuck.take(), next) {
                 (None, Some(next)) => {
                     stuck = Some(error);
                     other = if std::ptr::eq(&raw const *next, &raw const *half) { None } else { Some(next) };
                 }
+                // Neither can be read on from here, or there is but one.
+                (first, _) => {
+                    let (range, error) = ((&from[..], &to[..]), first.unwrap_or(error));
+                    match self.one_by_one(half, snapshot, family, range, error, &mut visit)? {
+                        Some(behind) => (from, other) = (behind, None),
+                        None => return Ok(()),
+                    }
+                }
             }
         }
+    }
+
+    /// Visits what no walk comes to, record by record. Answers where a walk can go on; `None` where there is no more.
+    fn one_by_one(
+        &self,
+        half: &Half,
+        snapshot: Option<&Snapshot<'_>>,
+        family: Family,
+        (from, to): (&[u8], &[u8]),
+        error: StorageError,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        if !error.is_unread() {
+            return Err(error);
+        }
+        let halves = self.mirror.as_ref().map(Mirror::halves).unwrap_or_default();
+        let others = halves.iter().map(|other| &**other).filter(|other| !std::ptr::eq(*other, half));
+        let mut again: Option<Vec<u8>> = None;
+        for one in std::iter::once(half).chain(others) {
+            let own = behind_damage(one, &one.db.snapshot(), family, (from, to))?;
+            again = match (again, own) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+        }
+        let keys = keys_between(family, from, again.as_deref().unwrap_or(to));
+        let (Some(keys), false) = (keys, again.as_deref().is_some_and(|again| again <= from)) else {
+            return Err(error);
+        };
+        for key in keys {
+            // What was met first tells the place.
+            let value = self.get_in(half, snapshot, family, &key).map_err(|_| error.clone())?;
+            if let Some(value) = value
+                && !visit(&key, &value)?
+            {
+                return Ok(None);
+            }
+        }
+        Ok(again)
     }
 
     /// As [`Store::scan_in`], in this half alone.
@@ -295,7 +360,10 @@ impl Store {
         self.written_batches.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         match &self.mirror {
-            None => self.reader().write(batch).map_err(|error| self.fail(error.to_string())),
+            None => {
+                let _writing = self.writing.read();
+                self.reader().write(batch).map_err(|error| self.fail(error.to_string()))
+            }
             Some(mirror) => self.write_both(mirror, batch),
         }
     }
@@ -308,11 +376,31 @@ impl Store {
         match &self.mirror {
             None => {
                 self.reader().sync().map_err(|error| self.fail(error.to_string()))?;
-                // Another write may have failed meanwhile: what came behind it in the log is not acknowledged.
+                // Another write may have failed meanwhile, and RocksDB go on behind it: what came behind it in the log is
+                // not acknowledged.
+                drop(self.writing.write());
                 self.check()
             }
             Some(mirror) => self.sync_both(mirror),
         }
+    }
+
+    /// How long a disk has owed an answer that does not come from another one either: to a write or sync, to a read where
+    /// there is no other half, and to a read that a half was dropped for, and whoever waits for it waits on. Never waits.
+    pub(crate) fn unanswered_for(&self) -> Duration {
+        let is_alone = match &self.mirror {
+            None => true,
+            Some(mirror) => mirror.order.try_lock().is_some_and(|order| order.halves.len() < 2),
+        };
+        let mut oldest = self.under_way.oldest();
+        let mut link = Some(&self.reading);
+        while let Some(Link { half, next }) = link {
+            link = next.get().map(|next| &**next);
+            if (is_alone && link.is_none()) || half.failed().is_some() {
+                oldest = oldest.max(half.reads.oldest());
+            }
+        }
+        oldest
     }
 
     pub(crate) fn check(&self) -> Result<(), StorageError> {
@@ -359,7 +447,7 @@ impl Walked {
 
 /// Runs an iterator, whose upper bound is set, from a key on. Answers the error that broke it off.
 pub(crate) fn walk(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     family: Family,
     from: &[u8],
     walked: &mut Walked,

@@ -27,8 +27,8 @@ impl Table {
         changes: impl IntoIterator<Item = (Vec<u8>, Option<Bytes>)>,
         marker: Bytes,
     ) -> Result<(), StorageError> {
-        self.group.check()?;
         let _apply = self.group.apply.lock();
+        self.group.check()?;
         let view = self.group.latest();
         let mut batch = Changes::default();
         for (key, value) in changes {

@@ -146,25 +146,27 @@ impl LogState {
     }
 }
 
-/// The first and last index on the disk.
+/// The first and last index on the disk. One half may tell the one, and the other half the other.
 fn bounds(store: &Store, group: GroupId) -> Result<Option<(u64, u64)>, StorageError> {
-    let half = store.reader();
-    bounds_in(half, group).or_else(|error| match store.elsewhere(half, &error) {
-        Some(other) => bounds_in(&other, group),
-        None => Err(error),
-    })
+    let end = |last: bool| {
+        let half = store.reader();
+        end_in(half, group, last).or_else(|error| match store.elsewhere(half, &error) {
+            Some(other) => end_in(&other, group, last),
+            None => Err(error),
+        })
+    };
+    Ok(end(false)?.zip(end(true)?))
 }
 
-fn bounds_in(half: &Half, group: GroupId) -> Result<Option<(u64, u64)>, StorageError> {
+fn end_in(half: &Half, group: GroupId, last: bool) -> Result<Option<u64>, StorageError> {
     let mut iterator = half.iterator(None, Family::Log, log_key(group, u64::MAX))?;
-    let doing = |error: rocksdb::Error| StorageError::read(|| format!("log/{}", group.0), &error);
-    let own = |key: Option<&[u8]>| key.filter(|key| u32_at(key, 0) == Some(group.0)).and_then(|key| u64_at(key, 4));
-    iterator.seek(log_key(group, 0));
-    iterator.status().map_err(doing)?;
-    let first = own(iterator.key());
-    iterator.seek_to_last();
-    iterator.status().map_err(doing)?;
-    Ok(first.zip(own(iterator.key())))
+    match last {
+        false => iterator.seek(log_key(group, 0)),
+        true => iterator.seek_to_last(),
+    }
+    iterator.status().map_err(|error| StorageError::read(|| format!("log/{}", group.0), &error))?;
+    let key = iterator.key().filter(|key| u32_at(key, 0) == Some(group.0));
+    Ok(key.and_then(|key| u64_at(key, 4)))
 }
 
 /// The greatest index that the log has had as far as the disk knows.

@@ -12,10 +12,13 @@ use parking_lot::Mutex;
 
 use crate::assemble;
 use crate::error::StorageError;
+use crate::failpoint;
 use crate::faults::HalfName;
 use crate::group::{self, Group, SpaceRecord};
 use crate::half_status::HalfStatus;
-use crate::keys::{GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, meta_key, printable, u32_at, u64_at};
+use crate::keys::{
+    GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, META_VOLUME_STARTS, meta_key, printable, u32_at, u64_at,
+};
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::planted;
@@ -24,6 +27,7 @@ use crate::resilver;
 use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
+use crate::stray;
 use crate::watch;
 use crate::writer::Writer;
 
@@ -54,6 +58,8 @@ pub struct VolumeStatistics {
     pub bodies_salvaged: u64,
     /// Bodies that a resilver found nowhere: reading them is an error, until they come from another node.
     pub bodies_left_out: u64,
+    /// Other records that a resilver has from that database, and from the log of the half that went on.
+    pub records_recalled: u64,
 }
 
 /// What the groups of a volume share.
@@ -93,6 +99,7 @@ impl Volume {
     /// Opens or makes a volume. Refuses one that lacks acknowledged writes, that is in use or that is damaged.
     pub fn open(options: VolumeOptions) -> Result<Volume, StorageError> {
         planted::check()?;
+        failpoint::check()?;
         let store = Arc::new(assemble::open(&options)?);
         snapshot::clear_spool(&spool(&store))?;
         let shared = Arc::new(Shared {
@@ -156,9 +163,19 @@ impl Volume {
     pub fn drop_group(&self, id: GroupId) -> Result<(), StorageError> {
         match self.group(id) {
             Ok(group) => group.remove()?,
-            Err(StorageError::Corrupt { .. }) => group::remove_unread(&self.inner.shared, id)?,
+            Err(error) if error.is_unread() => group::remove_unread(&self.inner.shared, id)?,
             Err(error) => return Err(error),
         }
+        self.inner.groups.lock().remove(&id);
+        Ok(())
+    }
+
+    /// Ends the handles of a group, which answer `Dropped` from now on, and leaves all that it has: for whoever cannot
+    /// know what still works with them. The next [`Volume::group`] opens it anew. Returns when all that was asked for
+    /// before is durable.
+    pub fn let_go(&self, id: GroupId) -> Result<(), StorageError> {
+        let Some(group) = self.inner.groups.lock().get(&id).cloned() else { return Ok(()) };
+        group.retire()?;
         self.inner.groups.lock().remove(&id);
         Ok(())
     }
@@ -191,7 +208,7 @@ impl Volume {
         self.inner.shared.writer.write_and_wait(changes)
     }
 
-    /// How often the node has started whose first volume this is, and what its last process drew, as recorded here.
+    /// How often the node had started when the volume was last open, and what that process drew, as recorded here.
     pub fn starts(&self) -> Result<(u64, u64), StorageError> {
         let key = meta_key(META_STARTS, GroupId::DIRECTORY);
         let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok((0, 0)) };
@@ -210,6 +227,35 @@ impl Volume {
         self.inner.shared.writer.write_and_wait(changes)
     }
 
+    /// The same of the node's other volumes, by their ids, as recorded in this one, the first.
+    pub fn volume_starts(&self) -> Result<BTreeMap<u64, (u64, u64)>, StorageError> {
+        let key = meta_key(META_VOLUME_STARTS, GroupId::DIRECTORY);
+        let Some(value) = self.inner.shared.store.get(Family::Meta, &key)? else { return Ok(BTreeMap::new()) };
+        let record = records::payload(Family::Meta, &key, &value)?;
+        let one = |record: &[u8]| Some((u64_at(record, 0)?, (u64_at(record, 8)?, u64_at(record, 16)?)));
+        let starts: Option<BTreeMap<u64, (u64, u64)>> = record.chunks(24).map(one).collect();
+        starts.ok_or_else(|| StorageError::corrupt(printable(Family::Meta, &key), "short record"))
+    }
+
+    /// Durable on return.
+    pub fn set_volume_starts(&self, starts: &BTreeMap<u64, (u64, u64)>) -> Result<(), StorageError> {
+        let record: Vec<u8> = starts
+            .iter()
+            .flat_map(|(id, (starts, run))| [id, starts, run])
+            .flat_map(|part| part.to_be_bytes())
+            .collect();
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, meta_key(META_VOLUME_STARTS, GroupId::DIRECTORY), records::encode_bytes(&record));
+        self.inner.shared.writer.write_and_wait(changes)
+    }
+
+    /// The records that belong to no group, unfinished installs, and bodies that nothing refers to, by their keys; for
+    /// tests that nothing is left behind. Nobody may write meanwhile.
+    #[doc(hidden)]
+    pub fn strays(&self) -> Result<Vec<String>, StorageError> {
+        stray::find(&self.inner.shared.store)
+    }
+
     pub fn statistics(&self) -> VolumeStatistics {
         let shared = &self.inner.shared;
         let (batches, bytes) = shared.store.written();
@@ -226,6 +272,7 @@ impl Volume {
             resilvers: of_mirror(|mirror| &mirror.resilvers),
             bodies_salvaged: of_mirror(|mirror| &mirror.salvaged),
             bodies_left_out: of_mirror(|mirror| &mirror.left_out),
+            records_recalled: of_mirror(|mirror| &mirror.recalled),
         }
     }
 
@@ -275,9 +322,10 @@ impl Volume {
         self.inner.shared.store.check()
     }
 
-    /// How long the oldest write or sync under way has been waiting for the disk. Never waits itself.
+    /// How long the oldest write or sync under way has been waiting for the disk; or the oldest read that no other half will
+    /// answer, from the first call on that has seen it. Never waits itself.
     pub fn unanswered_for(&self) -> Duration {
-        self.inner.shared.store.under_way.oldest()
+        self.inner.shared.store.unanswered_for()
     }
 
     /// Writes and syncs what waits, then refuses further writes.

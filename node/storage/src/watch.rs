@@ -17,11 +17,14 @@ use tracing::{debug, warn};
 use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::half::Half;
-use crate::mirror::Mirror;
+use crate::mirror::{Cause, Mirror};
+use crate::patience::tick;
 use crate::store::{Family, Store};
 
 /// How soon a lost disk is noticed where nothing is written.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Looks that a read may be seen in before others go to the other half.
+const SLOW_LOOKS: u32 = 2;
 /// For so long compactions rest where one has met damage: others may have work meanwhile.
 const REST: Duration = Duration::from_secs(600);
 
@@ -64,14 +67,15 @@ impl Met {
 }
 
 /// `Background IO error STATUS, reason NUMBER`: said of each error of a flush (0) or a compaction (1). A full disk is none
-/// here: room may come, and the write-ahead log meets it too.
+/// here: room may come, and the write-ahead log meets it too. Nor are descriptors that are all in use: no disk's fault.
 fn told(text: &str) -> Option<Told> {
     let (_, text) = text.split_once("Background IO error ")?;
     let text = text.trim();
     if text.starts_with("Corruption") {
         return Some(Told::Damage(text.to_owned()));
     }
-    if !text.starts_with("IO error") || text.starts_with("IO error: No space left") {
+    let wants = text.starts_with("IO error: No space left") || text.contains("Too many open files");
+    if !text.starts_with("IO error") || wants {
         return None;
     }
     Some(Told::Failure(Failure { of_compaction: text.ends_with("reason 1"), text: text.to_owned() }))
@@ -132,8 +136,31 @@ impl Half {
 
 /// The thread: looks after the halves, until the other end is dropped.
 pub(crate) fn run(store: &Store, closing: &Receiver<()>) {
-    while closing.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+    let interval = match &store.mirror {
+        Some(mirror) => tick(mirror.hang_max).min(LOOK_INTERVAL),
+        None => LOOK_INTERVAL,
+    };
+    while closing.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
         look(store);
+        if let Some(mirror) = &store.mirror {
+            look_at_reads(store, mirror, interval);
+        }
+    }
+}
+
+/// Drops a half whose disk does not answer a read, while the other one's does: so many looks are as many short waits that
+/// this process has lived through (`patience`). Who waits in that read waits on; so before that, others read elsewhere.
+fn look_at_reads(store: &Store, mirror: &Mirror, interval: Duration) {
+    let [first, second] = &mirror.halves()[..] else { return };
+    let looks = [first.reads.looks(), second.reads.looks()];
+    let (slow, other) = if looks[0] > looks[1] { (first, second) } else { (second, first) };
+    let [most, least] = [looks[0].max(looks[1]), looks[0].min(looks[1])];
+    let is_late = |looks: u32| interval * looks > mirror.hang_max;
+    if is_late(most) && !is_late(least) {
+        let reason = format!("no answer to a read within {} ms", mirror.hang_max.as_millis());
+        let _ = store.drop_half(mirror, slow, (Cause::Hangs, &reason));
+    } else if most >= SLOW_LOOKS && least < SLOW_LOOKS {
+        store.read_elsewhere(mirror, slow, other);
     }
 }
 
@@ -149,10 +176,11 @@ pub(crate) fn look(store: &Store) {
         return;
     };
     for half in mirror.halves() {
-        let failed = half.failed().or_else(|| half.rest.failed.lock().take().filter(|_| mirror.halves().len() == 2));
-        if let Some(reason) = failed {
+        let failed = half.failed().map(|reason| (Cause::Failed, reason));
+        let failed = failed.or_else(|| Some((Cause::Unread, half.rest.failed.lock().take()?)));
+        if let Some((cause, reason)) = failed {
             // An error is kept, and answered to whoever writes.
-            let _ = store.drop_half(mirror, &half, &reason);
+            let _ = store.drop_half(mirror, &half, (cause, &reason));
         }
         if half.take_news() {
             mirror.want_rebuild();
@@ -166,7 +194,7 @@ impl Store {
         let Some(half) = mirror.halves().into_iter().find(|half| half.name == name) else { return };
         let gone = half.mark.try_lock().and_then(|mark| mark.check_in_place().err());
         if let Some(error) = gone {
-            let _ = self.drop_half(mirror, &half, &error.to_string());
+            let _ = self.drop_half(mirror, &half, (Cause::Failed, &error.to_string()));
         }
     }
 }
@@ -184,6 +212,7 @@ mod tests {
         assert_eq!(told(text), Some(Told::Failure(failure)));
         for other in [
             "Background IO error IO error: No space left on device: While appending to file, reason 0",
+            "Background IO error IO error: While open a file for appending: db/000012.sst: Too many open files, reason 0",
             "Background IO error Shutdown in progress: , reason 1",
             "Compaction error: Corruption: block checksum mismatch",
         ] {

@@ -3,10 +3,12 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use common::{SHARD, append, copy_files, copy_volume, entry, forget_mark, live_wal, open, options};
-use storage::{StorageError, Volume, VolumeOptions};
+use storage::{Faults, HalfName, Operation, StorageError, Volume, VolumeOptions};
 
 const ENTRIES: u64 = 40;
 
@@ -165,4 +167,31 @@ fn a_volume_that_was_closed_and_opened_often_is_never_behind_its_mark() {
         append(&group, vec![entry(index, "x", Some(Bytes::from(vec![7; 3000])))]);
         group.set_applied(Bytes::from("m")).unwrap();
     }
+}
+
+/// The disk gives no answer to the next read.
+#[derive(Debug, Default)]
+struct Unanswered(AtomicBool);
+
+impl Faults for Unanswered {
+    fn before(&self, _: HalfName, operation: Operation) -> std::io::Result<()> {
+        let fails = operation == Operation::Read && self.0.swap(false, Ordering::Relaxed);
+        if fails { Err(std::io::Error::from_raw_os_error(common::mirror::EIO)) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_group_that_the_disk_gives_no_answer_for_can_be_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    written(directory.path());
+    let unanswered = Arc::new(Unanswered::default());
+    let faults: Option<Arc<dyn Faults>> = Some(unanswered.clone());
+    let volume = Volume::open(VolumeOptions { faults, ..options(directory.path()) }).unwrap();
+    unanswered.0.store(true, Ordering::Relaxed);
+    let error = volume.group(SHARD).map(drop).unwrap_err();
+    assert!(error.is_unread(), "{error}");
+    unanswered.0.store(true, Ordering::Relaxed);
+    volume.drop_group(SHARD).unwrap();
+    assert_eq!(volume.groups().unwrap(), []);
+    assert_eq!(volume.group(SHARD).unwrap().last_entry().unwrap(), None);
 }

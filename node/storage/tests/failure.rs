@@ -3,11 +3,14 @@
 mod common;
 
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
-use common::{SHARD, entry, marker, open};
-use storage::StorageError;
+use common::mirror::wait_until;
+use common::{SHARD, done, entry, marker, open, options};
+use storage::{Faults, HalfName, Operation, StorageError, Volume, VolumeOptions};
 
 const CHILD: &str = "STORAGE_TEST_VOLUME";
 
@@ -33,8 +36,50 @@ fn a_failed_write_fails_the_volume_for_good_and_nothing_acknowledged_is_lost() {
     assert!(entries.iter().all(|entry| entry.body.as_ref().is_some_and(|body| body.len() == 50_000)));
 }
 
+/// A write of the thread that is named so fails, as soon as it may.
+#[derive(Debug, Default)]
+struct FailsLate {
+    entered: AtomicBool,
+    may_fail: AtomicBool,
+}
+
+const LATE: &str = "late";
+
+impl Faults for FailsLate {
+    fn before(&self, _: HalfName, operation: Operation) -> std::io::Result<()> {
+        if operation != Operation::Write || std::thread::current().name() != Some(LATE) {
+            return Ok(());
+        }
+        self.entered.store(true, Ordering::Relaxed);
+        wait_until("it may fail", || self.may_fail.load(Ordering::Relaxed));
+        Err(std::io::Error::other("late"))
+    }
+}
+
 #[test]
-#[ignore = "run by the test above, under a limit"]
+fn nothing_is_acknowledged_behind_a_write_that_is_failing() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(FailsLate::default());
+    let hook: Arc<dyn Faults> = faults.clone();
+    let volume = Volume::open(VolumeOptions { faults: Some(hook), ..options(directory.path()) }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    std::thread::scope(|scope| {
+        let late = std::thread::Builder::new().name(LATE.to_owned());
+        let late = late.spawn_scoped(scope, || group.set_applied(marker(1))).unwrap();
+        wait_until("it writes", || faults.entered.load(Ordering::Relaxed));
+        let (done, acknowledged) = done();
+        group.append(vec![entry(1, "head", None)], done).unwrap();
+        // A sleep proves nothing more than that it is not at once.
+        let early = acknowledged.recv_timeout(Duration::from_millis(300));
+        faults.may_fail.store(true, Ordering::Relaxed);
+        assert!(early.is_err(), "{early:?}");
+        assert!(matches!(late.join().unwrap(), Err(StorageError::Failed(_))));
+        assert!(matches!(acknowledged.recv().unwrap(), Err(StorageError::Failed(_))));
+    });
+}
+
+#[test]
+#[ignore = "run by the first test, under a limit"]
 fn child() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
     let volume = open(directory.as_ref());

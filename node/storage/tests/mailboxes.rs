@@ -8,7 +8,7 @@ use storage::{
     BodyId, BodySource, Command, Delivered, Outcome, Recipient, ShardEvent, ShardEventKind, StorageError, StoreAction,
 };
 use types::{
-    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, ModSeq, SpecialUse, SystemFlags, Uid, UidSet,
+    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, ModSeq, Quota, SpecialUse, SystemFlags, Uid, UidSet,
 };
 
 const ALICE: AccountId = AccountId(1);
@@ -16,7 +16,7 @@ const DAY_S: i64 = 24 * 3600;
 
 fn deliver(fingerprint: u8) -> Command {
     Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint: [fingerprint; 32] }],
+        recipients: vec![Recipient { account: ALICE, fingerprint: [fingerprint; 32], quota: Quota::NONE }],
         body: BodySource::Inline,
         digest: Bytes::from_static(b"digest"),
         date: InternalDate { unix_s: 77, offset_min: -120 },
@@ -183,6 +183,7 @@ fn a_body_ends_when_no_message_refers_to_it_and_the_log_is_purged() {
         to: name("Archive"),
         remove_source: false,
         messages_min: 0,
+        quota: Quota::NONE,
     };
     replica.run(copy).unwrap();
     expunge_all(&mut replica);
@@ -216,7 +217,7 @@ fn a_body_that_is_being_read_outlives_its_last_message_and_the_purge() {
     let mut replica = Replica::new(&volume);
     replica.run_with(Command::Chunk { upload: 1 }, Some(Bytes::from(vec![b'a'; 700]))).unwrap();
     let last = Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint: [1; 32] }],
+        recipients: vec![Recipient { account: ALICE, fingerprint: [1; 32], quota: Quota::NONE }],
         body: BodySource::Upload(1),
         digest: Bytes::from_static(b"digest"),
         date: InternalDate::utc(1),
@@ -332,8 +333,10 @@ fn the_keyword_table_has_a_limit_and_copies_keep_keywords_by_name() {
         })
         .unwrap();
     let uids = UidSet::from_range(1, 1);
-    let (remove_source, messages_min) = (true, 0);
-    let moved = Command::Copy { account: ALICE, from: mailbox, uids, to: to.clone(), remove_source, messages_min };
+    let (remove_source, messages_min, quota) = (true, 0, Quota::NONE);
+    let to_archive = to.clone();
+    let moved =
+        Command::Copy { account: ALICE, from: mailbox, uids, to: to_archive, remove_source, messages_min, quota };
     replica.run(moved).unwrap();
     let shard = replica.group.shard();
     let archive = shard.mailbox(ALICE, &to).unwrap().unwrap();
@@ -390,8 +393,8 @@ fn a_copy_that_needs_a_message_that_is_gone_does_nothing() {
     let uids = UidSet::from_range(2, 2);
     replica.run(Command::Expunge { account: ALICE, mailbox: from, uids: Some(uids), only_deleted: false }).unwrap();
     let copy = |remove_source, messages_min| {
-        let (uids, to) = (UidSet::from_range(1, 3), name("Archive"));
-        Command::Copy { account: ALICE, from, uids, to, remove_source, messages_min }
+        let (uids, to, quota) = (UidSet::from_range(1, 3), name("Archive"), Quota::NONE);
+        Command::Copy { account: ALICE, from, uids, to, remove_source, messages_min, quota }
     };
     for remove_source in [false, true] {
         assert_eq!(replica.run(copy(remove_source, 3)), Err(MailError::MessagesGone));

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::flips::flip_body;
 use common::mirror::{
-    EIO, Failure, Script, assert_entries, is_current, mirror_options, open_mirror, put, status, wait_until, wait_whole,
+    EIO, Failure, Script, assert_entries, body, is_current, mirror_options, open_mirror, put, status, wait_until,
+    wait_whole, write_entries,
 };
-use common::{SHARD, entry, open};
+use common::{SHARD, entry, marker, open};
 use storage::{HalfName, HalfState, Operation, Volume, VolumeOptions};
 
 fn is_stale(volume: &Volume, name: HalfName) -> bool {
@@ -156,6 +158,75 @@ fn a_new_disk_that_hangs_as_it_joins_holds_up_neither_writes_nor_those_who_look(
     volume.resilver(HalfName::B).unwrap();
     wait_whole(&volume);
     assert_entries(&group, 41);
+}
+
+fn recorded(root: &Path, half: &str) -> String {
+    std::fs::read_to_string(root.join(half).join("HALF")).unwrap()
+}
+
+/// The databases and marks of a half.
+fn databases(half: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(half).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("db") || name.starts_with("MARK")).collect();
+    names.sort();
+    names
+}
+
+fn resilver_failed(volume: &Volume, name: HalfName) -> bool {
+    matches!(status(volume, name).state, HalfState::Stale { reason } if reason.starts_with("resilver"))
+}
+
+#[test]
+fn a_join_that_fails_leaves_a_dropped_half_what_it_had() {
+    let root = tempfile::tempdir().unwrap();
+    let script = Script::new();
+    let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..mirror_options(root.path()) }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    (1..=20).for_each(|index| put(&group, index));
+    script.set(HalfName::B, Operation::Sync, Failure::Error(EIO));
+    put(&group, 21);
+    script.clear();
+    wait_until("b is told", || recorded(root.path(), "b").contains("self stale"));
+    script.set(HalfName::A, Operation::Record, Failure::Error(EIO));
+    for _ in 0..2 {
+        volume.resilver(HalfName::B).unwrap();
+        wait_until("it fails", || resilver_failed(&volume, HalfName::B));
+        let record = recorded(root.path(), "b");
+        assert!(record.contains("generation 0") && record.contains("self stale"), "{record}");
+        assert_eq!(databases(&root.path().join("b")), ["MARK", "db"]);
+    }
+    script.clear();
+    volume.resilver(HalfName::B).unwrap();
+    wait_whole(&volume);
+    assert_entries(&group, 21);
+}
+
+/// The source's disk does not answer while the two are made level.
+#[test]
+fn a_join_that_fails_leaves_a_damaged_half_in_use() {
+    let root = tempfile::tempdir().unwrap();
+    let small = VolumeOptions { memtable_bytes: 4 << 20, wal_bytes_max: 2 << 20, ..mirror_options(root.path()) };
+    write_entries(&Volume::open(small.clone()).unwrap().group(SHARD).unwrap(), 1200);
+    flip_body(&root.path().join("a"), 100);
+    let script = Script::new();
+    let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..small.clone() }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    group.set_applied(marker(1200)).unwrap(); // no sync takes it along
+    script.set(HalfName::B, Operation::Sync, Failure::Hang);
+    assert_eq!(group.read(100, 101, 1).unwrap()[0].body, Some(body(100)));
+    wait_until("it hangs", || script.hung() > 0);
+    wait_until("it fails", || status(&volume, HalfName::A).state == HalfState::Damaged);
+    script.clear();
+    assert_eq!(volume.statistics().halves_dropped, 0);
+    let record = recorded(root.path(), "a");
+    assert!(record.contains("generation 0") && record.contains("self current"), "{record}");
+    assert_eq!(databases(&root.path().join("a")), ["MARK", "db"]);
+    put(&group, 1201);
+    drop((group, volume));
+    let volume = Volume::open(small).unwrap();
+    assert!(is_current(&volume, HalfName::A), "{:?}", volume.halves());
+    assert_entries(&volume.group(SHARD).unwrap(), 1201);
+    wait_whole(&volume);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::flips::{Random, files_of, flip_body, flip_some};
+use common::flips::{Random, files_of, flip, flip_body, flip_some};
 use common::mirror::{
     EIO, Failure, Script, assert_entries, body, head, is_current, mirror_options, put, status, wait_until, wait_whole,
     write_entries,
@@ -117,6 +117,53 @@ fn what_only_a_dropped_half_can_still_read_is_taken_from_its_old_database() {
     }
 }
 
+/// A table of half `a` that tells where bodies lie.
+fn flip_places_of_bodies(root: &Path) {
+    let tables = files_of(&root.join("a"), "sst");
+    // The name of the column family is among a table's properties.
+    let of_bodies = |path: &Path| std::fs::read(path).unwrap().windows(8).any(|window| window == b"nameblob");
+    flip(tables.iter().find(|path| of_bodies(path)).unwrap(), 60);
+}
+
+#[test]
+fn what_lies_behind_damage_of_the_old_database_is_taken_from_it_too() {
+    let root = tempfile::tempdir().unwrap();
+    written(mirror_options(root.path()));
+    drop(without_b(root.path(), &Script::new()));
+    flip_places_of_bodies(root.path());
+    flip_body(&root.path().join("b"), 50);
+    let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+    wait_until("b is made anew", || volume.statistics().resilvers >= 1 && is_current(&volume, HalfName::B));
+    let group = volume.group(SHARD).unwrap();
+    for index in (1..=ENTRIES).filter(|index| *index != 50) {
+        let found = group.read(index, index + 1, 1).unwrap();
+        assert_eq!(found[0].body, (!index.is_multiple_of(3)).then(|| body(index)), "entry {index}");
+    }
+    assert!(matches!(group.read(50, 51, 1), Err(StorageError::Corrupt { .. })));
+    let statistics = volume.statistics();
+    assert!(statistics.bodies_salvaged > 50 && statistics.bodies_left_out == 1, "{statistics:?}");
+}
+
+#[test]
+fn an_old_database_that_cannot_be_looked_into_is_kept_where_a_body_is_left_out() {
+    for damaged in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        written(mirror_options(root.path()));
+        drop(without_b(root.path(), &Script::new()));
+        if damaged {
+            flip_body(&root.path().join("a"), 100);
+        }
+        std::fs::write(root.path().join("b/db/CURRENT"), "nothing").unwrap();
+        let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+        wait_until("b is made anew", || volume.statistics().resilvers >= 1 && is_current(&volume, HalfName::B));
+        assert_eq!(volume.statistics().bodies_left_out, u64::from(damaged));
+        drop(volume);
+        drop(Volume::open(small(mirror_options(root.path()))).unwrap());
+        assert_eq!(root.path().join("b/kept-db/CURRENT").exists(), damaged);
+        assert!(!root.path().join("b/db").exists());
+    }
+}
+
 #[test]
 fn a_body_that_no_half_has_is_left_out_and_named_and_all_else_is_whole_again() {
     let root = tempfile::tempdir().unwrap();
@@ -148,7 +195,9 @@ fn a_resilver_that_fails_removes_what_it_made_and_nothing_else() {
     let root = tempfile::tempdir().unwrap();
     written(mirror_options(root.path()));
     let volume = without_b(root.path(), &Script::new());
+    // Neither has all, and nor has the old database what the other lacks.
     flip_some(&files_of(&root.path().join("a"), "sst"), 200, &mut Random(7));
+    flip_some(&files_of(&root.path().join("b"), "sst"), 200, &mut Random(8));
     // What resilvers left that ended with their process.
     for left in ["db-3", "db-4"] {
         std::fs::create_dir(root.path().join("b").join(left)).unwrap();

@@ -19,7 +19,7 @@ use storage::{
     BodySource, Command, GroupId, HalfName, HalfState, Operation, Recipient, ScrubOptions, ScrubProgress, ScrubReport,
     Verdict, Volume, VolumeOptions,
 };
-use types::{AccountId, InternalDate, UidSet};
+use types::{AccountId, InternalDate, Quota, UidSet};
 
 const ENTRIES: u64 = 2400;
 const OTHER: GroupId = GroupId(9);
@@ -393,7 +393,7 @@ fn deliver_and_expunge(volume: &Volume, done: &AtomicBool) {
     let mut round = 0u64;
     while !done.load(Ordering::Relaxed) {
         round += 1;
-        let recipient = Recipient { account, fingerprint: [round as u8; 32] };
+        let recipient = Recipient { account, fingerprint: [round as u8; 32], quota: Quota::NONE };
         let deliver = Command::Deliver {
             recipients: vec![recipient],
             body: BodySource::Inline,

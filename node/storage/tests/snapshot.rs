@@ -3,16 +3,25 @@
 
 mod common;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use bytes::Bytes;
-use common::{Replica, SHARD, append, blocks, copy_volume, entry, forget_mark, live_wal, marker, name, open, options};
-use storage::{BodyId, BodySource, Command, Group, GroupId, Recipient, StorageError, Volume, VolumeOptions};
-use types::{AccountId, Flags, InternalDate, UidSet};
+use common::{
+    Replica, SHARD, append, blocks, copy_volume, done, entry, forget_mark, live_wal, marker, name, open, options, stamp,
+};
+use parking_lot::Mutex;
+use storage::{
+    BodyId, BodySource, Command, Faults, Group, GroupId, HalfName, Operation, Recipient, StorageError, Volume,
+    VolumeOptions,
+};
+use types::{AccountId, Flags, InternalDate, Quota, UidSet};
 
 const ALICE: AccountId = AccountId(1);
 
 fn deliver(number: u8) -> Command {
     Command::Deliver {
-        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32] }],
+        recipients: vec![Recipient { account: ALICE, fingerprint: [number; 32], quota: Quota::NONE }],
         body: BodySource::Inline,
         digest: Bytes::from(vec![number; 10]),
         date: InternalDate::default(),
@@ -69,6 +78,7 @@ fn blocks_are_small_and_carry_bodies() {
         date: InternalDate::default(),
         body: BodySource::Upload(9),
         digest: Bytes::new(),
+        quota: Quota::NONE,
     };
     there.run(append).unwrap();
     assert_eq!(shard.body_range(BodyId(there.next - 1), 5, 4).unwrap().unwrap().concat(), b"a me");
@@ -269,4 +279,118 @@ fn a_power_cut_at_any_point_of_an_install_leaves_the_old_state_or_the_new_one() 
         }
     }
     assert!(olds > 20 && news > 0, "{olds} old, {news} new");
+}
+
+/// Drops a group in the middle of what reads the disk next.
+#[derive(Default)]
+struct DropMeanwhile(Mutex<Option<Volume>>);
+
+impl std::fmt::Debug for DropMeanwhile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("DropMeanwhile")
+    }
+}
+
+impl Faults for DropMeanwhile {
+    fn before(&self, _: HalfName, operation: Operation) -> std::io::Result<()> {
+        if operation != Operation::Read {
+            return Ok(());
+        }
+        // Dropping reads, too.
+        let volume = self.0.lock().take();
+        if let Some(volume) = volume {
+            volume.drop_group(SHARD).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_group_that_is_dropped_amid_an_install_leaves_nothing_to_the_next_one() {
+    let sources = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (volume_of_many, volume_of_few) = (open(sources[0].path()), open(sources[1].path()));
+    let (many, few) = (filled(&volume_of_many, 6), filled(&volume_of_few, 3));
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let volume = open(directory.path());
+        append(&volume.group(SHARD).unwrap(), many.group.read(1, 3, usize::MAX).unwrap());
+    }
+    let meanwhile = Arc::new(DropMeanwhile::default());
+    {
+        let faults: Option<Arc<dyn Faults>> = Some(meanwhile.clone());
+        let volume = Volume::open(VolumeOptions { faults, ..options(directory.path()) }).unwrap();
+        let group = volume.group(SHARD).unwrap();
+        let (marker, blocks) = blocks(&many.group);
+        let mut installer = group.installer(many.next - 1).unwrap();
+        blocks.iter().for_each(|block| installer.push(block).unwrap());
+        *meanwhile.0.lock() = Some(volume.clone());
+        assert_eq!(installer.finish(marker), Err(StorageError::Dropped));
+        assert!(meanwhile.0.lock().is_none(), "it was not dropped midway");
+    }
+    // As many spaces as were used before.
+    let volume = open(directory.path());
+    let group = volume.group(SHARD).unwrap();
+    assert_eq!((group.applied().unwrap(), group.blob_count().unwrap()), (None, 0));
+    let (marker, expected) = blocks(&few.group);
+    install(&group, few.next - 1, &marker, &expected);
+    assert_eq!((marker, expected), blocks(&group));
+}
+
+/// Writes the records of a closed volume's space 1 into other spaces too.
+fn litter(directory: &Path, spaces: std::ops::RangeInclusive<u32>) {
+    let mut options = rocksdb::Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    let families = ["default", "log", "blob", "state", "meta"];
+    let db: rocksdb::DB = rocksdb::DB::open_cf(&options, directory.join("db"), families).unwrap();
+    let state = db.cf_handle("state").unwrap();
+    let records: Vec<_> = db.iterator_cf(&state, rocksdb::IteratorMode::Start).map(Result::unwrap).collect();
+    assert!(records.iter().all(|(key, _)| key.starts_with(&1u32.to_be_bytes())) && !records.is_empty());
+    for (space, (key, value)) in spaces.flat_map(|space| records.iter().map(move |record| (space, record))) {
+        db.put_cf(&state, [&space.to_be_bytes()[..], &key[4..]].concat(), value).unwrap();
+    }
+}
+
+#[test]
+fn a_space_that_is_given_out_again_is_cleared_first() {
+    let source_directory = tempfile::tempdir().unwrap();
+    let source = open(source_directory.path());
+    let few = filled(&source, 3);
+    let directory = tempfile::tempdir().unwrap();
+    drop(filled(&open(directory.path()), 6));
+    litter(directory.path(), 2..=9);
+    let volume = open(directory.path());
+    let fresh = volume.group(GroupId(8)).unwrap();
+    assert_eq!(fresh.applied().unwrap(), None);
+    let group = volume.group(SHARD).unwrap();
+    let (marker, expected) = blocks(&few.group);
+    install(&group, few.next - 1, &marker, &expected);
+    assert_eq!((marker, expected), blocks(&group));
+}
+
+#[test]
+fn an_entry_is_applied_once_and_by_nobody_who_was_let_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = open(directory.path());
+    let mut replica = filled(&volume, 3);
+    let before = blocks(&replica.group);
+    let old = replica.group.clone();
+    let last = replica.next - 1;
+    let apply = |group: &Group, index| {
+        let stamp = stamp(1_700_000_000);
+        group.shard().apply(index, stamp, deliver(9), Some(5), marker(index)).map(drop)
+    };
+    assert!(matches!(apply(&old, last), Err(StorageError::Misuse(_))));
+    // Queued when it is let go, and durable then.
+    let (queued, durable) = done();
+    old.append(vec![entry(replica.next, "queued", None)], queued).unwrap();
+    volume.let_go(SHARD).unwrap();
+    durable.try_recv().unwrap().unwrap();
+    assert_eq!(apply(&old, replica.next), Err(StorageError::Dropped));
+    assert_eq!(old.set_applied(marker(99)), Err(StorageError::Dropped));
+    assert_eq!(old.append(vec![entry(replica.next + 1, "late", None)], done().0), Err(StorageError::Dropped));
+    replica.group = volume.group(SHARD).unwrap();
+    assert_eq!(before, blocks(&replica.group));
+    assert_eq!(replica.group.last_entry().unwrap().unwrap(), entry(replica.next, "queued", None));
+    replica.next += 1;
+    replica.run_with(deliver(9), Some(body(9))).unwrap();
 }

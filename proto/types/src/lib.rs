@@ -3,9 +3,11 @@
 
 mod error;
 mod flags;
+pub mod format;
 mod ids;
 mod internal_date;
 mod names;
+mod quota;
 mod uid_set;
 
 pub use error::{MailError, MailResult, SmtpReply};
@@ -16,4 +18,5 @@ pub use names::{
     AccountName, DOMAIN_OCTETS_MAX, DomainName, InvalidName, LOCAL_PART_OCTETS_MAX, MAILBOX_DEPTH_MAX,
     MAILBOX_NAME_OCTETS_MAX, MailboxName, SpecialUse,
 };
+pub use quota::{Quota, Usage};
 pub use uid_set::UidSet;

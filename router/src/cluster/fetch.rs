@@ -34,8 +34,8 @@ struct UnderWay {
     missing: Vec<u64>,
     /// Octets that came.
     came: Vec<u64>,
-    /// Set in a resumed stream: its nth section is this one of the request.
-    resumed: Option<Vec<usize>>,
+    /// Set in a resumed stream: its only section is this one of the request.
+    resumed: Option<usize>,
 }
 
 impl FetchStream {
@@ -116,14 +116,14 @@ impl FetchStream {
         }
     }
 
-    /// The rest of the message under way, else the messages still to come.
+    /// The rest of a section of the message under way, else the messages still to come. One section a request: a node
+    /// puts the beginning of each into the message's head, but its reader takes them one after the other.
     fn next_request(&mut self) -> FetchRequest {
         let Some(under_way) = &mut self.under_way else {
             return FetchRequest { uids: Some(uid_set_to_wire(&self.left)), ..self.request.clone() };
         };
-        let indices: Vec<usize> =
-            under_way.missing.iter().enumerate().filter(|(_, octets)| **octets > 0).map(|(index, _)| index).collect();
-        let sections = indices.iter().filter_map(|&index| {
+        let index = under_way.missing.iter().position(|octets| *octets > 0);
+        let rest = index.and_then(|index| {
             let section = self.request.sections.get(index)?;
             let (came, missing) = (under_way.came.get(index)?, under_way.missing.get(index)?);
             let offset = if section.has_partial { section.offset } else { 0 };
@@ -134,26 +134,27 @@ impl FetchStream {
             account: self.request.account,
             mailbox: self.request.mailbox,
             uids: Some(uid_set_to_wire(&UidSet::from_range(under_way.uid, under_way.uid))),
-            sections: sections.collect(),
+            sections: rest.into_iter().collect(),
             ..FetchRequest::default()
         };
-        under_way.resumed = Some(indices);
+        under_way.resumed = index;
         request
     }
 
     fn take(&mut self, item: FetchItem) -> MailResult<Option<FetchItem>> {
         match item.item {
             None => Ok(None),
-            Some(Item::Message(message)) => match self.under_way.as_ref().and_then(|under| under.resumed.clone()) {
-                Some(indices) => self.take_resumed(message, &indices).map(|()| None),
+            Some(Item::Message(message)) => match self.under_way.as_ref().and_then(|under| under.resumed) {
+                Some(index) => self.take_resumed(message, index).map(|()| None),
                 None => self.take_message(message).map(Some),
             },
             Some(Item::Data(mut data)) => {
-                let under_way = self.under_way.as_mut().ok_or_else(broken)?;
-                if let Some(indices) = &under_way.resumed {
-                    let index =
-                        usize::try_from(data.section).ok().and_then(|index| indices.get(index)).ok_or_else(broken)?;
-                    data.section = *index as u32;
+                let under_way = self.under_way.as_ref().ok_or_else(broken)?;
+                if let Some(index) = under_way.resumed {
+                    if data.section != 0 {
+                        return Err(broken());
+                    }
+                    data.section = index as u32;
                 }
                 self.count(data.section as usize, data.data.len() as u64)?;
                 Ok(Some(FetchItem { item: Some(Item::Data(data)) }))
@@ -180,18 +181,17 @@ impl FetchStream {
         Ok(FetchItem { item: Some(Item::Message(message)) })
     }
 
-    /// The head of a resumed message: only what its sections already hold is new.
-    fn take_resumed(&mut self, message: FetchedMessage, indices: &[usize]) -> MailResult<()> {
-        for (section, &index) in message.sections.into_iter().zip(indices) {
-            let missing = self.under_way.as_ref().and_then(|under| under.missing.get(index)).copied();
-            if section.nil || missing != Some(section.octets) {
-                return Err(broken());
-            }
-            if !section.data.is_empty() {
-                self.count(index, section.data.len() as u64)?;
-                let data = SectionData { section: index as u32, data: section.data };
-                self.ready.push_back(FetchItem { item: Some(Item::Data(data)) });
-            }
+    /// The head of a resumed message: only what its section already holds is new.
+    fn take_resumed(&mut self, message: FetchedMessage, index: usize) -> MailResult<()> {
+        let missing = self.under_way.as_ref().and_then(|under| under.missing.get(index)).copied();
+        let [section] = <[_; 1]>::try_from(message.sections).map_err(|_| broken())?;
+        if section.nil || missing != Some(section.octets) {
+            return Err(broken());
+        }
+        if !section.data.is_empty() {
+            self.count(index, section.data.len() as u64)?;
+            let data = SectionData { section: index as u32, data: section.data };
+            self.ready.push_back(FetchItem { item: Some(Item::Data(data)) });
         }
         Ok(())
     }
@@ -200,14 +200,16 @@ impl FetchStream {
         let Some(under_way) = &mut self.under_way else { return Err(broken()) };
         let missing = under_way.missing.get_mut(section).ok_or_else(broken)?;
         *missing = missing.checked_sub(octets).ok_or_else(broken)?;
+        let is_whole = *missing == 0;
         if let Some(came) = under_way.came.get_mut(section) {
             *came += octets;
         }
+        // A resumed stream carries this one section alone.
+        if is_whole && under_way.resumed.take().is_some() {
+            self.stream = None;
+        }
         if under_way.missing.iter().all(|octets| *octets == 0) {
-            // A resumed stream carries this one message alone.
-            if self.under_way.take().is_some_and(|under_way| under_way.resumed.is_some()) {
-                self.stream = None;
-            }
+            self.under_way = None;
         }
         Ok(())
     }

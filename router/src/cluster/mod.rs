@@ -6,6 +6,7 @@ mod follow;
 mod hub;
 mod pool;
 mod recipients;
+mod replicas;
 mod shards;
 mod suspects;
 mod view;
@@ -156,12 +157,11 @@ impl Cluster {
     /// No leader can be had: a majority of the shard's replicas has been silent for longer than an operation waits. A
     /// restart of nodes does not count.
     pub fn has_no_leader(&self, shard: ShardId) -> bool {
-        let replicas = self.shared.view.read().placement(shard).to_vec();
+        let view = self.shared.view.read();
         let suspects = self.shared.suspects.lock();
         let (now, patience) = (Instant::now(), self.shards().operation_max());
-        let is_silent = |id: &&NodeId| suspects.silent_for(**id, now).is_some_and(|silent| silent > patience);
-        let silent = replicas.iter().filter(is_silent).count();
-        !replicas.is_empty() && silent * 2 >= replicas.len()
+        let is_silent = |id: NodeId| suspects.silent_for(id, now).is_some_and(|silent| silent > patience);
+        view.replicas(shard).lack_majority(is_silent)
     }
 
     /// Who receives mail for `<postmaster>` without a domain (RFC 5321 §4.5.1).
@@ -193,7 +193,7 @@ impl Shared {
 
     /// An operation on the shard takes long: perhaps because replicas do not answer its leader.
     fn inquire(self: &Arc<Shared>, shard: ShardId) {
-        for id in self.view.read().placement(shard) {
+        for id in self.view.read().replicas(shard).all() {
             if self.suspects.lock().inquire(*id, Instant::now()) {
                 tokio::spawn(probe(Arc::downgrade(self), *id));
             }
@@ -204,20 +204,19 @@ impl Shared {
     /// `spared`: one that may be late for what it is sent right now.
     fn is_in_vain(&self, shard: ShardId, spared: Option<NodeId>) -> bool {
         let view = self.view.read();
-        let replicas = view.placement(shard);
+        let replicas = view.replicas(shard);
         let suspects = self.suspects.lock();
-        let late: Vec<NodeId> = replicas.iter().copied().filter(|id| suspects.is_late(*id)).collect();
-        let counted = late.iter().filter(|id| spared != Some(**id)).count();
-        late.len() < replicas.len() && counted * 2 >= replicas.len()
+        let some_answer = replicas.all().iter().any(|id| !suspects.is_late(*id));
+        some_answer && replicas.lack_majority(|id| spared != Some(id) && suspects.is_late(id))
     }
 
     /// Some replica of the shard is not silent, but too few for a majority.
     fn is_in_minority(&self, shard: ShardId) -> bool {
         let view = self.view.read();
-        let replicas = view.placement(shard);
+        let replicas = view.replicas(shard);
         let (suspects, now) = (self.suspects.lock(), Instant::now());
-        let silent = replicas.iter().filter(|id| suspects.silent_for(**id, now).is_some()).count();
-        silent < replicas.len() && silent * 2 >= replicas.len()
+        let is_silent = |id: NodeId| suspects.silent_for(id, now).is_some();
+        replicas.all().iter().any(|id| !is_silent(*id)) && replicas.lack_majority(is_silent)
     }
 
     fn is_suspected(&self, id: NodeId) -> bool {

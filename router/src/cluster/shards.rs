@@ -247,7 +247,7 @@ impl ShardClient {
     /// The wanted replicas, then all other nodes: amid a move the actual ones may be others.
     fn replicas(&self, shard: ShardId) -> Vec<NodeId> {
         let view = self.shared.view.read();
-        let mut all = view.placement(shard).to_vec();
+        let mut all = view.replicas(shard).all().to_vec();
         let others: Vec<NodeId> = view.nodes().filter(|id| !all.contains(id)).collect();
         all.extend(others);
         all

@@ -7,6 +7,10 @@ use proto::wire::directory_change::Change;
 use proto::wire::{AccountRecord, ClusterRecord, DirectoryChange, NodeRecord, node_record};
 use types::{AccountId, AccountName, NodeId, ShardId};
 
+use super::replicas::Replicas;
+
+static NO_REPLICAS: Replicas = Replicas::NONE;
+
 /// What a session needs of an account.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
@@ -32,8 +36,7 @@ pub struct View {
     accounts: HashMap<Box<str>, Account>,
     aliases: HashMap<Box<str>, Box<[Box<str>]>>,
     nodes: BTreeMap<NodeId, Node>,
-    /// The first of each is the preferred leader.
-    placements: HashMap<ShardId, Box<[NodeId]>>,
+    placements: HashMap<ShardId, Replicas>,
 }
 
 impl View {
@@ -63,9 +66,8 @@ impl View {
         &self.cluster.postmaster
     }
 
-    /// Wanted replicas, the preferred leader first.
-    pub fn placement(&self, shard: ShardId) -> &[NodeId] {
-        self.placements.get(&shard).map(|wanted| &**wanted).unwrap_or_default()
+    pub fn replicas(&self, shard: ShardId) -> &Replicas {
+        self.placements.get(&shard).unwrap_or(&NO_REPLICAS)
     }
 
     /// Nodes that are not removed, by id.
@@ -129,9 +131,8 @@ impl View {
             }
             Some(Change::Node(node)) => self.put_node(node),
             Some(Change::Placement(placement)) => {
-                // Amid a move those that had it may lead it still.
-                let wanted = placement.wanted.into_iter().chain(placement.previous).map(NodeId).collect();
-                self.placements.insert(ShardId(placement.shard), wanted);
+                let replicas = Replicas::new(placement.wanted, placement.previous);
+                self.placements.insert(ShardId(placement.shard), replicas);
             }
             Some(Change::DomainRemoved(name)) => {
                 self.domains.remove(name.as_str());
@@ -246,8 +247,8 @@ pub(super) mod tests {
             |id, state| Change::Node(NodeRecord { id, address: format!("n{id}:1"), state, ..NodeRecord::default() });
         let placement = Change::Placement(PlacementRecord { shard: 2, wanted: vec![2, 1], ..Default::default() });
         let view = view(vec![node(1, 0), node(2, 1), node(3, 2), placement]);
-        assert_eq!(view.placement(ShardId(2)), [NodeId(2), NodeId(1)]);
-        assert!(view.placement(ShardId(3)).is_empty());
+        assert_eq!(view.replicas(ShardId(2)).all(), [NodeId(2), NodeId(1)]);
+        assert!(view.replicas(ShardId(3)).all().is_empty());
         assert_eq!(view.node_address(NodeId(2)).as_deref(), Some("n2:1"));
         assert_eq!(view.node_address(NodeId(3)), None);
         assert_eq!(view.nodes().collect::<Vec<_>>(), [NodeId(1), NodeId(2)]);

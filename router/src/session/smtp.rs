@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use smtp::{AuthOffer, Credentials, Event, Farewell, ForwardPath, Mailbox, Session, Settings, Tls, Trace};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 use types::{InternalDate, MailError, SmtpReply};
 
@@ -22,8 +23,13 @@ use crate::spool::Spool;
 /// Accounts that one transaction may come to once aliases are expanded.
 const ACCOUNTS_MAX: usize = 10_000;
 
-/// A client that is still connected so long after its 250 has it, also where it says nothing.
+/// A client that is still connected so long after its 250 has it, also where it says nothing, if its TCP has.
 const SETTLE_AFTER: Duration = Duration::from_secs(1);
+/// A client that is silent, and whose TCP has not acknowledged its 250 for so long, has lost its link. Shorter than what the
+/// same mail on another connection waits for this one.
+const UNHEARD_MAX: Duration = Duration::from_secs(5);
+/// Between looks for the acknowledgement of an answer that the next one waits for.
+const ACKNOWLEDGEMENT_LOOK: Duration = Duration::from_millis(10);
 
 /// Serves one connection until it ends.
 pub async fn run(connection: Connection, session: SessionContext) {
@@ -138,7 +144,7 @@ impl Conversation {
             }
             self.connection.flush().await?;
             match self.read(limits.idle(Protocol::Smtp)).await {
-                Incoming::Data => self.client_spoke(),
+                Incoming::Data => self.settle_if_heard(),
                 Incoming::Closed => return Ok(()),
                 Incoming::Idle => {
                     self.farewell(Farewell::Idle);
@@ -159,14 +165,20 @@ impl Conversation {
         if self.machine.is_receiving() {
             return self.connection.read_on(idle).await;
         }
-        if !self.unsettled.is_empty() && idle > SETTLE_AFTER {
+        let mut left = idle;
+        // A client that is silent has the 250 once its TCP has: a link that is dead leaves it silent too.
+        while !self.unsettled.is_empty() && left > SETTLE_AFTER {
             match self.connection.read(SETTLE_AFTER).await {
-                Incoming::Idle => self.client_spoke(),
+                Incoming::Idle => self.settle_if_heard(),
                 other => return other,
             }
-            return self.connection.read(idle - SETTLE_AFTER).await;
+            left -= SETTLE_AFTER;
+            if idle - left >= UNHEARD_MAX {
+                // Not settled: the sender's retry on another connection finds what is stored.
+                self.unsettled.clear();
+            }
         }
-        self.connection.read(idle).await
+        self.connection.read(left).await
     }
 
     /// All that the input holds.
@@ -189,7 +201,27 @@ impl Conversation {
         self.connection.queue(&bytes);
     }
 
-    fn client_spoke(&mut self) {
+    /// A round trip: the same content again is another message only once the client has the answer for the one before it.
+    async fn wait_until_heard(&mut self) {
+        let until = Instant::now() + UNHEARD_MAX;
+        loop {
+            self.settle_if_heard();
+            if self.unsettled.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                return self.unsettled.clear();
+            }
+            sleep(ACKNOWLEDGEMENT_LOOK).await;
+        }
+    }
+
+    /// What the client sends shows that it has its 250 only if it was not on its way before, as where one group of commands
+    /// comes in two packets (RFC 2920 §3.1).
+    fn settle_if_heard(&mut self) {
+        if self.unsettled.is_empty() || !self.connection.is_acknowledged() {
+            return;
+        }
         for claim in std::mem::take(&mut self.unsettled) {
             self.session.context.settler.settle(claim);
         }
@@ -225,7 +257,7 @@ impl Conversation {
             Event::ContentEnd { .. } => {
                 // Two messages in one packet: the first one's answer goes out first.
                 self.connection.flush().await?;
-                self.client_spoke();
+                self.wait_until_heard().await;
                 let reply = Box::pin(self.content_end()).await;
                 self.machine.answer(&reply)
             }

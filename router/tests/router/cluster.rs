@@ -272,13 +272,18 @@ async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
         }
         let mut stream = cluster.shards().fetch(request.clone());
         let mut got: Vec<(u32, Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut section = 0;
         while let Some(item) = stream.next().await {
             match item.unwrap().item.unwrap() {
                 Item::Message(message) => {
                     let mut sections = message.sections.into_iter().map(|section| section.data.to_vec());
                     got.push((message.uid, sections.next().unwrap(), sections.next().unwrap()));
+                    section = 0;
                 }
                 Item::Data(data) => {
+                    // A client is sent one section whole before the next begins.
+                    assert!(data.section >= section, "{breaks:?}");
+                    section = data.section;
                     let (_, first, second) = got.last_mut().unwrap();
                     (if data.section == 0 { first } else { second }).extend_from_slice(&data.data);
                 }

@@ -14,7 +14,8 @@ use proto::wire::{
     FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart,
     NodeStatusReply, RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest,
     ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
-    ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent,
+    WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
 use tokio::sync::{broadcast, mpsc};
@@ -173,6 +174,10 @@ impl MailStore for Node {
     async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
         let fault = self.enter("open_account", request.shard).await?;
         self.leave(fault, ())
+    }
+
+    async fn usage(&self, _: AccountRequest) -> MailResult<UsageReply> {
+        unsupported()
     }
 
     async fn mailboxes(&self, _: AccountRequest) -> MailResult<MailboxesReply> {

@@ -1,6 +1,7 @@
 //! Finding who can answer: asks the nodes that the settings name (and those that they name) for the directory's
 //! leader, and brings changes to it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -9,8 +10,13 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::join_all;
 use proto::wire::admin_request::Request;
-use proto::wire::{AdminReply, AdminRequest, GroupStatus, NodeStatusReply, RebalanceReply, RebalanceRequest};
-use proto::{ClusterTls, DirectoryStore, GrpcNode, connect};
+use proto::wire::node_record::State;
+use proto::wire::rebalance_request::Action;
+use proto::wire::{
+    AccountRecord, AccountRequest, AdminReply, AdminRequest, Done, GroupStatus, NodeRecord, NodeStatusReply,
+    RebalanceReply, RebalanceRequest, UsageReply,
+};
+use proto::{ClusterTls, DirectoryStore, GrpcNode, MailStore, connect};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep, timeout};
 use types::{MailError, MailResult};
@@ -109,8 +115,10 @@ impl AdminClient {
     /// Makes a change, waiting for a leader if there is none. A change that may be made twice without harm is tried
     /// again when its answer is lost.
     pub async fn administer(&mut self, request: Request) -> Result<AdminReply, Failure> {
-        let repeatable =
-            matches!(request, Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_));
+        let repeatable = matches!(
+            request,
+            Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_) | Request::QuotaSet(_)
+        );
         Ok(self.change(request, repeatable).await?.reply)
     }
 
@@ -121,10 +129,27 @@ impl AdminClient {
         Ok(Made { reply, retried })
     }
 
-    /// Asks for a rebalance, or changes one. What was done already is not done again.
+    /// Asks for a rebalance, or changes one. What was done already is not done again, and is no error where only the answer
+    /// of an earlier attempt was lost.
     pub async fn rebalance(&mut self, request: RebalanceRequest) -> Result<RebalanceReply, Failure> {
-        let ask = async |leader: &GrpcNode| leader.rebalance(request.clone()).await;
-        Ok(self.ask_leader(ask, true).await?.0)
+        let lost = Cell::new(false);
+        let ask = async |leader: &GrpcNode| {
+            let reply = leader.rebalance(request.clone()).await;
+            lost.set(lost.get() || matches!(reply, Err(MailError::Deadline)));
+            reply
+        };
+        let refused = match self.ask_leader(ask, true).await {
+            Ok((reply, _)) => return Ok(reply),
+            Err(Failure::Refused(refused)) if lost.get() => Failure::Refused(refused),
+            Err(failure) => return Err(failure),
+        };
+        let status = RebalanceRequest { action: Some(Action::Status(Done {})), no_rebalance: false };
+        let ask = async |leader: &GrpcNode| leader.rebalance(status.clone()).await;
+        let (reply, view) = (self.ask_leader(ask, true).await?.0, self.view().await?);
+        match request.action.is_some_and(|action| was_done(&action, &reply.state, &view)) {
+            true => Ok(reply),
+            false => Err(refused),
+        }
     }
 
     /// The answer of the directory's leader, once there is one, and whether an earlier one was lost.
@@ -157,6 +182,31 @@ impl AdminClient {
                     true => MailError::Deadline.into(),
                     false => Failure::Unreachable("the directory has no leader: nothing was changed".to_owned()),
                 });
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// What an account holds, as the leader of its shard says; asked until there is one.
+    pub async fn usage(&mut self, view: &DirectoryView, of: &AccountRecord) -> Result<UsageReply, Failure> {
+        let deadline = Instant::now() + COMMAND_MAX;
+        // Those that should hold the shard, then the others: it may be on its way.
+        let wanted = view.placements.get(&of.shard).map(Vec::as_slice).unwrap_or_default();
+        let others = view.nodes.keys().filter(|node| !wanted.contains(node));
+        let nodes = wanted.iter().chain(others).filter_map(|node| view.nodes.get(node));
+        let nodes: Vec<&NodeRecord> = nodes.filter(|node| node.state() != State::Removed).collect();
+        loop {
+            for node in &nodes {
+                let request = AccountRequest { shard: of.shard, account: of.id };
+                let asked = self.at(&node.address)?;
+                match timeout(PROBE_MAX, asked.usage(request)).await.unwrap_or(Err(MailError::Deadline)) {
+                    Ok(usage) => return Ok(usage),
+                    Err(MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::Unreachable(format!("shard {} has no leader that answers", of.shard)));
             }
             sleep(RETRY).await;
         }
@@ -210,6 +260,24 @@ struct Found {
     others: Vec<GrpcNode>,
 }
 
+/// Whether all is as such a request leaves it. `state`: of the rebalance.
+fn was_done(action: &Action, state: &str, view: &DirectoryView) -> bool {
+    let named = |name: &str| view.nodes.values().find(|node| node.name == *name && node.state() != State::Removed);
+    match action {
+        Action::Abort(_) => state == "aborted",
+        Action::Pause(_) => state == "paused",
+        Action::Resume(_) => state == "running" || state == "finished",
+        Action::Remove(name) => named(name).is_none(),
+        Action::MoveShard(one) => {
+            let wanted = view.placements.get(&one.shard).map_or(&[][..], Vec::as_slice);
+            let is_on = |name: &str| named(name).is_some_and(|node| wanted.contains(&node.id));
+            is_on(&one.to) && !is_on(&one.from)
+        }
+        // Done twice they are the same.
+        Action::Plan(_) | Action::Status(_) | Action::Apply(_) | Action::Join(_) | Action::Drain(_) => false,
+    }
+}
+
 pub fn directory_group(status: &NodeStatusReply) -> Option<&GroupStatus> {
     status.groups.iter().find(|group| group.group == DIRECTORY)
 }
@@ -220,5 +288,34 @@ pub fn reason(error: &MailError) -> String {
         MailError::Unavailable => "nothing listens there, or the certificates do not match".to_owned(),
         MailError::Deadline => "no answer".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::wire::node_record::State;
+    use proto::wire::rebalance_request::Action;
+    use proto::wire::{Done, MoveShard, NodeRecord};
+
+    use super::was_done;
+    use crate::admin::view::DirectoryView;
+
+    #[test]
+    fn what_an_attempt_did_whose_answer_was_lost_is_found() {
+        let mut view = DirectoryView::default();
+        for (id, state) in [(1, State::Active), (2, State::Active), (3, State::Draining), (4, State::Removed)] {
+            let record = NodeRecord { id, name: format!("node{id}"), state: state.into(), ..NodeRecord::default() };
+            view.nodes.insert(id, record);
+        }
+        view.placements.insert(7, vec![1, 2]);
+        let done = |action: Action, state: &str| was_done(&action, state, &view);
+        assert!(done(Action::Abort(Done {}), "aborted") && !done(Action::Abort(Done {}), "finished"));
+        assert!(done(Action::Resume(Done {}), "finished") && !done(Action::Resume(Done {}), "aborted"));
+        assert!(done(Action::Pause(Done {}), "paused") && !done(Action::Pause(Done {}), "finished"));
+        assert!(done(Action::Remove("node4".to_owned()), "none") && !done(Action::Remove("node3".to_owned()), "none"));
+        let moved = |from: &str, to: &str| Action::MoveShard(MoveShard { shard: 7, from: from.into(), to: to.into() });
+        assert!(done(moved("node3", "node2"), "running"));
+        assert!(!done(moved("node1", "node2"), "running") && !done(moved("node1", "node3"), "running"));
+        assert!(!done(Action::MoveShard(MoveShard { shard: 8, ..MoveShard::default() }), "running"));
     }
 }

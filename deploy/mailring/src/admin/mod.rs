@@ -6,6 +6,7 @@ mod client;
 mod domain;
 mod import;
 mod node;
+mod quota;
 mod rebalance;
 mod safe_to_stop;
 mod scrub;
@@ -16,7 +17,9 @@ mod view;
 mod volume;
 
 use crate::admin::client::AdminClient;
-use crate::cli::{AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, RebalanceVerb, ShardVerb, VolumeVerb};
+use crate::cli::{
+    AccountVerb, AliasVerb, DomainVerb, NodeVerb, OutputArgs, QuotaVerb, RebalanceVerb, ShardVerb, VolumeVerb,
+};
 use crate::failure::Failure;
 use crate::settings::AdminFile;
 
@@ -30,6 +33,7 @@ pub enum Action {
     Domain(DomainVerb),
     Account(AccountVerb),
     Alias(AliasVerb),
+    Quota(QuotaVerb),
 }
 
 pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
@@ -48,5 +52,6 @@ pub async fn run(settings: AdminFile, action: Action) -> Result<(), Failure> {
         Action::Domain(verb) => domain::run(&mut client, verb).await,
         Action::Account(verb) => account::run(&mut client, verb).await,
         Action::Alias(verb) => alias::run(&mut client, verb).await,
+        Action::Quota(verb) => quota::run(&mut client, verb).await,
     }
 }

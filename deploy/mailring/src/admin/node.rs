@@ -22,6 +22,9 @@ struct NodeRow {
     /// Why it counts as down.
     error: Option<String>,
     version: Option<String>,
+    /// The newest format that its program knows, and the one that it writes in.
+    format: Option<u32>,
+    format_in_force: Option<u32>,
     uptime_s: Option<u64>,
     replicas: usize,
     leads: usize,
@@ -34,6 +37,7 @@ impl NodeRow {
     fn new(node: &SurveyedNode) -> NodeRow {
         let record = &node.record;
         let status = node.status.as_ref().ok();
+        let identity = status.and_then(|status| status.identity.as_ref());
         let shards = || status.iter().flat_map(|s| &s.groups).filter(|group| group.group != DIRECTORY);
         NodeRow {
             name: record.name.clone(),
@@ -49,7 +53,9 @@ impl NodeRow {
             directory_voter: record.directory_voter,
             up: node.is_up(),
             error: node.status.as_ref().err().cloned(),
-            version: status.and_then(|s| s.identity.as_ref()).map(|identity| identity.version.clone()),
+            version: identity.map(|identity| identity.version.clone()),
+            format: identity.map(|identity| identity.format),
+            format_in_force: identity.map(|identity| identity.format_in_force),
             uptime_s: status.map(|s| s.uptime_s),
             replicas: shards().count(),
             leads: shards().filter(|group| group.role == "leader").count(),

@@ -35,7 +35,9 @@ impl Directory {
             return Err(DirectoryError::Invalid("a cluster needs a node that votes in the directory".to_owned()));
         }
         let next_account_id = AccountId(1);
-        let cluster = Cluster { cluster_id, shards, replicas, next_account_id, postmaster: None };
+        // As its founders write before they know: nodes that come with the same program know one format more.
+        let format = new_nodes.iter().map(|node| node.format).min().unwrap_or(1).saturating_sub(1).max(1);
+        let cluster = Cluster { cluster_id, shards, replicas, next_account_id, postmaster: None, format };
         let mut nodes: BTreeMap<NodeId, Node> = BTreeMap::new();
         for new in new_nodes {
             let node = new_node(&nodes, new)?;
@@ -45,7 +47,8 @@ impl Directory {
         done([ChangedRecord::Cluster(Some(cluster))].into_iter().chain(nodes).collect())
     }
 
-    pub(super) fn register_node(&self, new: &NewNode) -> Decision {
+    pub(super) fn register_node(&self, cluster: &Cluster, new: &NewNode) -> Decision {
+        check_format(cluster, &new.name, new.format)?;
         if let Some(node) = self.node(new.id) {
             return match node.state {
                 NodeState::Removed => Err(removed(node)),
@@ -106,13 +109,32 @@ impl Directory {
         self.alter_node(id, |node| node.directory_voter = voter)
     }
 
-    pub(super) fn note_node_start(&self, id: NodeId, before: Start, now: Start) -> Decision {
+    pub(super) fn note_node_start(
+        &self,
+        cluster: &Cluster,
+        id: NodeId,
+        (before, now): (Start, Start),
+        format: u32,
+    ) -> Decision {
         let node = self.existing_node(id)?;
+        check_format(cluster, &node.name, format)?;
         if before.is_before(node.start) && node.start != now {
             let starts = node.start.starts;
             return Err(DirectoryError::Invalid(format!("node {} has started {starts} times before", node.name)));
         }
-        self.alter_node(id, |node| node.start = now)
+        self.alter_node(id, |node| (node.start, node.format) = (now, format.max(1)))
+    }
+
+    pub(super) fn set_format(&self, cluster: &Cluster, format: u32) -> Decision {
+        let present = || self.nodes.values().filter(|node| node.state != NodeState::Removed);
+        if let Some(behind) = present().find(|node| node.format < format) {
+            let (name, known) = (&behind.name, behind.format);
+            return Err(DirectoryError::InUse(format!("node {name} knows formats up to {known}, not {format}")));
+        }
+        if format <= cluster.format {
+            return done(Vec::new());
+        }
+        done(vec![ChangedRecord::Cluster(Some(Cluster { format, ..cluster.clone() }))])
     }
 
     fn check_another_voter(&self, node: &Node) -> Result<(), DirectoryError> {
@@ -141,6 +163,25 @@ impl Directory {
             Some(node) => Ok(node),
         }
     }
+}
+
+/// Whether a node whose program knows formats up to `known` can take part.
+fn check_format(cluster: &Cluster, name: &str, known: u32) -> Result<(), DirectoryError> {
+    let (known, in_force) = (known.max(1), cluster.format);
+    if known < in_force {
+        return Err(DirectoryError::Invalid(format!(
+            "the program of node {name} knows formats up to {known}, and the cluster writes format {in_force}: it needs a \
+             newer one"
+        )));
+    }
+    if known > in_force + 1 {
+        let next = in_force + 1;
+        return Err(DirectoryError::Invalid(format!(
+            "the program of node {name} is of format {known}, and the cluster writes format {in_force}: all nodes need one \
+             of format {next} first"
+        )));
+    }
+    Ok(())
 }
 
 fn removed(node: &Node) -> DirectoryError {
@@ -178,6 +219,7 @@ fn new_node(others: &BTreeMap<NodeId, Node>, new: &NewNode) -> Result<Node, Dire
         state: NodeState::Active,
         directory_voter: new.voter,
         start: Start::default(),
+        format: new.format.max(1),
     })
 }
 

@@ -11,6 +11,9 @@
 //!    └────────── EndMoves ────────── wanted A ◄─────────┘
 //!                                    previous B
 //! ```
+//!
+//! Where B has a node that is not active any more, BeginMoves lets a planned C take its place: wanted C, previous A; or where
+//! C is A the same as Aborted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,10 +21,11 @@ use types::{NodeId, ShardId};
 
 use super::{Decision, done};
 use crate::change::ChangedRecord;
+use crate::command::Command;
 use crate::error::DirectoryError;
 use crate::limits::REPLICAS_MAX;
 use crate::state::Directory;
-use crate::values::{Cluster, Placement, Rebalance, RebalanceState};
+use crate::values::{Cluster, NodeState, Placement, Rebalance, RebalanceState};
 
 impl Directory {
     pub(super) fn set_placements(
@@ -65,7 +69,7 @@ impl Directory {
         revision: u64,
         targets: &BTreeMap<ShardId, Vec<NodeId>>,
         replace: bool,
-        unix_s: u64,
+        (unix_s, octets): (u64, u64),
     ) -> Decision {
         let mut draft = Draft::of(self);
         if replace {
@@ -85,17 +89,29 @@ impl Directory {
         let rebalance = match &self.rebalance {
             Some(last) if last.state == RebalanceState::Running && nothing_new => Some(last.clone()),
             Some(last) if last.state.is_open() && !replace => {
-                Some(Rebalance { moves: draft.moves(last), ..last.clone() })
+                let octets = last.octets.saturating_add(octets);
+                Some(Rebalance { moves: draft.moves(last), octets, ..last.clone() })
             }
             last if draft.queued() > 0 || last.as_ref().is_some_and(|last| last.state.is_open()) => Some(Rebalance {
                 id: revision,
                 state: RebalanceState::Running,
                 started_unix_s: unix_s,
                 moves: draft.pending(),
+                octets,
             }),
             last => last.clone(),
         };
         draft.decide(revision, rebalance)
+    }
+
+    /// `start` plans anew what it holds.
+    pub(super) fn give_up_node(&self, revision: u64, id: NodeId, start: &Command) -> Decision {
+        if self.rebalance.as_ref().is_some_and(|last| last.state == RebalanceState::Paused) {
+            return Err(DirectoryError::InUse("the rebalance is paused".to_owned()));
+        }
+        let (_, mut records) = self.set_node_state(id, NodeState::Draining)?;
+        records.extend(self.decide(revision, start)?.1);
+        done(records)
     }
 
     pub(super) fn set_rebalance_state(&self, revision: u64, state: RebalanceState) -> Decision {
@@ -131,18 +147,42 @@ impl Directory {
         let running = self.rebalance.as_ref().is_some_and(|it| it.state == RebalanceState::Running);
         for &shard in shards {
             let old = self.existing_placement(shard)?;
-            if running && old.is_queued() && !old.is_moving() && old.initialised {
-                let (wanted, previous) = (old.planned.clone(), old.wanted.clone());
-                draft.put(Placement { wanted, previous, planned: Vec::new(), ..old.clone() });
+            if !running || !old.is_queued() || !old.initialised || old.is_moving() && !self.goes_astray(old) {
+                continue;
+            }
+            let is_way_back = old.is_moving() && same_nodes(&old.planned, &old.previous);
+            let previous = if old.is_moving() && !is_way_back { &old.previous } else { &old.wanted };
+            let (wanted, previous) = (old.planned.clone(), previous.clone());
+            draft.put(Placement { wanted, previous, planned: Vec::new(), ..old.clone() });
+        }
+        // A move that took the place of another counts once.
+        let counted = |last: Rebalance| Rebalance { moves: draft.moves(&last), ..last };
+        let rebalance = self.rebalance.clone().map(|last| if running { counted(last) } else { last });
+        draft.decide(revision, rebalance)
+    }
+
+    pub(super) fn end_moves(&self, revision: u64, shards: &[ShardId], seen: Option<u64>) -> Decision {
+        let mut draft = Draft::of(self);
+        for &shard in shards {
+            let old = self.existing_placement(shard)?;
+            if seen.is_none_or(|seen| old.revision <= seen) {
+                draft.put(Placement { previous: Vec::new(), ..old.clone() });
             }
         }
         draft.decide(revision, self.rebalance.clone())
     }
 
-    pub(super) fn end_moves(&self, revision: u64, shards: &[ShardId]) -> Decision {
+    pub(super) fn prefer_leaders(&self, revision: u64, leaders: &BTreeMap<ShardId, NodeId>) -> Decision {
         let mut draft = Draft::of(self);
-        for &shard in shards {
-            draft.put(Placement { previous: Vec::new(), ..self.existing_placement(shard)?.clone() });
+        for (&shard, leader) in leaders {
+            let old = self.existing_placement(shard)?;
+            if old.is_queued() || old.is_moving() || !old.wanted.contains(leader) {
+                continue;
+            }
+            let mut wanted = old.wanted.clone();
+            // Stable: the others keep their order.
+            wanted.sort_by_key(|node| node != leader);
+            draft.put(Placement { wanted, ..old.clone() });
         }
         draft.decide(revision, self.rebalance.clone())
     }

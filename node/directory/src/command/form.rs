@@ -4,19 +4,17 @@
 use std::collections::BTreeMap;
 
 use prost::{Message, Oneof};
-use types::{NodeId, ShardId};
+use types::{NodeId, ShardId, format};
 
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
-use crate::values::{ClusterId, PasswordHash, Start};
-
-const VERSION: u8 = 1;
+use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 40"
     )]
     kind: Option<Kind>,
 }
@@ -64,11 +62,19 @@ enum Kind {
     #[prost(message, tag = "20")]
     BeginMoves(Shards),
     #[prost(message, tag = "21")]
-    EndMoves(Shards),
+    EndMoves(Ended),
     #[prost(message, tag = "22")]
     UpdateNode(NodeShare),
     #[prost(message, tag = "23")]
     NoteNodeStart(NodeStart),
+    #[prost(message, tag = "24")]
+    SetQuota(QuotaForm),
+    #[prost(message, tag = "30")]
+    PreferLeaders(Placements),
+    #[prost(message, tag = "31")]
+    GiveUpNode(GiveUp),
+    #[prost(uint32, tag = "40")]
+    SetFormat(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -97,6 +103,8 @@ struct NodeForm {
     weight: u32,
     #[prost(bool, tag = "6")]
     voter: bool,
+    #[prost(uint32, tag = "7")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -119,6 +127,8 @@ struct NodeStart {
     starts: u64,
     #[prost(fixed64, tag = "5")]
     run: u64,
+    #[prost(uint32, tag = "6")]
+    format: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -171,6 +181,24 @@ struct Enabled {
     enabled: bool,
 }
 
+/// An absent limit stays as it is.
+#[derive(Clone, PartialEq, Message)]
+struct QuotaForm {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    octets: Option<LimitForm>,
+    #[prost(message, optional, tag = "3")]
+    messages: Option<LimitForm>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct LimitForm {
+    /// Absent: no limit.
+    #[prost(uint64, optional, tag = "1")]
+    max: Option<u64>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct AliasForm {
     #[prost(string, tag = "1")]
@@ -207,6 +235,20 @@ struct StartRebalance {
     replace: bool,
     #[prost(uint64, tag = "3")]
     unix_s: u64,
+    #[prost(uint64, tag = "4")]
+    octets: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GiveUp {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(message, repeated, tag = "2")]
+    targets: Vec<PlacementForm>,
+    #[prost(uint64, tag = "3")]
+    unix_s: u64,
+    #[prost(uint64, tag = "4")]
+    octets: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -215,10 +257,18 @@ struct Shards {
     shards: Vec<u32>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct Ended {
+    #[prost(uint32, repeated, tag = "1")]
+    shards: Vec<u32>,
+    #[prost(uint64, optional, tag = "2")]
+    seen: Option<u64>,
+}
+
 pub(super) fn encode(command: &Command) -> Vec<u8> {
     let form = CommandForm { kind: Some(kind(command)) };
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
-    bytes.push(VERSION);
+    bytes.push(format::octet());
     bytes.extend_from_slice(&form.encode_to_vec());
     bytes
 }
@@ -242,13 +292,15 @@ fn kind(command: &Command) -> Kind {
         Command::UpdateNode { id, zone, weight } => {
             Kind::UpdateNode(NodeShare { id: id.0, zone: zone.clone(), weight: *weight })
         }
-        Command::NoteNodeStart { id, before, now } => Kind::NoteNodeStart(NodeStart {
+        Command::NoteNodeStart { id, before, now, format } => Kind::NoteNodeStart(NodeStart {
             id: id.0,
             starts_before: before.starts,
             run_before: before.run,
             starts: now.starts,
             run: now.run,
+            format: *format,
         }),
+        Command::SetFormat { format } => Kind::SetFormat(*format),
         Command::CreateDomain { name } => Kind::CreateDomain(name.to_string()),
         Command::RemoveDomain { name } => Kind::RemoveDomain(name.to_string()),
         Command::CreateAccount { account, unix_s } => {
@@ -264,6 +316,11 @@ fn kind(command: &Command) -> Kind {
         Command::SetEnabled { name, enabled } => {
             Kind::SetEnabled(Enabled { name: name.to_string(), enabled: *enabled })
         }
+        Command::SetQuota { name, change } => Kind::SetQuota(QuotaForm {
+            name: name.to_string(),
+            octets: change.octets.map(|max| LimitForm { max }),
+            messages: change.messages.map(|max| LimitForm { max }),
+        }),
         Command::CreateAlias { name, targets } => Kind::CreateAlias(AliasForm {
             name: name.to_string(),
             targets: targets.iter().map(ToString::to_string).collect(),
@@ -274,14 +331,21 @@ fn kind(command: &Command) -> Kind {
         }
         Command::SetPlacements { wanted } => Kind::SetPlacements(Placements { wanted: placement_forms(wanted) }),
         Command::MarkShardInitialised { shard } => Kind::MarkShardInitialised(shard.0),
-        Command::StartRebalance { targets, replace, unix_s } => Kind::StartRebalance(StartRebalance {
+        Command::StartRebalance { targets, replace, unix_s, octets } => Kind::StartRebalance(StartRebalance {
             targets: placement_forms(targets),
             replace: *replace,
             unix_s: *unix_s,
+            octets: *octets,
         }),
+        Command::GiveUpNode { id, targets, unix_s, octets } => {
+            Kind::GiveUpNode(GiveUp { id: id.0, targets: placement_forms(targets), unix_s: *unix_s, octets: *octets })
+        }
         Command::SetRebalanceState { state } => Kind::SetRebalanceState(rebalance_state_number(*state)),
-        Command::BeginMoves { shards } => Kind::BeginMoves(shards_form(shards)),
-        Command::EndMoves { shards } => Kind::EndMoves(shards_form(shards)),
+        Command::PreferLeaders { leaders } => Kind::PreferLeaders(Placements {
+            wanted: leaders.iter().map(|(shard, node)| PlacementForm { shard: shard.0, nodes: vec![node.0] }).collect(),
+        }),
+        Command::BeginMoves { shards } => Kind::BeginMoves(Shards { shards: numbers(shards) }),
+        Command::EndMoves { shards, seen } => Kind::EndMoves(Ended { shards: numbers(shards), seen: *seen }),
     }
 }
 
@@ -293,8 +357,8 @@ fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm>
     lists.iter().map(form).collect()
 }
 
-fn shards_form(shards: &[ShardId]) -> Shards {
-    Shards { shards: shards.iter().map(|shard| shard.0).collect() }
+fn numbers(shards: &[ShardId]) -> Vec<u32> {
+    shards.iter().map(|shard| shard.0).collect()
 }
 
 fn node_form(node: &NewNode) -> NodeForm {
@@ -305,6 +369,7 @@ fn node_form(node: &NewNode) -> NodeForm {
         zone: node.zone.clone(),
         weight: node.weight,
         voter: node.voter,
+        format: node.format,
     }
 }
 
@@ -315,8 +380,12 @@ fn account_form(account: &NewAccount) -> AccountForm {
 pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
     let form = match bytes.split_first() {
         None => return Err("the command is empty".to_owned()),
-        Some((&VERSION, form)) => CommandForm::decode(form).map_err(|error| error.to_string())?,
-        Some((version, _)) => return Err(format!("format {version} is not known, only {VERSION}")),
+        Some((written, form)) if format::reads(u32::from(*written)) => {
+            CommandForm::decode(form).map_err(|error| error.to_string())?
+        }
+        Some((written, _)) => {
+            return Err(format!("it has format {written}; this program knows formats up to {}", format::known()));
+        }
     };
     let Some(kind) = form.kind else {
         return Err("commands of this kind are not known".to_owned());
@@ -337,6 +406,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             id: NodeId(form.id),
             before: Start { starts: form.starts_before, run: form.run_before },
             now: Start { starts: form.starts, run: form.run },
+            format: form.format,
         },
         Kind::CreateDomain(name) => Command::CreateDomain { name: domain_name(&name)? },
         Kind::RemoveDomain(name) => Command::RemoveDomain { name: domain_name(&name)? },
@@ -355,6 +425,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
             Command::SetPassword { name, password_hash }
         }
         Kind::SetEnabled(form) => Command::SetEnabled { name: account_name(&form.name)?, enabled: form.enabled },
+        Kind::SetQuota(form) => Command::SetQuota {
+            name: account_name(&form.name)?,
+            change: QuotaChange {
+                octets: form.octets.map(|limit| limit.max),
+                messages: form.messages.map(|limit| limit.max),
+            },
+        },
         Kind::CreateAlias(form) => Command::CreateAlias {
             name: account_name(&form.name)?,
             targets: form.targets.iter().map(|target| account_name(target)).collect::<Result<_, _>>()?,
@@ -363,14 +440,31 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         Kind::SetPostmaster(form) => {
             Command::SetPostmaster { account: form.account.as_deref().map(account_name).transpose()? }
         }
+        Kind::SetFormat(format) => Command::SetFormat { format },
         Kind::SetPlacements(form) => Command::SetPlacements { wanted: lists(form.wanted) },
         Kind::MarkShardInitialised(shard) => Command::MarkShardInitialised { shard: ShardId(shard) },
-        Kind::StartRebalance(form) => {
-            Command::StartRebalance { targets: lists(form.targets), replace: form.replace, unix_s: form.unix_s }
-        }
+        Kind::StartRebalance(form) => Command::StartRebalance {
+            targets: lists(form.targets),
+            replace: form.replace,
+            unix_s: form.unix_s,
+            octets: form.octets,
+        },
+        Kind::GiveUpNode(form) => Command::GiveUpNode {
+            id: NodeId(form.id),
+            targets: lists(form.targets),
+            unix_s: form.unix_s,
+            octets: form.octets,
+        },
         Kind::SetRebalanceState(state) => Command::SetRebalanceState { state: rebalance_state_of(state)? },
-        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form) },
-        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form) },
+        Kind::PreferLeaders(form) => {
+            let leader = |form: PlacementForm| match form.nodes[..] {
+                [node] => Ok((ShardId(form.shard), NodeId(node))),
+                _ => Err(format!("shard {} has {} leaders", form.shard, form.nodes.len())),
+            };
+            Command::PreferLeaders { leaders: form.wanted.into_iter().map(leader).collect::<Result<_, _>>()? }
+        }
+        Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form.shards) },
+        Kind::EndMoves(form) => Command::EndMoves { shards: shards(form.shards), seen: form.seen },
     })
 }
 
@@ -379,8 +473,8 @@ fn lists(forms: Vec<PlacementForm>) -> BTreeMap<ShardId, Vec<NodeId>> {
     forms.into_iter().map(list).collect()
 }
 
-fn shards(form: Shards) -> Vec<ShardId> {
-    form.shards.into_iter().map(ShardId).collect()
+fn shards(numbers: Vec<u32>) -> Vec<ShardId> {
+    numbers.into_iter().map(ShardId).collect()
 }
 
 fn new_node(form: NodeForm) -> NewNode {
@@ -391,6 +485,7 @@ fn new_node(form: NodeForm) -> NewNode {
         zone: form.zone,
         weight: form.weight,
         voter: form.voter,
+        format: form.format,
     }
 }
 

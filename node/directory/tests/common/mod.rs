@@ -99,6 +99,7 @@ pub fn new_node(number: u64) -> NewNode {
         address: format!("127.0.0.1:{}", 7000 + number),
         zone: format!("zone-{}", number % 3),
         weight: 1,
+        format: 0,
         voter: number <= 3,
     }
 }

@@ -6,7 +6,8 @@ use prost::Message;
 use crate::error::StorageError;
 use crate::group::SpaceRecord;
 use crate::keys::{
-    META_BEGUN, META_HOME, META_INSTALL, META_PURGED, META_SCRUBBED, META_SPACE, META_STARTS, META_VOTE, printable,
+    META_BEGUN, META_HOME, META_INSTALL, META_PURGED, META_SCRUBBED, META_SPACE, META_STARTS, META_VOLUME_STARTS,
+    META_VOTE, printable,
 };
 use crate::log::{BodyCheck, check_entry};
 use crate::records::{decode, payload};
@@ -46,7 +47,8 @@ fn meta(key: &[u8], value: &[u8]) -> Result<(), StorageError> {
         Some(&META_SCRUBBED) => record::<ScrubbedRecord>(key, value),
         Some(&META_HOME | &META_BEGUN) if payload(Family::Meta, key, value)?.len() == 8 => Ok(()),
         Some(&META_STARTS) if payload(Family::Meta, key, value)?.len() == 16 => Ok(()),
-        Some(&META_HOME | &META_BEGUN | &META_STARTS) => {
+        Some(&META_VOLUME_STARTS) if payload(Family::Meta, key, value)?.len().is_multiple_of(24) => Ok(()),
+        Some(&META_HOME | &META_BEGUN | &META_STARTS | &META_VOLUME_STARTS) => {
             Err(StorageError::corrupt(printable(Family::Meta, key), "wrong length"))
         }
         _ => Err(StorageError::corrupt(printable(Family::Meta, key), "unknown kind of record")),

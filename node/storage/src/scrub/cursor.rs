@@ -1,25 +1,27 @@
 //! A half of the volume as of one moment, read without the cache's memory of it.
 
 use bytes::Bytes;
-use rocksdb::{DBRawIterator, ReadOptions, Snapshot};
+use rocksdb::{ReadOptions, Snapshot};
 
 use super::merge::{Item, Records};
 use crate::error::StorageError;
-use crate::faults::Operation;
 use crate::half::Half;
 use crate::keys::printable;
+use crate::reading::Iter;
 use crate::store::Family;
 
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub half: &'a Half,
     pub snapshot: &'a Snapshot<'a>,
+    /// Whether it is damage where its disk gives no answer.
+    pub as_damage: bool,
 }
 
 pub(crate) struct Cursor<'a> {
     view: View<'a>,
     family: Family,
-    iterator: DBRawIterator<'a>,
+    iterator: Iter<'a>,
 }
 
 /// Values are checked when they are read, those in blob files too; and what is read once is not cached.
@@ -33,17 +35,21 @@ fn read_options() -> ReadOptions {
 impl<'a> View<'a> {
     /// Not yet positioned; ends before `to`.
     pub(crate) fn cursor(self, family: Family, to: Vec<u8>) -> Result<Cursor<'a>, StorageError> {
-        self.half.before(Operation::Read)?;
-        let mut options = read_options();
-        options.set_iterate_upper_bound(to);
-        let iterator = self.snapshot.raw_iterator_cf_opt(&self.half.family(family)?, options);
+        let iterator = self.half.iterator_with(Some(self.snapshot), family, to, read_options())?;
         Ok(Cursor { view: self, family, iterator })
     }
 
+    fn error(&self, key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
+        match StorageError::read(key, error) {
+            error if error.is_want() => error,
+            StorageError::Io { doing, reason } if self.as_damage => StorageError::Corrupt { key: doing, reason },
+            error => error,
+        }
+    }
+
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.half.before(Operation::Read)?;
-        let value = self.snapshot.get_cf_opt(&self.half.family(family)?, key, read_options());
-        Ok(value.map_err(|error| StorageError::read(|| printable(family, key), &error))?.map(Bytes::from))
+        let value = self.half.get_with(self.snapshot, family, key, read_options())?;
+        value.map_err(|error| self.error(|| printable(family, key), &error))
     }
 }
 
@@ -65,7 +71,7 @@ impl Records for Cursor<'_> {
         }
         match self.iterator.status() {
             Ok(()) => Ok(None),
-            Err(error) => Err(StorageError::read(|| format!("a block of {}", self.family.name()), &error)),
+            Err(error) => Err(self.view.error(|| format!("a block of {}", self.family.name()), &error)),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::keys::{
     GroupId, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, printable,
     space_range, u32_at, u64_at,
 };
+use crate::piecemeal::keys_between;
 use crate::records::decode;
 use crate::store::Family;
 
@@ -255,8 +256,8 @@ impl Book {
         }
     }
 
-    /// What may lie from one key on and before another: for bodies if they are few, for log entries by the bounds of the
-    /// logs. `None` where nobody knows.
+    /// What may lie from one key on and before another: for log entries by the bounds of the logs, for others if they end in
+    /// a number and are few. `None` where nobody knows.
     pub(crate) fn keys_between(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Option<Vec<Vec<u8>>> {
         match family {
             Family::Blob => {
@@ -276,7 +277,7 @@ impl Book {
                 }
                 Some(keys)
             }
-            Family::State | Family::Meta => None,
+            Family::State | Family::Meta => keys_between(family, from, to?),
         }
     }
 

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::cursor::View;
 use super::merge::{Merge, Step};
 use super::repair::{self, logged};
-use super::report::Book;
+use super::report::{Book, Name};
 use super::verdict::{Judgement, Reading, judge};
 use super::{ScrubOptions, ScrubProgress, ScrubReport, check, set_family};
 use crate::error::StorageError;
@@ -24,7 +24,7 @@ use crate::keys::{
     u32_at, u64_at,
 };
 use crate::log::check_entry;
-use crate::mirror::Mirror;
+use crate::mirror::{Cause, Mirror};
 use crate::patience::patiently;
 use crate::records::decode;
 use crate::snapshot::IndexSet;
@@ -46,6 +46,8 @@ pub(crate) struct Scrub<'a> {
     /// Bodies that are there, by group: a bit each.
     bodies: BTreeMap<u32, IndexSet>,
     doubts: Vec<Doubt>,
+    /// Halves whose disk gives no answer in places, and that are kept as damaged ones.
+    as_damaged: Vec<Name>,
 }
 
 /// A record that refers to a body that was not met.
@@ -61,10 +63,14 @@ enum Ended {
     /// There is more.
     Full,
     Whole,
-    /// A half's disk gave no answer.
+    /// A half's disk gave no answer to a read.
     Unanswered {
         at: usize,
         error: StorageError,
+    },
+    /// A half has failed, or is far behind the other.
+    Lags {
+        at: usize,
     },
     Cancelled,
 }
@@ -77,8 +83,8 @@ impl<'a> Scrub<'a> {
         progress: &'a ScrubProgress,
     ) -> Scrub<'a> {
         let book = Book::new(opened, options.group, shared.store.mirror.is_some());
-        let (bodies, doubts) = (BTreeMap::new(), Vec::new());
-        Scrub { shared, options, progress, begun: Instant::now(), book, bodies, doubts }
+        let (bodies, doubts, as_damaged) = Default::default();
+        Scrub { shared, options, progress, begun: Instant::now(), book, bodies, doubts, as_damaged }
     }
 
     pub(crate) fn run(mut self) -> Result<ScrubReport, StorageError> {
@@ -92,7 +98,8 @@ impl<'a> Scrub<'a> {
                 match self.slice(&halves, family, &mut from, &to)? {
                     Ended::Full => {}
                     Ended::Whole => break,
-                    Ended::Unanswered { at, error } => self.unanswered(halves.get(at), error)?,
+                    Ended::Unanswered { at, error } => self.unanswered(&halves, at, error)?,
+                    Ended::Lags { at } => self.lags(halves.get(at))?,
                     Ended::Cancelled => {
                         self.book.report.complete = false;
                         break 'all;
@@ -160,13 +167,38 @@ impl<'a> Scrub<'a> {
         self.progress.records_estimated.store(records as u64, Ordering::Relaxed);
     }
 
-    /// A half whose disk gives no answer goes, as after any other read. It may have gone already: then the slice is
-    /// simply read again.
-    fn unanswered(&self, half: Option<&Arc<Half>>, error: StorageError) -> Result<(), StorageError> {
-        match (half, &self.shared.store.mirror) {
-            (Some(half), Some(mirror)) => self.shared.store.drop_half(mirror, half, &error.to_string()),
-            _ => Err(error),
+    /// A half whose disk gives no answer goes, as after any other read, unless the other one is damaged. It may have gone
+    /// already: then the slice is simply read again.
+    fn unanswered(&mut self, halves: &[Arc<Half>], at: usize, error: StorageError) -> Result<(), StorageError> {
+        let (Some(half), Some(mirror)) = (halves.get(at), &self.shared.store.mirror) else { return Err(error) };
+        let name = (half.name, half.generation);
+        if !error.is_unread() || self.as_damaged.contains(&name) {
+            return Err(error);
         }
+        let mut others = halves.iter().filter(|other| other.name != half.name);
+        let is_damaged = |other: &Arc<Half>| {
+            other.damaged.load(Ordering::Relaxed) || self.book.bad.contains_key(&(other.name, other.generation))
+        };
+        if others.any(is_damaged) {
+            warn!(half = %half.name, %error, "a half gives no answer, and the other one is damaged");
+            self.as_damaged.push(name);
+            return Ok(());
+        }
+        self.shared.store.drop_half(mirror, half, (Cause::Unread, &error.to_string()))
+    }
+
+    fn lags(&self, half: Option<&Arc<Half>>) -> Result<(), StorageError> {
+        let reason = "it does not answer a scrub";
+        match (half, &self.shared.store.mirror) {
+            (Some(half), Some(mirror)) => self.shared.store.drop_half(mirror, half, (Cause::Hangs, reason)),
+            _ => Ok(()),
+        }
+    }
+
+    fn views<'v>(&self, halves: &'v [Arc<Half>], snapshots: &'v [Snapshot<'v>]) -> Vec<View<'v>> {
+        let both = halves.iter().zip(snapshots);
+        let as_damage = |half: &Half| self.as_damaged.contains(&(half.name, half.generation));
+        both.map(|(half, snapshot)| View { half, snapshot, as_damage: as_damage(half) }).collect()
     }
 
     fn begin_resilvers(&mut self) {
@@ -209,15 +241,11 @@ impl Scrub<'_> {
             Some(mirror) => match level(mirror, halves) {
                 Level::Taken(snapshots) => snapshots,
                 Level::Again => return Ok(self.pause(false).map_or(Ended::Full, |()| Ended::Cancelled)),
-                Level::Lags(at) => {
-                    let error = StorageError::io("scrub", "the half does not answer");
-                    return Ok(Ended::Unanswered { at, error });
-                }
+                Level::Lags(at) => return Ok(Ended::Lags { at }),
             },
             None => halves.iter().map(|half| half.db.snapshot()).collect(),
         };
-        let views: Vec<View<'_>> =
-            halves.iter().zip(&snapshots).map(|(half, snapshot)| View { half, snapshot }).collect();
+        let views = self.views(halves, &snapshots);
         self.book.read_spaces(&views);
         let names: Vec<(HalfName, u64)> = halves.iter().map(|half| (half.name, half.generation)).collect();
         let mut cursors = Vec::new();
@@ -257,15 +285,22 @@ impl Scrub<'_> {
             };
             if let Some((gap_from, gap_to, unknown, error)) = gap {
                 let keys = self.book.keys_between(family, &gap_from, gap_to.as_deref()).filter(|_| unknown);
+                // Of bodies it is known which ones there should be, and of entries.
+                let is_listed = matches!(family, Family::Blob | Family::Log);
+                let mut known = keys.is_some();
                 for key in keys.iter().flatten() {
                     let readings = merge.read(key);
                     if let Some((at, error)) = unanswered(&readings) {
                         return Ok(Ended::Unanswered { at, error });
                     }
+                    if !is_listed && readings.iter().all(Result::is_err) {
+                        known = false;
+                        continue;
+                    }
                     self.record(&views, &names, family, key, &readings)?;
                 }
                 // Bodies are missed by what refers to them.
-                match unknown && keys.is_none() && family != Family::Blob {
+                match unknown && !known && family != Family::Blob {
                     true => self.book.lost_place(family, &gap_from, gap_to.as_deref(), &error, &names),
                     false => self.book.place_ended(family, gap_to.as_deref(), &names),
                 }
@@ -344,8 +379,7 @@ impl Scrub<'_> {
         self.shared.writer.write_and_wait(Changes::default())?;
         let halves = self.halves();
         let snapshots: Vec<Snapshot<'_>> = halves.iter().map(|half| half.db.snapshot()).collect();
-        let views: Vec<View<'_>> =
-            halves.iter().zip(&snapshots).map(|(half, snapshot)| View { half, snapshot }).collect();
+        let views = self.views(&halves, &snapshots);
         for Doubt { family, key, group, index } in doubts {
             let body = log_key(group, index);
             let found = views.iter().any(|view| matches!(view.get(Family::Blob, &body), Ok(Some(_))));
@@ -417,11 +451,12 @@ fn is_damage(error: &StorageError) -> bool {
     matches!(error, StorageError::Corrupt { .. })
 }
 
-/// In a mirror, a half that did not answer.
+/// In a mirror, a half that did not answer where the other one did.
 fn unanswered(readings: &[Reading<'_>]) -> Option<(usize, StorageError)> {
     let errors = readings.iter().enumerate().filter_map(|(at, reading)| Some((at, reading.as_ref().err()?)));
     let mut errors = errors.filter(|(_, error)| readings.len() > 1 && !is_damage(error));
-    errors.next().map(|(at, error)| (at, error.clone()))
+    let all = readings.iter().all(Result::is_err);
+    errors.next().filter(|(_, error)| !all || error.is_want()).map(|(at, error)| (at, error.clone()))
 }
 
 /// Log indices of the bodies that a record refers to; none if it cannot be read, which is told elsewhere.

@@ -10,6 +10,7 @@ use super::block::{self, ITEM_BLOB, ITEM_STATE, PAYLOAD_BYTES_MAX, Totals};
 use crate::error::StorageError;
 use crate::group::{Group, Inner, View};
 use crate::keys::{Kind, log_key, printable, space_range};
+use crate::pace::ReadPace;
 use crate::records::{BodyRecord, ChunkRecord, UploadRecord, decode};
 use crate::store::Family;
 
@@ -60,6 +61,12 @@ impl Group {
         spawned.map_err(|error| StorageError::io("starting an export", error))?;
         let marker = marker_receiver.recv().unwrap_or(Err(StorageError::Closed))?;
         Ok(Export { marker, blocks: Blocks { receiver } })
+    }
+
+    /// For whoever reads an export that nobody waits for: slows it down while writes to the volume take longer than they
+    /// did before, between an eighth of `bytes_per_s_max` and all of it.
+    pub fn read_pace(&self, bytes_per_s_max: u64) -> ReadPace {
+        ReadPace::new(&self.inner.shared.store.round_times, bytes_per_s_max)
     }
 }
 

@@ -12,7 +12,8 @@ use prost::Message;
 
 use super::block::{self, ITEM_BLOB, ITEM_HEADER_BYTES, ITEM_STATE, Totals};
 use crate::error::StorageError;
-use crate::group::{Group, Inner, Installing, SpaceRecord, put_marker};
+use crate::failpoint::{Failpoint, reach};
+use crate::group::{Group, Inner, Installing, SpaceRecord, clear_space, put_marker};
 use crate::keys::{Key, Kind, META_INSTALL, META_SPACE, log_key, meta_key, space_range, u32_at, u64_at};
 use crate::log::BodyCheck;
 use crate::records::{BodyRecord, ChunkRecord, UploadRecord, decode, encode, encode_bytes};
@@ -65,12 +66,14 @@ impl Group {
         };
         // Noted before anything is written, so that an open after a crash finds what to remove.
         let mut changes = Changes::default();
+        clear_space(&mut changes, &install);
         changes.put(Family::Meta, meta_key(META_INSTALL, inner.id), encode(&install));
         inner.shared.store.write_changes(&changes)?;
         // The half of a mirror that is read may be another than at the start.
         std::fs::create_dir_all(&spool).map_err(|error| installer.spool_error(&error))?;
         let file = File::options().read(true).write(true).create_new(true).open(&installer.path);
         installer.spool = Some(BufWriter::new(file.map_err(|error| installer.spool_error(&error))?));
+        reach(Failpoint::SnapshotAnnounced, inner.id);
         Ok(installer)
     }
 }
@@ -101,6 +104,9 @@ impl Installer {
             // Part of the block may be in the file: no block can follow.
             self.spool = None;
             return Err(self.spool_error(&error));
+        }
+        if self.number == 0 {
+            reach(Failpoint::SnapshotSpooled, self.group.id);
         }
         self.number += 1;
         self.bytes += block.payload.len() as u64;
@@ -139,12 +145,19 @@ impl Drop for Installer {
         let inner = &self.group;
         let order = inner.order.lock();
         let installing = inner.installing.lock().take();
-        if self.done || inner.check().is_err() {
+        if self.done {
             return;
         }
         let mut changes = Changes::default();
+        let undone = if inner.check().is_ok() {
+            undo(inner, &self.install, installing, &mut changes)
+        } else {
+            // All else went with the group, or is another one's by now.
+            clear_space(&mut changes, &self.install);
+            Ok(())
+        };
         // What cannot be undone now, because the disk fails, is undone at the next open.
-        if undo(inner, &self.install, installing, &mut changes).is_ok() {
+        if undone.is_ok() {
             let _ = inner.shared.store.write_changes(&changes);
         }
         drop(order);
@@ -287,7 +300,14 @@ impl<'a> Filling<'a> {
 
     fn flush(&mut self) -> Result<(), StorageError> {
         let batch = std::mem::take(&mut self.batch);
-        if batch.is_empty() { Ok(()) } else { self.inner.shared.store.write_changes(&batch) }
+        let _apply = self.inner.apply.lock();
+        self.inner.check()?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.inner.shared.store.write_changes(&batch)?;
+        reach(Failpoint::SnapshotWritten, self.inner.id);
+        Ok(())
     }
 
     /// Blobs that the old state or the log owns and the new state does not go to the next purge.
@@ -352,9 +372,11 @@ impl<'a> Filling<'a> {
         if let Some(from) = contradicts_from {
             inner.truncated(from.checked_sub(1));
         }
+        reach(Failpoint::SnapshotFlipping, inner.id);
         inner.shared.writer.write_and_wait(changes)?;
+        reach(Failpoint::SnapshotInstalled, inner.id);
         *space = *install;
-        *hints = Hints::default();
+        *hints = Hints { applied: install.installed, ..Hints::default() };
         *inner.totals.lock() = Default::default();
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use types::{
-    AccountId, Flags, InternalDate, MailError, MailboxId, MailboxName, ModSeq, SpecialUse, SystemFlags, Uid, UidSet,
-    UidValidity,
+    AccountId, Flags, InternalDate, MailError, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, SystemFlags, Uid,
+    UidSet, UidValidity,
 };
 
 use super::Hints;
@@ -11,6 +11,7 @@ use super::command::{BodySource, Command, Recipient, StoreAction};
 use super::edit::{Edit, Fault, Step};
 use super::mailbox::{flags_of, keyword_table, system};
 use super::outcome::{Delivered, Outcome};
+use super::quota::usage_of;
 use super::read;
 use super::sweep;
 use super::wire::special_use_number;
@@ -35,8 +36,9 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             sweep::uploads(edit, hints)?;
             return Ok(outcome);
         }
-        Command::Append { account, mailbox, flags, date, body, digest } => {
-            let outcome = append(edit, *account, mailbox, flags, *date, (body, body_len), digest)?;
+        Command::Append { account, mailbox, flags, date, body, digest, quota } => {
+            let owner = (*account, *quota);
+            let outcome = append(edit, owner, mailbox, flags, *date, (body, body_len), digest)?;
             sweep::uploads(edit, hints)?;
             return Ok(outcome);
         }
@@ -65,10 +67,11 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             edit.account(*account)?;
             expunge(edit, (*account, *mailbox), uids.as_ref(), *only_deleted)
         }
-        Command::Copy { account, from, uids, to, remove_source, messages_min } => {
+        Command::Copy { account, from, uids, to, remove_source, messages_min, quota } => {
             edit.account(*account)?;
             let Some(to) = edit.mailbox_named(*account, to)? else { return Err(MailError::NoSuchMailbox.into()) };
-            copy(edit, *account, *from, to, (uids, *messages_min), *remove_source)
+            let source = if *remove_source { Source::Goes } else { Source::Stays(*quota) };
+            copy(edit, *account, *from, to, (uids, *messages_min), source)
         }
     }
 }
@@ -146,6 +149,8 @@ fn deliver_to(
         return Err(MailError::NoSuchMailbox.into());
     };
     let message = new_message(edit, body, date)?;
+    // Before anything of this recipient's is changed: a refusal leaves those of the others.
+    edit.check_quota(account, recipient.quota, usage_of([&message]))?;
     let uid = edit.add_message(account, mailbox, message)?;
     let uid_validity = edit.mailbox(account, mailbox)?.record.uid_validity;
     let unix_ms = edit.unix_ms();
@@ -176,7 +181,7 @@ fn settle(edit: &mut Edit<'_>, fingerprints: &[[u8; 32]]) -> Step<Outcome> {
 
 fn append(
     edit: &mut Edit<'_>,
-    account: AccountId,
+    (account, quota): (AccountId, Quota),
     name: &MailboxName,
     flags: &Flags,
     date: InternalDate,
@@ -191,6 +196,7 @@ fn append(
     let mut message = new_message(edit, body, date)?;
     message.system = u32::from(flags.system.bits());
     message.set_keywords(keywords);
+    edit.check_quota(account, quota, usage_of([&message]))?;
     let uid = edit.add_message(account, mailbox, message)?;
     let uid_validity = edit.mailbox(account, mailbox)?.record.uid_validity;
     let mod_seq = ModSeq(edit.index);
@@ -285,7 +291,7 @@ fn rename(edit: &mut Edit<'_>, account: AccountId, from: &MailboxName, to: &Mail
         // Its messages move to a new mailbox; INBOX stays, empty, and so do its inferiors.
         create_parents(edit, account, to)?;
         let new = edit.create_mailbox(account, to, None)?;
-        copy(edit, account, id, new, (&UidSet::from_range(1, u32::MAX), 0), true)?;
+        copy(edit, account, id, new, (&UidSet::from_range(1, u32::MAX), 0), Source::Goes)?;
         return Ok(Outcome::Done);
     }
     if to.is_under(from) {
@@ -397,6 +403,15 @@ fn expunge(
     Ok(Outcome::Expunged { uids: gone, mod_seq })
 }
 
+/// What becomes of the messages that are copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The account holds more then, if its quota allows.
+    Stays(Quota),
+    /// They are moved: nothing is added.
+    Goes,
+}
+
 /// Copies share the body. A moved message is a new one in the other mailbox, as RFC 6851 §3.3 has it.
 fn copy(
     edit: &mut Edit<'_>,
@@ -404,7 +419,7 @@ fn copy(
     from: MailboxId,
     to: MailboxId,
     (uids, messages_min): (&UidSet, u64),
-    remove_source: bool,
+    source: Source,
 ) -> Step<Outcome> {
     let source_key = edit.key(Kind::Mailbox).mailbox(account, from).done();
     let table = keyword_table(&source_key, &edit.mailbox(account, from)?.record)?;
@@ -414,13 +429,17 @@ fn copy(
     if (messages.len() as u64) < messages_min {
         return Err(MailError::MessagesGone.into());
     }
+    if let Source::Stays(quota) = source {
+        // All or nothing (RFC 3501 §6.4.7).
+        edit.check_quota(account, quota, usage_of(messages.iter().map(|(_, message)| message)))?;
+    }
     for (uid, message) in messages {
         let key = || edit.key(Kind::Message).mailbox(account, from).u32(uid).done();
         let flags = flags_of(key, &table, &message)?;
         let mut copy = MessageRecord { save_unix_s, ..message.clone() };
         copy.set_keywords(edit.mailbox(account, to)?.keyword_bits(&flags.keywords)?);
         new.insert(edit.add_message(account, to, copy)?);
-        if remove_source {
+        if source == Source::Goes {
             edit.remove_message(account, from, uid, &message)?;
         }
         copied.insert(uid);

@@ -1,9 +1,9 @@
-//! The commands of a shard, and how they are written into log entries: a version byte, then protobuf. Time and
+//! The commands of a shard, and how they are written into log entries: the format, then protobuf. Time and
 //! randomness travel in the command, so that applying it gives the same everywhere.
 
 use bytes::Bytes;
 use prost::Message;
-use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, SpecialUse, UidSet};
+use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, UidSet, format};
 
 use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
 use crate::error::StorageError;
@@ -28,6 +28,8 @@ pub struct Recipient {
     pub account: AccountId,
     /// Of reverse-path, recipient and bytes: by it a retry is known.
     pub fingerprint: [u8; 32],
+    /// The account's, as the proposer knew it: all replicas decide by the same one.
+    pub quota: Quota,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +78,8 @@ pub enum Command {
         date: InternalDate,
         body: BodySource,
         digest: Bytes,
+        /// As [`Recipient::quota`].
+        quota: Quota,
     },
     CreateMailbox {
         account: AccountId,
@@ -119,10 +123,10 @@ pub enum Command {
         remove_source: bool,
         /// Unless so many of `uids` are there, nothing is done.
         messages_min: u64,
+        /// As [`Recipient::quota`]. A MOVE adds nothing, and is not measured by it.
+        quota: Quota,
     },
 }
-
-const VERSION: u8 = 1;
 
 impl Command {
     /// The account that the command is about, if it is about one.
@@ -155,14 +159,18 @@ impl Command {
             body: Some(to_wire(self)),
         };
         let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
-        bytes.push(VERSION);
+        bytes.push(format::octet());
         record.encode_raw(&mut bytes);
         bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<(Stamp, u128, Command), StorageError> {
         let damaged = |reason: &str| StorageError::corrupt("command", reason);
-        let Some((&VERSION, rest)) = bytes.split_first() else { return Err(damaged("unknown version")) };
+        let Some((&written, rest)) = bytes.split_first() else { return Err(damaged("it is empty")) };
+        if !format::reads(u32::from(written)) {
+            let known = format::known();
+            return Err(damaged(&format!("it has format {written}; this program knows formats up to {known}")));
+        }
         let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
         let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
         let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;

@@ -9,6 +9,7 @@ mod edit;
 mod mailbox;
 mod outcome;
 mod page;
+mod quota;
 mod read;
 mod requests;
 mod sweep;
@@ -40,12 +41,14 @@ pub const SUBSCRIPTIONS_MAX: u32 = 10_000;
 /// Pieces of one upload: 2 GiB at 512 KiB each, beyond any message size that a router admits.
 pub const UPLOAD_CHUNKS_MAX: usize = 4096;
 
-/// Where to look for what is old: lower bounds, in memory only.
+/// Where to look for what is old: lower bounds, in memory only; and how far apply is.
 #[derive(Default)]
 pub(crate) struct Hints {
     pub fingerprints_from: u64,
     pub uploads_from: u64,
     pub requests_from: u64,
+    /// The last entry that was applied here; `None` before the first since the group was opened.
+    pub applied: Option<u64>,
 }
 
 /// Cheap to clone. One caller applies, any number read.
@@ -91,11 +94,16 @@ impl ShardState {
         body_len: Option<u64>,
         marker: Bytes,
     ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
-        self.group.check()?;
         let mut hints = self.group.apply.lock();
+        self.group.check()?;
+        if let Some(applied) = hints.applied.filter(|applied| index <= *applied) {
+            // Two work on one group.
+            return Err(StorageError::Misuse(format!("entry {index} comes again, entry {applied} was applied last")));
+        }
         let applied = self.apply_locked(&mut hints, index, (stamp, request), &command, body_len, &marker);
-        if applied.is_err() {
-            *hints = Hints::default();
+        match &applied {
+            Ok(_) => hints.applied = Some(index),
+            Err(_) => *hints = Hints { applied: hints.applied, ..Hints::default() },
         }
         applied
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rocksdb::DBRawIterator;
 use types::{
     AccountId, InternalDate, Keyword, MailError, MailResult, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
     UidValidity,
@@ -19,6 +18,7 @@ use crate::error::StorageError;
 use crate::group::View;
 use crate::half::Half;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
+use crate::reading::Iter;
 use crate::records::{
     AccountRecord, BodyRecord, ChangeRecord, ChunkRecord, MailboxRecord, MessageRecord, decode, payload,
 };
@@ -85,12 +85,22 @@ impl ShardState {
 
     /// All that SELECT tells, from the mailbox's record and its pages: one small record for each 1,024 UIDs.
     pub fn select(&self, account: AccountId, id: MailboxId) -> MailResult<Selection> {
+        if let Ok(selection) = self.select_once(account, id)? {
+            return Ok(selection);
+        }
+        // One of the two may have been read elsewhere, as of a later moment, for it is damaged here.
+        Ok(self.select_once(account, id)??)
+    }
+
+    /// The inner error: they do not agree.
+    fn select_once(&self, account: AccountId, id: MailboxId) -> MailResult<Result<Selection, StorageError>> {
         let view = self.view()?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
+        let last = uid_last(&record);
         let info = info(&view, account, id, record)?;
         let mut uids = UidSet::new();
         let mut unseen = UidSet::new();
-        each_page(&view, account, id, (0, u32::MAX), |number, page| {
+        each_page(&view, account, id, (0, last), |number, page| {
             page.collect(number, SystemFlags::NONE, SystemFlags::NONE, &mut uids);
             if unseen.is_empty() {
                 page.collect(number, SystemFlags::NONE, SystemFlags::SEEN, &mut unseen);
@@ -99,9 +109,9 @@ impl ShardState {
         if uids.len() != u64::from(info.messages) {
             let key = view.key(Kind::Mailbox).mailbox(account, id).done();
             let reason = format!("counts {} messages, its pages {}", info.messages, uids.len());
-            return Err(StorageError::corrupt(printable(Family::State, &key), reason).into());
+            return Ok(Err(StorageError::corrupt(printable(Family::State, &key), reason)));
         }
-        Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) })
+        Ok(Ok(Selection { info, uids, first_unseen: unseen.first().map(Uid) }))
     }
 
     /// Messages that have all of `with` and none of `without`, from the pages alone.
@@ -113,8 +123,12 @@ impl ShardState {
         without: SystemFlags,
     ) -> MailResult<UidSet> {
         let view = self.view()?;
-        mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
-        Ok(collect_pages(&view, account, id, &UidSet::from_range(1, u32::MAX), with, without)?)
+        let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
+        let last = uid_last(&record);
+        if last == 0 {
+            return Ok(UidSet::new());
+        }
+        Ok(collect_pages(&view, account, id, &UidSet::from_range(1, last), with, without)?)
     }
 
     /// Visits the messages of a set that exist, in ascending order, until the visitor answers false.
@@ -318,6 +332,11 @@ fn meta(
     })
 }
 
+/// The greatest UID that was given out, 0 if none: no page lies behind it.
+fn uid_last(record: &MailboxRecord) -> u32 {
+    u32::try_from(record.uid_next.saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
 fn each_page(
     view: &View<'_>,
     account: AccountId,
@@ -383,14 +402,30 @@ pub(crate) fn scan_messages(
         let next = view.elsewhere_than(half.as_deref(), &error);
         match next {
             Some(next) if other.is_none() || at > before => other = Some(next),
-            _ => return Err(error),
+            _ => {
+                // Neither can be walked on from here: a single record may be read all the same.
+                let Some(uid) = next_uid(uids, at) else { return Ok(()) };
+                let key = seek_key(uid);
+                // What was met first tells the place.
+                let record: Option<MessageRecord> = view.record(&key).map_err(|_| error)?;
+                (at, other) = (Some(uid), None);
+                if record.is_some_and(|record| !visit(uid, record)) {
+                    return Ok(());
+                }
+            }
         }
     }
 }
 
+/// The first UID of a set behind one.
+fn next_uid(uids: &UidSet, behind: Option<u32>) -> Option<u32> {
+    let least = behind.map_or(Some(0), |uid| uid.checked_add(1))?;
+    uids.ranges().iter().find(|(_, last)| *last >= least).map(|(first, _)| least.max(*first))
+}
+
 /// From behind the UID that it was at. Answers the error that broke it off.
 fn walk_messages(
-    mut iterator: DBRawIterator<'_>,
+    mut iterator: Iter<'_>,
     seek_key: impl Fn(u32) -> Vec<u8>,
     uids: &UidSet,
     at: &mut Option<u32>,
@@ -398,7 +433,7 @@ fn walk_messages(
 ) -> Result<Option<StorageError>, StorageError> {
     let visited = *at;
     let mut here: Option<u32> = None;
-    let broken = |iterator: &DBRawIterator<'_>, uid: u32| {
+    let broken = |iterator: &Iter<'_>, uid: u32| {
         let error = iterator.status().err();
         error.map(|error| StorageError::read(|| printable(Family::State, &seek_key(uid)), &error))
     };

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use prost::Message;
-use types::{AccountId, Flags, InternalDate, Keyword, MailboxId, MailboxName, ModSeq, SpecialUse, SystemFlags, UidSet};
+use types::{
+    AccountId, Flags, InternalDate, Keyword, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, SystemFlags, UidSet,
+};
 
 use super::command::{BodySource, Command, Recipient, StoreAction};
 
@@ -73,6 +75,17 @@ pub(crate) struct RecipientRecord {
     account: u64,
     #[prost(bytes = "vec", tag = "2")]
     fingerprint: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    quota: Option<QuotaRecord>,
+}
+
+/// Absent where there is no limit at all.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct QuotaRecord {
+    #[prost(uint64, optional, tag = "1")]
+    octets: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    messages: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -112,6 +125,8 @@ pub(crate) struct AppendRecord {
     upload: Vec<u8>,
     #[prost(bytes = "bytes", tag = "6")]
     digest: Bytes,
+    #[prost(message, optional, tag = "7")]
+    quota: Option<QuotaRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -177,6 +192,8 @@ pub(crate) struct CopyRecord {
     remove_source: bool,
     #[prost(uint64, tag = "6")]
     messages_min: u64,
+    #[prost(message, optional, tag = "7")]
+    quota: Option<QuotaRecord>,
 }
 
 /// The number of a special use on the disk; 0 for none.
@@ -238,7 +255,11 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
         Command::Deliver { recipients, body, digest, date, settle } => Wire::Deliver(DeliverRecord {
             recipients: recipients
                 .iter()
-                .map(|one| RecipientRecord { account: one.account.0, fingerprint: one.fingerprint.to_vec() })
+                .map(|one| RecipientRecord {
+                    account: one.account.0,
+                    fingerprint: one.fingerprint.to_vec(),
+                    quota: quota_to_wire(one.quota),
+                })
                 .collect(),
             upload: source_to_wire(body),
             digest: digest.clone(),
@@ -248,13 +269,14 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
         Command::Settle { fingerprints } => {
             Wire::Settle(SettleRecord { fingerprints: fingerprints_to_wire(fingerprints) })
         }
-        Command::Append { account, mailbox, flags, date, body, digest } => Wire::Append(AppendRecord {
+        Command::Append { account, mailbox, flags, date, body, digest, quota } => Wire::Append(AppendRecord {
             account: account.0,
             mailbox: mailbox.as_str().to_owned(),
             flags: flags_to_wire(flags),
             date: date_to_wire(date),
             upload: source_to_wire(body),
             digest: digest.clone(),
+            quota: quota_to_wire(*quota),
         }),
         Command::CreateMailbox { account, name: mailbox, special_use } => {
             Wire::CreateMailbox(NameRecord { special_use: special_use_number(*special_use), ..name(account, mailbox) })
@@ -284,13 +306,14 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
             uids: uids.as_ref().map(set),
             only_deleted: *only_deleted,
         }),
-        Command::Copy { account, from, uids, to, remove_source, messages_min } => Wire::Copy(CopyRecord {
+        Command::Copy { account, from, uids, to, remove_source, messages_min, quota } => Wire::Copy(CopyRecord {
             account: account.0,
             from: from.0,
             uids: set(uids),
             to: to.as_str().to_owned(),
             remove_source: *remove_source,
             messages_min: *messages_min,
+            quota: quota_to_wire(*quota),
         }),
     }
 }
@@ -309,7 +332,8 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
                 .into_iter()
                 .map(|one| {
                     let fingerprint = one.fingerprint.try_into().ok()?;
-                    Some(Recipient { account: AccountId(one.account), fingerprint })
+                    let quota = quota_from_wire(one.quota);
+                    Some(Recipient { account: AccountId(one.account), fingerprint, quota })
                 })
                 .collect::<Option<_>>()?,
             body: source_from_wire(&record.upload)?,
@@ -325,6 +349,7 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
             date: date_from_wire(record.date)?,
             body: source_from_wire(&record.upload)?,
             digest: record.digest,
+            quota: quota_from_wire(record.quota),
         },
         Wire::CreateMailbox(record) => Command::CreateMailbox {
             account: AccountId(record.account),
@@ -371,6 +396,7 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
             to: name(&record.to)?,
             remove_source: record.remove_source,
             messages_min: record.messages_min,
+            quota: quota_from_wire(record.quota),
         },
     })
 }
@@ -388,6 +414,14 @@ fn source_to_wire(source: &BodySource) -> Vec<u8> {
 
 fn source_from_wire(upload: &[u8]) -> Option<BodySource> {
     if upload.is_empty() { Some(BodySource::Inline) } else { u128_of(upload).map(BodySource::Upload) }
+}
+
+fn quota_to_wire(quota: Quota) -> Option<QuotaRecord> {
+    (quota != Quota::NONE).then_some(QuotaRecord { octets: quota.octets, messages: quota.messages })
+}
+
+fn quota_from_wire(record: Option<QuotaRecord>) -> Quota {
+    record.map_or(Quota::NONE, |record| Quota { octets: record.octets, messages: record.messages })
 }
 
 fn date_to_wire(date: &InternalDate) -> DateRecord {

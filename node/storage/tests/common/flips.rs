@@ -41,15 +41,29 @@ pub fn flip_some(files: &[PathBuf], flips: usize, random: &mut Random) {
 
 /// Where a body lies in a half: in a blob file, uncompressed for it is random.
 pub fn flip_body(half: &Path, index: u64) {
-    let bad = body(index);
-    let needle = &bad[500..600];
+    assert!(flip_where(half, "blob", &body(index)[500..600]) > 0, "body {index} lies in a blob file");
+}
+
+/// Flips a bit wherever some octets lie in a half's files of a kind. Answers in how many places.
+pub fn flip_where(half: &Path, extension: &str, needle: &[u8]) -> usize {
     let mut flipped = 0;
-    for path in files_of(half, "blob") {
-        let bytes = std::fs::read(&path).unwrap();
-        for (at, _) in bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle) {
-            flip(&path, at as u64);
+    for path in files_of(half, extension) {
+        for at in places(&path, needle) {
+            flip(&path, at);
             flipped += 1;
         }
     }
-    assert!(flipped > 0, "body {index} lies in a blob file");
+    flipped
+}
+
+/// Whether some octets lie in a half's files of a kind.
+pub fn lies_in(half: &Path, extension: &str, needle: &[u8]) -> bool {
+    files_of(half, extension).iter().any(|path| !places(path, needle).is_empty())
+}
+
+/// A file may go meanwhile.
+fn places(path: &Path, needle: &[u8]) -> Vec<u64> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let found = bytes.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
+    found.map(|(at, _)| at as u64).collect()
 }

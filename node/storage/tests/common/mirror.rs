@@ -10,12 +10,38 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{DB, IteratorMode, Options};
-use storage::{Faults, Group, HalfName, HalfState, HalfStatus, Operation, Volume, VolumeOptions};
+use storage::{Faults, Group, GroupId, HalfName, HalfState, HalfStatus, Operation, Volume, VolumeOptions};
 
+use super::flips::Random;
 use super::{append, copy_files, entry, marker, options};
 
 /// How long a condition may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Small memtables, so that there are tables soon.
+pub fn small_mirror(root: &Path) -> VolumeOptions {
+    VolumeOptions { memtable_bytes: 4 << 20, wal_bytes_max: 2 << 20, ..mirror_options(root) }
+}
+
+/// What nobody asks for.
+pub const FILLER: GroupId = GroupId(3);
+const FILLER_BYTES: u64 = 64 << 10;
+
+/// Writes what nobody asks for until a condition holds: it has what was written before put into tables.
+pub fn fill_until(volume: &Volume, what: &str, holds: impl Fn() -> bool) {
+    let group = volume.group(FILLER).unwrap();
+    wait_until(what, || {
+        let next = group.last_entry().unwrap().map_or(1, |entry| entry.index + 1);
+        append(&group, vec![entry(next, "filler", Some(random(next, FILLER_BYTES)))]);
+        holds()
+    });
+}
+
+/// Octets that nothing compresses.
+pub fn random(seed: u64, len: u64) -> Bytes {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    (0..len).map(|_| random.below(256) as u8).collect()
+}
 
 pub fn mirror_options(root: &Path) -> VolumeOptions {
     VolumeOptions {

@@ -16,7 +16,7 @@ use storage::{
     Volume,
 };
 use types::{
-    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet,
+    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, Uid, UidSet,
 };
 
 /// Errors are compared by kind, flags of STORE by the listing that follows.
@@ -171,16 +171,29 @@ fn command(numbers: [u16; 6], index: u64, model: &Model) -> (Command, Option<Byt
     let own = if d % 8 == 0 { None } else { body() };
     let digest = Bytes::from(index.to_string());
     let date = InternalDate::utc(i64::from(e));
+    // As if it were set anew all the time: often met, now and then below what is there.
+    let quota = match (b ^ d) % 4 {
+        0 => Quota { octets: Some(u64::from(c % 30_000)), messages: None },
+        1 => Quota { octets: None, messages: Some(u64::from(c % 20)) },
+        2 => Quota { octets: Some(u64::from(e % 30_000)), messages: Some(u64::from(c % 20)) },
+        _ => Quota::NONE,
+    };
     match kind % 20 {
         0..=3 => {
             let recipients = (0..1 + b % 3)
-                .map(|n| Recipient { account: AccountId(1 + u64::from((a + n) % 2)), fingerprint: [(c % 5) as u8; 32] })
+                .map(|n| {
+                    let account = AccountId(1 + u64::from((a + n) % 2));
+                    Recipient { account, fingerprint: [(c % 5) as u8; 32], quota }
+                })
                 .collect();
             let settle = if d % 3 == 0 { vec![[(e % 5) as u8; 32], [9; 32]] } else { Vec::new() };
             (Command::Deliver { recipients, body: source, digest, date, settle }, own)
         }
         4 => (Command::Settle { fingerprints: vec![[(c % 5) as u8; 32], [9; 32]] }, None),
-        5 | 6 => (Command::Append { account, mailbox: any_name(b), flags: flags(c), date, body: source, digest }, own),
+        5 | 6 => {
+            let (mailbox, flags) = (any_name(b), flags(c));
+            (Command::Append { account, mailbox, flags, date, body: source, digest, quota }, own)
+        }
         7 => (Command::Chunk { upload }, body()),
         8 => (Command::CreateMailbox { account, name: any_name(b), special_use: None }, None),
         9 if b % 3 == 0 => (Command::DeleteMailbox { account, name: any_name(c) }, None),
@@ -213,6 +226,7 @@ fn command(numbers: [u16; 6], index: u64, model: &Model) -> (Command, Option<Byt
                 to: any_name(d),
                 remove_source: e % 2 == 0,
                 messages_min: if e % 3 == 0 { uids(c).len() } else { 0 },
+                quota,
             },
             None,
         ),

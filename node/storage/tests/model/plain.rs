@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use storage::{BodySource, Command, Delivered, Outcome, StoreAction};
-use types::{AccountId, Flags, MailError, MailboxId, MailboxName, ModSeq, SystemFlags, Uid, UidSet, UidValidity};
+use types::{
+    AccountId, Flags, MailError, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, Uid, UidSet, UidValidity,
+};
 
 use crate::common::name;
 
@@ -123,6 +125,17 @@ impl Model {
         }
     }
 
+    /// Counts anew what the account holds, each time.
+    fn admit(&self, account: AccountId, quota: Quota, bodies: &[u64]) -> Result<(), MailError> {
+        let octets = |bodies: &[u64]| bodies.iter().map(|body| self.bodies[body].len() as u64).sum::<u64>();
+        let messages = self.accounts[&account.0].mailboxes.values().flat_map(|one| one.messages.values());
+        let held: Vec<u64> = messages.map(|message| message.body).collect();
+        let (used, more) = (octets(&held), octets(bodies));
+        let too_much = more > 0 && quota.octets.is_some_and(|max| used + more > max);
+        let too_many = !bodies.is_empty() && quota.messages.is_some_and(|max| (held.len() + bodies.len()) as u64 > max);
+        if too_much || too_many { Err(MailError::OverQuota) } else { Ok(()) }
+    }
+
     pub fn apply(&mut self, index: u64, now: u32, command: &Command, own: Option<&Bytes>) -> Answer {
         // A refused command leaves no account behind that it would have created.
         let before = self.accounts.clone();
@@ -166,6 +179,11 @@ impl Model {
                         all.push(Ok(Delivered { duplicate: true, ..*seen }));
                         continue;
                     }
+                    self.account(index, now, recipient.account);
+                    if let Err(refused) = self.admit(recipient.account, recipient.quota, &[index]) {
+                        all.push(Err(refused));
+                        continue;
+                    }
                     let account = self.account(index, now, recipient.account);
                     let inbox = account.mailboxes.get_mut("INBOX").unwrap();
                     let uid = inbox.add(index, Message { body: index, ..Default::default() });
@@ -184,13 +202,14 @@ impl Model {
                 self.fingerprints.retain(|(fingerprint, _), _| !fingerprints.contains(fingerprint));
                 Ok(Outcome::Done)
             }
-            Command::Append { account, mailbox, flags, body, .. } => {
+            Command::Append { account, mailbox, flags, body, quota, .. } => {
                 self.account(index, now, *account);
                 if !self.accounts[&account.0].mailboxes.contains_key(mailbox.as_str()) {
                     return Err(MailError::NoSuchMailbox);
                 }
                 let bytes = self.body(body, own)?;
                 self.bodies.insert(index, bytes);
+                self.admit(*account, *quota, &[index])?;
                 let mailbox = self.accounts.get_mut(&account.0).unwrap().mailboxes.get_mut(mailbox.as_str()).unwrap();
                 let message = Message { system: flags.system, keywords: keywords(flags), mod_seq: index, body: index };
                 let uid = mailbox.add(index, message);
@@ -271,14 +290,21 @@ impl Model {
                 }
                 Ok(Outcome::Expunged { uids: gone, mod_seq: ModSeq(mailbox.mod_seq) })
             }
-            Command::Copy { account, from, uids, to, remove_source, messages_min } => {
-                let account = self.account(index, now, *account);
+            Command::Copy { account: owner, from, uids, to, remove_source, messages_min, quota } => {
+                let account = self.account(index, now, *owner);
                 let Some(to) = account.mailboxes.get(to.as_str()).map(|one| one.id) else {
                     return Err(MailError::NoSuchMailbox);
                 };
-                if (account.by_id(*from)?.wanted(uids).len() as u64) < *messages_min {
+                let source = account.by_id(*from)?;
+                let wanted = source.wanted(uids);
+                if (wanted.len() as u64) < *messages_min {
                     return Err(MailError::MessagesGone);
                 }
+                let bodies: Vec<u64> = wanted.iter().map(|uid| source.messages[uid].body).collect();
+                if !remove_source {
+                    self.admit(*owner, *quota, &bodies)?;
+                }
+                let account = self.account(index, now, *owner);
                 account.copy(index, *from, MailboxId(to), uids, *remove_source)
             }
         }

@@ -21,7 +21,7 @@ use proto::wire::{
     MailboxesReply, NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
     RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section,
     SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
-    StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
+    StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
@@ -191,6 +191,10 @@ impl MailStore for MemoryNode {
     async fn open_account(&self, request: AccountRequest) -> MailResult<()> {
         assert_eq!(request.account, ACCOUNT);
         self.enter("open_account").map(|_| ())
+    }
+
+    async fn usage(&self, _: AccountRequest) -> MailResult<UsageReply> {
+        unsupported()
     }
 
     async fn mailboxes(&self, _: AccountRequest) -> MailResult<MailboxesReply> {

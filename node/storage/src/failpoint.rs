@@ -1,0 +1,181 @@
+//! The steps of a move at which a test can stop a process, to kill it there, cut its disks' power, or kill another
+//! meanwhile (`cluster-tests/tests/move_steps.rs`). The feature `failpoints` compiles them in; without it [`reach`] is
+//! nothing, and nothing is left of them.
+//!
+//! The environment variable MAILRING_FAILPOINTS names a directory that the processes of a cluster share. A process that
+//! comes by a point notes that in the file `reached`. If there is a file `POINT-GROUP`, or `POINT-GROUP-PID` for it alone,
+//! it stops with all its threads (SIGSTOP) before it does anything else, and the file is then called `held-PID`. The
+//! process goes on once that is gone and it gets SIGCONT.
+
+#[cfg(not(feature = "failpoints"))]
+use crate::keys::GroupId;
+
+macro_rules! failpoints {
+    ($($(#[$doc:meta])* $point:ident,)*) => {
+        /// In the order in which a move comes by them.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Failpoint { $($(#[$doc])* $point,)* }
+
+        impl Failpoint {
+            pub const ALL: &[Failpoint] = &[$(Failpoint::$point,)*];
+        }
+    };
+}
+
+failpoints! {
+    // The directory's leader.
+    /// The move is in the plan, by hand.
+    Planned,
+    /// It is the shard's turn; the directory does not say so yet.
+    TurnChosen,
+    /// The directory wants the shard elsewhere.
+    TurnGiven,
+
+    // The shard's leader.
+    /// About to tell the target that it may begin.
+    BeginAsked,
+    BeginAnswered,
+    /// About to take the target in as a learner.
+    LearnerProposed,
+    LearnerAdded,
+    SnapshotOpened,
+    /// The first block has gone.
+    SnapshotSent,
+    /// The learner has caught up; it is to vote.
+    ChangeProposed,
+    Changed,
+    /// About to end a change that a leader before this one has left half done.
+    SettleProposed,
+    Settled,
+    /// About to take a learner out that is not wanted any more.
+    RemoveProposed,
+    Removed,
+    /// This leader is to go; another is to lead.
+    HandOverAsked,
+    HandedOver,
+
+    // The target.
+    BeginReceived,
+    /// Empty, without its votes, and recorded as being nowhere.
+    BeginOpened,
+    /// On disk with its votes, and still recorded as being nowhere.
+    BegunOnDisk,
+    /// Recorded; nothing runs yet.
+    BegunRecorded,
+    BegunStarted,
+    /// A snapshot is announced on disk.
+    SnapshotAnnounced,
+    /// The first block is in the spool.
+    SnapshotSpooled,
+    /// All blocks are.
+    SnapshotReceived,
+    /// Some of it is in the database, beside the old state.
+    SnapshotWritten,
+    /// All of it is; the old state still counts.
+    SnapshotFlipping,
+    SnapshotInstalled,
+
+    // Every member of the group.
+    /// The membership with the learner is in the log, synced or not.
+    LearnerAppended,
+    LearnerApplied,
+    /// The same of the membership in which the old and the new voters have a say.
+    JointAppended,
+    JointApplied,
+    /// And of the one with neither the old voter nor a learner.
+    FinalAppended,
+    FinalApplied,
+
+    // The directory's leader.
+    /// The group is as wanted; the directory does not say so yet.
+    Arrived,
+    Ended,
+
+    // The source.
+    /// The group's leader says that it is no member.
+    DropTold,
+    /// The replica is stopped; its leader is to be asked again.
+    DropStopped,
+    DropConfirmed,
+    /// It is recorded as being on no volume; all that it has is still there.
+    HomeForgotten,
+    Dropped,
+}
+
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub const fn reach(_: Failpoint, _: GroupId) {}
+
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) const fn check() -> Result<(), crate::error::StorageError> {
+    Ok(())
+}
+
+#[cfg(feature = "failpoints")]
+pub(crate) use stopping::check;
+#[cfg(feature = "failpoints")]
+pub use stopping::reach;
+
+#[cfg(feature = "failpoints")]
+mod stopping {
+    use std::fs::{self, File};
+    use std::io::{self, Write};
+    use std::path::{Path, PathBuf};
+    use std::process;
+    use std::sync::LazyLock;
+    use std::thread;
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use tracing::{error, warn};
+
+    use super::Failpoint;
+    use crate::error::StorageError;
+    use crate::keys::GroupId;
+
+    const VARIABLE: &str = "MAILRING_FAILPOINTS";
+    /// Between looks whether it may go on: only the thread that came by the point looks.
+    const LOOK: Duration = Duration::from_millis(1);
+
+    static DIRECTORY: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(VARIABLE).map(PathBuf::from));
+
+    /// Notes that this process has come by a point, and stops it there if a test wants that.
+    pub fn reach(point: Failpoint, group: GroupId) {
+        let Some(directory) = &*DIRECTORY else { return };
+        if let Err(failure) = stop_if_asked(directory, point, group) {
+            error!(?point, group = group.0, %failure, "failpoint is of no use");
+        }
+    }
+
+    fn stop_if_asked(directory: &Path, point: Failpoint, group: GroupId) -> io::Result<()> {
+        let own = process::id();
+        let line = format!("{point:?} {} {own}\n", group.0);
+        File::options().create(true).append(true).open(directory.join("reached"))?.write_all(line.as_bytes())?;
+        let held = directory.join(format!("held-{own}"));
+        let asked = [format!("{point:?}-{}-{own}", group.0), format!("{point:?}-{}", group.0)];
+        // Of several that come by at the same time one is stopped.
+        if !asked.iter().any(|name| fs::rename(directory.join(name), &held).is_ok()) {
+            return Ok(());
+        }
+        kill_process(getpid(), Signal::STOP)?;
+        while held.exists() {
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Refuses a directory that is none, so that no test passes for want of its points.
+    pub(crate) fn check() -> Result<(), StorageError> {
+        match &*DIRECTORY {
+            Some(directory) if !directory.is_dir() => {
+                Err(StorageError::Misuse(format!("{VARIABLE}: {} is no directory", directory.display())))
+            }
+            Some(directory) => {
+                warn!(directory = %directory.display(), "failpoints: a test may stop this program anywhere in a move");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
