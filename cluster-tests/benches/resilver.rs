@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, ImapClient, PASSWORD, Quantiles, Random, SmtpClient, eventually, setting,
+    Cluster, ClusterOptions, ImapClient, PASSWORD, Quantiles, Random, SmtpClient, delete_disk, eventually, setting,
 };
 
 const OPTIONS: ClusterOptions =
@@ -109,8 +109,7 @@ fn row(name: &str, Figures { deliveries, fetches }: &Figures) {
 /// Deletes a half, waits until the node has noticed, and puts an empty directory in its place.
 fn lose(cluster: &Cluster, half: usize) -> Result<()> {
     let disk = cluster.disk_directories(0)[half].clone();
-    // The node makes files there until it notices.
-    eventually("the half is deleted", PATIENCE, || Ok(fs::remove_dir_all(&disk)?))?;
+    delete_disk(&disk)?;
     eventually("the half is out of use", PATIENCE, || {
         let mut client = cluster.smtp_client()?;
         client.deliver("notice@example.test", &["user0@example.test"], b"Subject: notice\r\n\r\n")?;

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,10 @@ pub const MAILBOXES: [&str; 2] = ["Work", "Archive/2026"];
 const RESEND_MAX: Duration = Duration::from_secs(120);
 /// Between attempts of a client whose server does not answer.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// Of a writer between changes while nobody waits for them, and of a reader between whole mailboxes: the processes under test have
+/// the same processors.
+const WRITER_RESTS: Duration = Duration::from_millis(10);
+const READER_RESTS: Duration = Duration::from_millis(100);
 /// Flag values; a mailbox has room for 128 keywords.
 const VALUES: u64 = 24;
 
@@ -42,6 +46,7 @@ pub struct Load {
     pub history: Arc<History>,
     options: LoadOptions,
     stop: Arc<AtomicBool>,
+    waiting: Arc<AtomicUsize>,
     /// What the clients met.
     pub service: Arc<Service>,
     workers: Vec<JoinHandle<Result<()>>>,
@@ -57,11 +62,12 @@ impl Load {
             }
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
-        let service = Arc::new(Service::default());
+        let (service, waiting) = (Arc::new(Service::default()), Arc::new(AtomicUsize::new(0)));
         let worker = |number: usize| Worker {
             options: options.clone(),
             history: history.clone(),
             stop: stop.clone(),
+            waiting: waiting.clone(),
             service: service.clone(),
             asked: Instant::now(),
             random: Random::new(options.seed, number as u64),
@@ -80,7 +86,15 @@ impl Load {
             let mut worker = worker(number);
             workers.push(std::thread::spawn(move || worker.read()));
         }
-        Ok(Load { history, options, stop, service, workers })
+        Ok(Load { history, options, stop, waiting, service, workers })
+    }
+
+    /// Writers do not rest while this is waited for.
+    pub fn hurry<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let done = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        done
     }
 
     /// Changes acknowledged so far.
@@ -150,6 +164,7 @@ struct Worker {
     options: LoadOptions,
     history: Arc<History>,
     stop: Arc<AtomicBool>,
+    waiting: Arc<AtomicUsize>,
     service: Arc<Service>,
     /// When the change under way was first asked for.
     asked: Instant,
@@ -177,6 +192,9 @@ impl Worker {
                 90..95 => self.copy_or_move(true),
                 _ => self.expunge(),
             }
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                std::thread::sleep(WRITER_RESTS);
+            }
         }
         Ok(())
     }
@@ -195,6 +213,7 @@ impl Worker {
                 Ok(reading) => self.history.read(reading),
                 Err(_) => self.lose(&account),
             }
+            std::thread::sleep(READER_RESTS);
         }
         Ok(())
     }

@@ -61,6 +61,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until every shard is led by the node that should lead it.
+    pub fn wait_led(&self) -> Result<()> {
+        eventually("all shards are led where they should be", PATIENCE, || {
+            let shards = self.json(&["shard", "list"])?;
+            let astray = |shard: &&Value| shard["leader"] != shard["wanted"][0];
+            ensure!(!shards.as_array().context("shards")?.iter().any(|shard| astray(&shard)), "{shards}");
+            Ok(())
+        })
+    }
+
     /// Waits until all is placed as it should be, and nothing is degraded.
     pub fn wait_settled(&self) -> Result<()> {
         eventually("all shards are where they should be", PATIENCE, || {

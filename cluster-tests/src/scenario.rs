@@ -102,10 +102,12 @@ impl Scenario {
     }
 
     fn acknowledged(&self, enough: impl Fn(Tally) -> bool) -> Result<()> {
-        let progress = eventually("changes are acknowledged", PATIENCE, || {
-            let tally = self.load.tally();
-            ensure!(enough(tally), "{tally}");
-            Ok(())
+        let progress = self.load.hurry(|| {
+            eventually("changes are acknowledged", PATIENCE, || {
+                let tally = self.load.tally();
+                ensure!(enough(tally), "{tally}");
+                Ok(())
+            })
         });
         progress.with_context(|| self.again.clone())
     }
@@ -159,6 +161,7 @@ impl Scenario {
         let faults = check(&self.load.history.entries());
         ensure!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
         eventually("every shard counts right", PATIENCE, || self.cluster.check_totals())?;
+        eventually("POP3 shows what IMAP does", PATIENCE, || self.cluster.compare_maildrops())?;
         eventually("all replicas are the same", PATIENCE, || self.cluster.compare_replicas())
     }
 }

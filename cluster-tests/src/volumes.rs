@@ -1,5 +1,8 @@
 //! The volumes of a cluster's nodes, as an operator sees them.
 
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -53,8 +56,23 @@ impl Cluster {
 
     /// That a scrub, which compares the halves of every mirror and the replicas of every shard, finds nothing.
     pub fn check_scrub(&self) -> Result<()> {
-        let summary = self.scrub(&[])?;
+        // A replica that did not answer in time, or whose leader has just changed, is known the next time.
+        let summary = eventually("everything is compared", START_MAX, || {
+            let summary = self.scrub(&[])?;
+            let findings = summary["findings"].as_array().context("findings")?;
+            let is_unknown = |finding: &Value| finding["verdict"] == "unknown";
+            ensure!(findings.is_empty() || !findings.iter().all(is_unknown), "{summary:#}");
+            Ok(summary)
+        })?;
         ensure!(summary["clean"] == true, "{summary:#}");
         Ok(())
     }
+}
+
+/// Deletes a disk of a node that may be running: until it notices, it makes files there.
+pub fn delete_disk(disk: &Path) -> Result<()> {
+    eventually("the disk is deleted", START_MAX, || match fs::remove_dir_all(disk) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        Err(_) | Ok(()) => Ok(()),
+    })
 }

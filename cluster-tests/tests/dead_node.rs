@@ -32,7 +32,8 @@ fn check_voters(cluster: &Cluster, dead: &str) -> Result<()> {
 
 #[test]
 fn what_a_dead_node_held_is_made_anew_elsewhere_and_it_brings_nothing_back() -> Result<()> {
-    let options = ClusterOptions { nodes: 4, dead_node_s: Some(DEAD_NODE_S), ..ClusterOptions::DEFAULT };
+    let options =
+        ClusterOptions { nodes: 4, dead_node_s: Some(DEAD_NODE_S), leaders_look_s: Some(0), ..ClusterOptions::DEFAULT };
     // Each round takes a node away; three are needed.
     let (mut scenario, _, _) = Scenario::seeded(options, 96, 1)?;
     scenario.progress()?;
@@ -52,6 +53,7 @@ fn what_a_dead_node_held_is_made_anew_elsewhere_and_it_brings_nothing_back() -> 
 
     eventually("it is removed", PATIENCE, || scenario.cluster.admin(&["node", "remove", &name]).map(drop))?;
     scenario.cluster.wait_settled()?;
+    scenario.cluster.wait_led()?;
     let before = scenario.cluster.terms()?;
     scenario.cluster.nodes[victim].start()?;
     let (code, said) = scenario.cluster.nodes[victim].ended()?;

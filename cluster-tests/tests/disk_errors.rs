@@ -4,7 +4,7 @@
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
@@ -42,12 +42,16 @@ fn a_half_that_cannot_be_read_is_dropped_and_nobody_notices() -> Result<()> {
         let process = scenario.cluster.nodes[0].pid().context("not running")?;
         let files = files_of(&scenario.cluster.disk_directories(0)[half], TABLES)?;
         let Some(errors) = Injection::begin(process, "pread64", "error=EIO", &files)? else { return Ok(()) };
+        let began = Instant::now();
         check_large(&scenario.cluster, seed)?;
         dropped(&scenario, half, round + 1)?;
+        println!("half {} is dropped {:?} after it could not be read any more", letter(half), began.elapsed());
         drop(errors);
         check_large(&scenario.cluster, seed)?;
+        let began = Instant::now();
         scenario.cluster.admin(&["volume", "resilver", "node1", "1", "--half", letter(half), "--wait"])?;
         scenario.cluster.wait_whole("node1")?;
+        println!("half {} is made anew after {:?}", letter(half), began.elapsed());
         no_errors(&scenario)?;
     }
     scenario.progress()?;

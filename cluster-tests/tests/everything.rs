@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Link, Random, Scenario, eventually, letter, setting};
+use cluster_tests::{ClusterOptions, Link, Random, Scenario, delete_disk, eventually, letter, setting};
 use serde_json::Value;
 
 /// A load must have somewhere to go to whatever node is away, and a half must be there to lose.
@@ -146,7 +146,7 @@ impl Everything {
     fn half_goes(&mut self, node: usize, name: &str) -> Result<()> {
         let half = self.random.below(2) as usize;
         let disk = self.scenario.cluster.disk_directories(node)[half].clone();
-        fs::remove_dir_all(&disk)?;
+        delete_disk(&disk)?;
         self.scenario.cluster.wait_half(name, half, "stale")?;
         self.scenario.progress()?;
         fs::create_dir(&disk)?;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{ImapClient, SmtpClient, binary, eventually};
 
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(180);
 
 struct LocalCluster {
     directory: PathBuf,

@@ -21,7 +21,7 @@ const PACKETS_TO_RESET: u64 = 100;
 
 /// And its rounds.
 fn start(seed: u64, rounds: u64) -> Result<(Scenario, u64)> {
-    let options = ClusterOptions { routers: 2, own_groups: true, ..ClusterOptions::default() };
+    let options = ClusterOptions { routers: 2, own_groups: true, leaders_look_s: Some(0), ..ClusterOptions::default() };
     let (scenario, _, rounds) = Scenario::seeded(options, seed, rounds)?;
     Ok((scenario, rounds))
 }

@@ -183,6 +183,66 @@ fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
     to_all(&cluster)
 }
 
+/// With one replica of each shard, and nobody there to ask, an old copy would elect itself.
+#[test]
+fn an_old_copy_that_starts_first_and_alone_serves_nothing_either() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { shards: 4, replicas: 1, ..ClusterOptions::default() })?;
+    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
+    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let disk = cluster.disk(VICTIM);
+    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+    cluster.nodes[VICTIM].kill()?;
+    copy(&disk, &old)?;
+    cluster.nodes[VICTIM].start()?;
+    cluster.wait_ready()?;
+    cluster.nodes.iter_mut().try_for_each(Process::kill)?;
+    for (copy_of, is_old) in [(&old, true), (&newest, false)] {
+        if is_old {
+            fs::rename(&disk, &newest)?;
+            copy(copy_of, &disk)?;
+        } else {
+            fs::remove_dir_all(&disk)?;
+            fs::rename(copy_of, &disk)?;
+        }
+        let waits = "no other node answers";
+        let told = cluster.nodes[VICTIM].logged(waits)?;
+        cluster.nodes[VICTIM].start()?;
+        eventually("it waits for another node", PATIENCE, || {
+            ensure!(cluster.nodes[VICTIM].logged(waits)? > told, "it does not say so");
+            Ok(())
+        })?;
+        let served: Vec<&String> = std::thread::scope(|scope| {
+            let asking: Vec<_> = locals
+                .iter()
+                .map(|local| {
+                    let cluster = &cluster;
+                    (local, scope.spawn(move || messages(cluster, &format!("{local}@example.test"))))
+                })
+                .collect();
+            asking
+                .into_iter()
+                .filter_map(|(local, asked)| asked.join().is_ok_and(|found| found.is_ok()).then_some(local))
+                .collect()
+        });
+        ensure!(served.is_empty(), "{served:?} are served by a node that nobody has vouched for");
+        if is_old {
+            cluster.nodes[..VICTIM].iter_mut().try_for_each(Process::start)?;
+            let (code, said) = cluster.nodes[VICTIM].ended()?;
+            ensure!(
+                code == Some(1) && said.contains("an old copy of this node's disks"),
+                "exit code {code:?}:\n{said}"
+            );
+            cluster.nodes.iter_mut().try_for_each(Process::kill)?;
+        }
+    }
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    for user in locals.iter().map(|local| format!("{local}@example.test")) {
+        eventually("it is served again", PATIENCE, || messages(&cluster, &user))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_damaged_log_is_refused_by_name_and_the_others_serve() -> Result<()> {
     let mut cluster = start()?;

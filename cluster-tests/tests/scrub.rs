@@ -183,6 +183,7 @@ fn a_shard_is_compared_once_at_a_time() -> Result<()> {
     fill(&cluster, 85)?;
     let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", "user0@example.test", "--json"])?)?;
     let shard = u32::try_from(account["shard"].as_u64().with_context(|| format!("{account}"))?)?;
+    cluster.wait_led()?;
     let answers = compare_twice(&cluster, shard)?;
     let compared: Vec<_> = answers.iter().flatten().collect();
     let all_good = |reply: &CompareShardReply| reply.replicas.iter().all(|replica| replica.verdict == "good");

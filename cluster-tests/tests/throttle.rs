@@ -14,7 +14,7 @@ const COPY_OCTETS_PER_S: u64 = 2 << 20;
 /// Below this no copy falls: it would never catch up.
 const LEAST_OCTETS_PER_S: u64 = 1 << 20;
 /// Each way between nodes: below what a heartbeat may take there and back.
-const DELAY: Duration = Duration::from_millis(150);
+const DELAY: Duration = Duration::from_millis(300);
 
 #[test]
 fn copies_yield_while_mail_is_slow() -> Result<()> {

@@ -2,7 +2,6 @@
 //! every other node makes itself known to the directory's leader.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,6 +21,7 @@ use crate::group::StartCount;
 use crate::groups::unreadable;
 use crate::raft::{Peers, Reply};
 use crate::settings::NodeSettings;
+use crate::vetting::Vetting;
 use crate::volumes::NodeVolume;
 
 /// Between attempts to reach the others.
@@ -35,12 +35,14 @@ const COPY_ANSWERS_MAX: Duration = Duration::from_secs(2);
 /// For so long nodes that are started at once are waited for: less than until an election would begin.
 const VETTING_MAX: Duration = Duration::from_millis(1500);
 const VETTING_RETRY: Duration = Duration::from_millis(50);
+/// For an old copy to note that it has not been started.
+const RESTORE_MAX: Duration = Duration::from_secs(3);
 /// As any start that is refused.
 const EXIT_REFUSED: i32 = 1;
 
 /// Before any group starts and anything is said to others: an error if these disks are not the node's newest. Counts the
-/// start, and lets others know of it. Whether all others were there to be asked; [`vet`] is for those that were not.
-pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<(StartCount, bool)> {
+/// start, and lets others know of it. [`vet`] asks those that were not there.
+pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSettings) -> Result<(StartCount, Vetting)> {
     let (own, volume) = (NodeId(peers.own_id()), first.volume().context("the first volume")?);
     let opened = volume.clone();
     let opening = tokio::task::spawn_blocking(move || {
@@ -54,6 +56,7 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
         bail!("the cluster writes format {}; this program knows formats up to {}", cluster.format, format::known());
     }
     let nodes: Vec<(NodeId, String)> = state.read().nodes().map(|node| (node.id, node.address.clone())).collect();
+    let has_others = state.read().nodes().any(|node| node.id != own && node.state != NodeState::Removed);
     refuse_copy(own, &nodes, peers, settings.advertise()).await?;
     let mut others = addresses(settings, &nodes, own);
     if before.starts == 0 {
@@ -74,9 +77,10 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
     let counting = tokio::task::spawn_blocking(move || volume.set_starts(now.starts, now.run));
     counting.await?.context("count the start")?;
     let told = NodeStart { node: own.0, starts: now.starts, run: now.run, ..Default::default() };
-    let there = answers.iter().filter(|(_, known)| known.is_some());
-    join_all(there.map(|(address, _)| note_start(peers, address, told))).await;
-    Ok((StartCount { before, now }, answers.iter().all(|(_, known)| known.is_some())))
+    let there: Vec<_> = answers.iter().filter(|(_, known)| known.is_some()).collect();
+    join_all(there.iter().map(|(address, _)| note_start(peers, address, told))).await;
+    let is_heard = !there.is_empty() || !has_others || others.is_empty();
+    Ok((StartCount { before, now }, Vetting::new(there.len() == others.len(), is_heard)))
 }
 
 /// Of all nodes but this one: those that founded the cluster, and those that the directory knows.
@@ -87,36 +91,68 @@ fn addresses(settings: &NodeSettings, nodes: &[(NodeId, String)], own: NodeId) -
     others
 }
 
-/// Asks those that were not there before: nodes that are started together answer when each of them serves. Ends the process
-/// if one of them knows newer disks of this node. Then its replicas may vote, be all others there or not.
+/// Asks those that were not there before: nodes that are started together answer when each of them serves. Then its replicas
+/// may vote, be all others there or not; but those that are their groups' only voters once one other has answered.
 async fn vet(node: &Node) {
-    let StartCount { before, now } = node.groups().context.start;
-    let nodes: Vec<(NodeId, String)> = {
-        let directory = node.groups().directory_state.read();
-        directory.nodes().map(|node| (node.id, node.address.clone())).collect()
-    };
-    let mut others = addresses(node.settings(), &nodes, node.id());
-    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run, ..Default::default() };
+    let mut others = others(node);
     let deadline = Instant::now() + VETTING_MAX;
     loop {
-        let asked = others.iter().map(async |address| {
-            let answer =
-                tokio::time::timeout_at(deadline.into(), note_start(&node.groups().peers, address, told)).await;
-            (address.clone(), answer.ok().flatten())
-        });
-        for (address, known) in join_all(asked).await {
-            let Some(known) = known.map(start_of) else { continue };
-            if known != now && before.is_before(known) {
-                end_as_old_copy(node, known).await;
-            }
-            others.remove(&address);
-        }
+        ask(node, &mut others, deadline).await;
         if others.is_empty() || Instant::now() >= deadline {
             break;
         }
         tokio::time::sleep(VETTING_RETRY).await;
     }
-    node.groups().vet();
+    node.groups().context.vetting.note_asked();
+    node.groups().stand();
+    if !node.groups().context.vetting.is_heard() {
+        tracing::info!("no other node answers, what has no other replica is not served before one does");
+    }
+}
+
+/// As [`vet`], once, for as long as nobody has answered.
+async fn vet_late(node: &Node) {
+    let vetting = &node.groups().context.vetting;
+    if vetting.is_heard() {
+        return;
+    }
+    ask(node, &mut others(node), Instant::now() + COPY_ANSWERS_MAX).await;
+    if vetting.is_heard() {
+        node.groups().stand();
+    }
+}
+
+/// Of all nodes but this one.
+fn others(node: &Node) -> BTreeSet<String> {
+    let nodes: Vec<(NodeId, String)> = {
+        let directory = node.groups().directory_state.read();
+        directory.nodes().map(|node| (node.id, node.address.clone())).collect()
+    };
+    addresses(node.settings(), &nodes, node.id())
+}
+
+/// Tells these of this start, and leaves over those that do not answer. Ends the process if one of them knows newer disks of
+/// this node.
+async fn ask(node: &Node, others: &mut BTreeSet<String>, deadline: Instant) {
+    let StartCount { before, now } = node.groups().context.start;
+    let told = NodeStart { node: node.id().0, starts: now.starts, run: now.run, ..Default::default() };
+    let asked = others.iter().map(async |address| {
+        let answer = tokio::time::timeout_at(deadline.into(), note_start(&node.groups().peers, address, told)).await;
+        (address.clone(), answer.ok().flatten())
+    });
+    let answers = join_all(asked).await;
+    let mut is_heard = false;
+    for (address, known) in answers {
+        let Some(known) = known.map(start_of) else { continue };
+        if known != now && before.is_before(known) {
+            end_as_old_copy(node, known).await;
+        }
+        is_heard = true;
+        others.remove(&address);
+    }
+    if is_heard {
+        node.groups().context.vetting.note_heard();
+    }
 }
 
 fn old_copy(disks: &str, before: Start, known: Start) -> String {
@@ -172,11 +208,12 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 }
 
 async fn find_cluster(node: &Node) {
-    if !node.groups().context.vetted.load(Ordering::Relaxed) {
+    if !node.groups().context.vetting.is_asked() {
         vet(node).await;
     }
     let mut refused = String::new();
     loop {
+        vet_late(node).await;
         match step(node).await {
             Ok(true) => return,
             Ok(false) => {}
@@ -256,8 +293,9 @@ async fn end_as_old_copy(node: &Node, known: Start) {
     let Some(first) = node.groups().volumes.list().first().cloned() else { return };
     tracing::error!(reason = old_copy(&first.shown(), before, known), "process ends");
     if let Some(volume) = first.volume() {
-        // This start must not make them newer: the next one is refused, too.
-        drop(tokio::task::spawn_blocking(move || volume.set_starts(before.starts, before.run)).await);
+        // This start must not make them newer: the next one is refused, too. A disk that hangs is not waited for.
+        let restoring = tokio::task::spawn_blocking(move || volume.set_starts(before.starts, before.run));
+        drop(tokio::time::timeout(RESTORE_MAX, restoring).await);
     }
     std::process::exit(EXIT_REFUSED);
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use crate::raft::{
     vote_to_wire,
 };
 use crate::step_aside::Stall;
+use crate::vetting::Vetting;
 
 /// From proposal to applied. Longer than an election, so that a leader without a majority is found out first.
 const PROPOSE_MAX: Duration = Duration::from_secs(10);
@@ -48,9 +48,7 @@ pub struct GroupContext {
     pub log_entries_kept: u64,
     pub stall: Stall,
     pub start: StartCount,
-    /// Whether others were asked if they know of newer disks of this node. Before that it neither votes nor stands for
-    /// election: an old copy has forgotten votes, and entries that it has acknowledged.
-    pub vetted: Arc<AtomicBool>,
+    pub vetting: Arc<Vetting>,
 }
 
 /// Of this process: what tells it from one on an old copy of its disks.
@@ -73,7 +71,7 @@ pub struct Group {
     /// As [`storage::Group::votes_from`] has it.
     votes_from: Option<u64>,
     /// As in [`GroupContext`].
-    vetted: Arc<AtomicBool>,
+    vetting: Arc<Vetting>,
 }
 
 impl Group {
@@ -97,8 +95,8 @@ impl Group {
         let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
             .await
             .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
-        let (peers, stall, vetted) = (context.peers.clone(), context.stall.clone(), context.vetted.clone());
-        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from, vetted };
+        let (peers, stall, vetting) = (context.peers.clone(), context.stall.clone(), context.vetting.clone());
+        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from, vetting };
         if !group.takes_part() {
             group.raft.runtime_config().elect(false);
         }
@@ -253,7 +251,13 @@ impl Group {
     /// Whether it may grant votes; a replica that was begun empty must not until it has what others acknowledged without it,
     /// and none until its node's disks are known not to be an old copy.
     pub fn takes_part(&self) -> bool {
-        self.vetted.load(Ordering::Relaxed) && self.votes_from.is_none_or(|from| !self.is_before(from))
+        self.vetting.allows(|| self.is_alone()) && self.votes_from.is_none_or(|from| !self.is_before(from))
+    }
+
+    /// Whether it is the only voter.
+    fn is_alone(&self) -> bool {
+        let metrics = self.metrics();
+        metrics.membership_config.membership().voter_ids().eq([self.own.0])
     }
 
     /// Lets it stand for election once it may vote.

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use directory::Start;
@@ -92,7 +91,7 @@ impl Groups {
             Err(error) if volume.number == 1 => return Err(io::Error::other(error)),
             Err(error) => {
                 tracing::error!(volume = volume.number, %error, "volume cannot be read, its replicas are gone");
-                self.give_up_volume(volume, &error.to_string()).await;
+                self.give_up_volume(volume, &error.to_string());
                 return Ok(());
             }
         };
@@ -116,9 +115,8 @@ impl Groups {
         Ok(())
     }
 
-    /// This node's disks are no old copy, as far as others know: its replicas vote from now on.
-    pub fn vet(&self) {
-        self.context.vetted.store(true, Ordering::Relaxed);
+    /// More is known of this node's disks: replicas that may vote now stand for election.
+    pub fn stand(&self) {
         self.directory.stand_if_due();
         self.shards().iter().for_each(|shard| shard.group.stand_if_due());
     }
@@ -318,8 +316,9 @@ impl Groups {
         self.shards.read().values().filter(|shard| shard.volume.number == volume.number).count() as u64
     }
 
-    /// Stops the replicas of a volume whose disks have failed: the node goes on without them.
-    pub async fn give_up_volume(&self, volume: &NodeVolume, reason: &str) {
+    /// The node goes on without a volume whose disks have failed, and without its replicas. They stop in the background: a disk
+    /// that fails may answer some calls never.
+    pub fn give_up_volume(&self, volume: &NodeVolume, reason: &str) {
         let opened = volume.give_up(reason);
         let lost: Vec<Arc<Shard>> = {
             let mut shards = self.shards.write();
@@ -327,10 +326,12 @@ impl Groups {
                 shards.values().filter(|shard| shard.volume.number == volume.number).map(|shard| shard.id).collect();
             ids.iter().filter_map(|id| shards.remove(id)).collect()
         };
-        for shard in lost {
-            drop(shard.group.raft.shutdown().await);
-        }
-        drop(tokio::task::spawn_blocking(move || drop(opened)).await);
+        tokio::spawn(async move {
+            for shard in lost {
+                drop(shard.group.raft.shutdown().await);
+            }
+            drop(tokio::task::spawn_blocking(move || drop(opened)).await);
+        });
     }
 
     /// Whether a volume that is open has too little room for new mail.

@@ -21,12 +21,12 @@ mod shard_clock;
 mod space;
 mod step_aside;
 mod throttle;
+mod vetting;
 mod volume_starts;
 mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -97,15 +97,15 @@ impl Node {
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
         let log_entries_kept = settings.log_entries_kept;
         let first = volumes.numbered(1).context("the first volume")?;
-        let (start, vetted) = bootstrap::count_start(&first, &peers, &settings).await?;
+        let (start, vetting) = bootstrap::count_start(&first, &peers, &settings).await?;
         let counting = volumes.clone();
         let counted = tokio::task::spawn_blocking(move || volume_starts::count(&counting, start.now));
         counted.await.context("count the start")?.context("count the start")?;
         // Not before: nodes that start together would wait for answers of each other's open ports.
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
-        let vetted = Arc::new(AtomicBool::new(vetted));
-        let context = GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start, vetted };
+        let context =
+            GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start, vetting: Arc::new(vetting) };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {

@@ -37,7 +37,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut told = false;
     let mut format_on_disks = 0;
     loop {
-        check_volumes(&node).await;
+        check_volumes(&node);
         mark_format(&node, &mut format_on_disks).await;
         node.groups().stop_damaged().await;
         for shard in node.groups().shards() {
@@ -91,7 +91,7 @@ async fn mark_format(node: &Node, format_on_disks: &mut u32) {
 }
 
 /// What a disk holds that has failed is unknown: nothing more may be promised, and others take over.
-async fn check_volumes(node: &Node) {
+fn check_volumes(node: &Node) {
     for volume in node.groups().volumes.list() {
         let Some(Err(error)) = volume.volume().map(|opened| opened.check()) else { continue };
         if volume.number == 1 {
@@ -99,7 +99,7 @@ async fn check_volumes(node: &Node) {
             std::process::exit(EXIT_VOLUME_FAILED);
         }
         tracing::error!(volume = volume.number, %error, "volume failed, its replicas are gone");
-        node.groups().give_up_volume(volume, &error.to_string()).await;
+        node.groups().give_up_volume(volume, &error.to_string());
     }
 }
 
@@ -121,8 +121,17 @@ async fn start_replicas(node: &Node) -> std::io::Result<()> {
         let directory = node.groups().directory_state.read();
         directory.placements_on(node.id()).map(|p| (p.shard, p.wanted.clone(), p.initialised)).collect()
     };
+    let mut first_failure = Ok(());
     for (id, replicas, initialised) in wanted {
-        let Some(shard) = node.groups().start_shard(id, !initialised).await? else { continue };
+        let started = match node.groups().start_shard(id, !initialised).await {
+            Ok(started) => started,
+            // The others start all the same.
+            Err(error) => {
+                first_failure = first_failure.and(Err(error));
+                continue;
+            }
+        };
+        let Some(shard) = started else { continue };
         if initialised || replicas.first() != Some(&node.id()) {
             continue;
         }
@@ -132,10 +141,10 @@ async fn start_replicas(node: &Node) -> std::io::Result<()> {
             .collect();
         match shard.group.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-            Err(error) => return Err(std::io::Error::other(error)),
+            Err(error) => first_failure = first_failure.and(Err(std::io::Error::other(error))),
         }
     }
-    Ok(())
+    first_failure
 }
 
 /// On the directory's leader: places the shards of a new cluster once all founding nodes are known, and notes which
@@ -192,13 +201,13 @@ async fn living_shards(node: &Node, mut asked: BTreeSet<ShardId>) -> Vec<ShardId
     living
 }
 
-/// Hands a shard's leadership to the first replica of its placement, once that has caught up and all is steady.
+/// Hands a shard's leadership to the replica that should lead it, once that has caught up and all is steady.
 async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
     let mut transfers = 0;
     for shard in node.groups().shards() {
         let preferred = {
             let directory = node.groups().directory_state.read();
-            directory.placement(shard.id).and_then(|placement| placement.wanted.first().copied())
+            directory.placement(shard.id).and_then(|placement| directory.home(placement))
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
         if !shard.group.has_caught_up(preferred) || shard.is_compared.load(Ordering::Relaxed) {

@@ -37,7 +37,7 @@ const HEIR_MAX: Duration = Duration::from_secs(15);
 /// From the proposal of a membership to its being applied.
 const REMOVE_MAX: Duration = Duration::from_secs(15);
 /// How long a leader is waited for that gives its place to another one.
-const LEAVE_MAX: Duration = Duration::from_secs(3);
+const LEAVE_MAX: Duration = Duration::from_secs(8);
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 

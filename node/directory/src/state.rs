@@ -247,6 +247,19 @@ impl Directory {
         placement.is_moving() && placement.targets().any(|target| !is_active(&target))
     }
 
+    /// The node that should lead a shard: its first, or while that one is draining the first of the others that is not, and
+    /// that stays where the plan for the shard allows.
+    pub fn home(&self, placement: &Placement) -> Option<NodeId> {
+        let first = placement.wanted.first()?;
+        let is_active = |id: &NodeId| self.nodes.get(id).is_none_or(|node| node.state == NodeState::Active);
+        let stays = |id: &NodeId| placement.planned.is_empty() || placement.planned.contains(id);
+        let others = || placement.wanted.iter().filter(|id| is_active(id));
+        match is_active(first) {
+            true => Some(*first),
+            false => others().find(|id| stays(id)).or_else(|| others().next()).or(Some(first)).copied(),
+        }
+    }
+
     /// The last rebalance, which may be over; `None` if there never was one.
     pub fn rebalance(&self) -> Option<&Rebalance> {
         self.rebalance.as_ref()

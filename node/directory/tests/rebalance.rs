@@ -134,6 +134,24 @@ fn leaders_are_preferred_where_nothing_moves() {
 }
 
 #[test]
+fn a_node_that_is_drained_leads_nothing_that_another_could_lead() {
+    let mut story = settled();
+    let home = |story: &Story, shard| story.directory.home(&placement(story, shard)).map(|node| node.0);
+    assert_eq!(home(&story, 0), Some(1));
+    story.must(Command::SetNodeState { id: NodeId(1), state: NodeState::Draining });
+    assert_eq!(home(&story, 0), Some(2));
+    // Not to one that goes with the same plan, unless nobody else is left.
+    story.must(start(&[(0, &[4, 5, 3]), (1, &[4, 5, 1])], true));
+    assert_eq!([0, 1].map(|shard| home(&story, shard)), [Some(3), Some(2)]);
+    for id in [2, 3].map(NodeId) {
+        story.must(Command::SetNodeState { id, state: NodeState::Draining });
+    }
+    assert_eq!(home(&story, 0), Some(1), "somebody has to");
+    story.must(Command::SetNodeState { id: NodeId(1), state: NodeState::Active });
+    assert_eq!(home(&story, 0), Some(1));
+}
+
+#[test]
 fn a_paused_rebalance_begins_no_moves_until_it_is_resumed() {
     let mut story = settled();
     story.must(start(&[(0, &[4, 2, 3]), (1, &[4, 2, 3])], true));

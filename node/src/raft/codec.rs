@@ -116,7 +116,7 @@ impl Marker {
 
     pub fn decode(bytes: &[u8]) -> io::Result<Marker> {
         let record: MarkerRecord = decode("applied marker", bytes)?;
-        let membership = membership_from_record(record.membership.unwrap_or_default());
+        let membership = membership_from_record(record.membership.unwrap_or_default())?;
         Ok(Marker {
             applied: record.applied.map(Into::into),
             membership: StoredMembership::new(record.membership_id.map(Into::into), membership),
@@ -149,7 +149,7 @@ impl From<&Membership> for MembershipRecord {
     }
 }
 
-fn membership_from_record(record: MembershipRecord) -> Membership {
+fn membership_from_record(record: MembershipRecord) -> io::Result<Membership> {
     membership(
         record.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect(),
         record.members.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect(),
@@ -157,8 +157,11 @@ fn membership_from_record(record: MembershipRecord) -> Membership {
 }
 
 /// The empty membership of a group that was never initialised is legal here, and only here.
-fn membership(configs: Vec<BTreeSet<u64>>, members: BTreeMap<u64, BasicNode>) -> Membership {
-    Membership::new(configs, members).unwrap_or_default()
+fn membership(configs: Vec<BTreeSet<u64>>, members: BTreeMap<u64, BasicNode>) -> io::Result<Membership> {
+    if configs.is_empty() && members.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, members).map_err(|error| invalid(format!("membership: {error}")))
 }
 
 pub fn encode_log_id(id: LogId) -> Bytes {
@@ -200,7 +203,7 @@ pub fn entry_from_disk(entry: storage::LogEntry) -> io::Result<Entry> {
     let payload = match record.kind() {
         Kind::Blank => EntryPayload::Blank,
         Kind::Command => EntryPayload::Normal(Proposal { head: record.command, body: entry.body }),
-        Kind::Membership => EntryPayload::Membership(membership_from_record(record.membership.unwrap_or_default())),
+        Kind::Membership => EntryPayload::Membership(membership_from_record(record.membership.unwrap_or_default())?),
         Kind::Unknown => return Err(invalid(format!("log entry {}: unknown kind", entry.index))),
     };
     Ok(Entry { log_id: LogId::new_term_index(record.term, entry.index), payload })
@@ -258,7 +261,7 @@ pub fn membership_to_wire(membership: &Membership) -> wire::Membership {
     }
 }
 
-pub fn membership_from_wire(wire: wire::Membership) -> Membership {
+pub fn membership_from_wire(wire: wire::Membership) -> io::Result<Membership> {
     membership(
         wire.configs.into_iter().map(|config| config.voters.into_iter().collect()).collect(),
         wire.members.into_iter().map(|member| (member.id, BasicNode::new(member.address))).collect(),
@@ -287,7 +290,7 @@ pub fn entry_from_wire(entry: wire::Entry) -> io::Result<Entry> {
         Some(Payload::Command(command)) => {
             EntryPayload::Normal(Proposal { head: command.head, body: Some(command.body).filter(|_| command.has_body) })
         }
-        Some(Payload::Membership(membership)) => EntryPayload::Membership(membership_from_wire(membership)),
+        Some(Payload::Membership(membership)) => EntryPayload::Membership(membership_from_wire(membership)?),
         None => return Err(invalid(format!("entry {} without a payload", id.index))),
     };
     Ok(Entry { log_id: log_id_from_wire(id), payload })
@@ -302,6 +305,7 @@ mod tests {
 
     use super::{
         Marker, decode_vote, encode_vote, entry_from_disk, entry_from_wire, entry_id, entry_to_disk, entry_to_wire,
+        membership_from_wire, wire,
     };
     use crate::raft::{Entry, LogId, Membership, Proposal, StoredMembership, Vote};
 
@@ -330,6 +334,15 @@ mod tests {
             assert_eq!(entry_from_disk(disk).unwrap(), entry);
             assert_eq!(entry_from_wire(entry_to_wire(entry.clone())).unwrap(), entry);
         }
+    }
+
+    #[test]
+    fn a_membership_that_contradicts_itself_is_none_that_is_empty() {
+        let voters = vec![wire::membership::Config { voters: vec![1, 2] }];
+        let members = vec![wire::membership::Member { id: 1, address: "a:1".to_owned() }];
+        let stranger = wire::Membership { configs: voters, members };
+        assert!(membership_from_wire(stranger).unwrap_err().to_string().contains("membership"));
+        assert_eq!(membership_from_wire(wire::Membership::default()).unwrap(), Membership::default());
     }
 
     #[test]

@@ -134,7 +134,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 fn snapshot_meta(header: SnapshotHeader) -> io::Result<(Vote, SnapshotMeta)> {
-    let membership = membership_from_wire(header.membership.unwrap_or_default());
+    let membership = membership_from_wire(header.membership.unwrap_or_default())?;
     let meta = SnapshotMeta {
         last_log_id: header.last.map(log_id_from_wire),
         last_membership: StoredMembership::new(header.membership_id.map(log_id_from_wire), membership),

@@ -98,12 +98,12 @@ fn a_process_that_is_stopped_for_long_keeps_both_halves() {
     assert!(child.wait().unwrap().success());
 }
 
-const PAUSED_HANG_MAX: Duration = Duration::from_millis(1200);
+const PAUSED_HANG_MAX: Duration = Duration::from_millis(2500);
 
 fn write_while_paused(root: &Path) {
     let script = Script::new();
     // So that there is always one half that has answered, and one that has not.
-    script.set(HalfName::B, Operation::Sync, Failure::Delay(PAUSED_HANG_MAX / 8));
+    script.set(HalfName::B, Operation::Sync, Failure::Delay(PAUSED_HANG_MAX / 16));
     let options = VolumeOptions { hang_max: PAUSED_HANG_MAX, faults: Some(script), ..mirror_options(root) };
     let volume = Volume::open(options).unwrap();
     let group = volume.group(SHARD).unwrap();

@@ -27,6 +27,10 @@ pub(crate) const CHANGES_KEPT: u32 = 8192;
 /// They are trimmed this many at a time, so that not every command looks for the oldest one.
 pub(crate) const CHANGES_TRIMMED: u32 = 256;
 
+/// UIDVALIDITY is taken from no clock beyond this, in seconds since 1970: one that is set so far ahead would use up all that
+/// are left, for good.
+const UID_VALIDITY_CLOCK_MAX: u32 = u32::MAX - (1 << 24);
+
 /// Why a command stops: refused by rule, or the storage itself is at fault.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -189,7 +193,7 @@ impl<'a> Edit<'a> {
     ) -> Step<MailboxId> {
         // Invariant: greater than any earlier UIDVALIDITY of the account, so that a name never comes back with a
         // UIDVALIDITY that it had before (RFC 9051 §2.3.1.1).
-        let now = u32::try_from(self.stamp.unix_ms.max(0) / 1000).unwrap_or(u32::MAX).max(1);
+        let now = uid_validity_at(self.stamp.unix_ms);
         let record = self.account(account)?;
         if record.mailboxes >= MAILBOXES_MAX {
             return Err(MailError::Limit(format!("too many mailboxes, at most {MAILBOXES_MAX} are allowed")).into());
@@ -458,4 +462,24 @@ impl<'a> Edit<'a> {
 pub(crate) fn mailbox_id(key: &[u8], value: &[u8]) -> Result<MailboxId, StorageError> {
     let id = u64_at(payload(Family::State, key, value)?, 0);
     id.map(MailboxId).ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "not a mailbox id"))
+}
+
+/// What a new mailbox may have for UIDVALIDITY at this time at least, in milliseconds since 1970.
+fn uid_validity_at(unix_ms: i64) -> u32 {
+    let seconds = u32::try_from(unix_ms.max(0) / 1000).unwrap_or(u32::MAX);
+    if seconds > UID_VALIDITY_CLOCK_MAX { 1 } else { seconds.max(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{UID_VALIDITY_CLOCK_MAX, uid_validity_at};
+
+    #[test]
+    fn a_clock_that_is_far_off_uses_up_no_uidvalidity() {
+        assert_eq!(uid_validity_at(-5), 1);
+        assert_eq!(uid_validity_at(1_800_000_000_000), 1_800_000_000);
+        let last = i64::from(UID_VALIDITY_CLOCK_MAX) * 1000;
+        assert_eq!(uid_validity_at(last), UID_VALIDITY_CLOCK_MAX);
+        assert_eq!([last + 1000, i64::MAX].map(uid_validity_at), [1, 1]);
+    }
 }

@@ -16,7 +16,7 @@ use super::flips::Random;
 use super::{append, copy_files, entry, marker, options};
 
 /// How long a condition may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Small memtables, so that there are tables soon.
 pub fn small_mirror(root: &Path) -> VolumeOptions {
@@ -46,7 +46,7 @@ pub fn random(seed: u64, len: u64) -> Bytes {
 pub fn mirror_options(root: &Path) -> VolumeOptions {
     VolumeOptions {
         mirror: Some(root.join("b")),
-        hang_max: Duration::from_secs(2),
+        hang_max: Duration::from_secs(5),
         resilver_bytes_per_s: 1 << 30,
         ..options(&root.join("a"))
     }
