@@ -18,6 +18,7 @@ mod load;
 mod network;
 mod placement;
 mod pop3;
+mod ports;
 mod process;
 mod proxy;
 mod quantiles;
