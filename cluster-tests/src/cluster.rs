@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -232,18 +232,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// An admin command's standard output; its failure is an error with what it said.
-    pub fn admin(&self, arguments: &[&str]) -> Result<String> {
-        run(&mut self.admin_command(arguments)?)
-    }
-
-    /// The same, not run yet.
-    pub fn admin_command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = mailring(self.options.planted)?;
-        command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
-        Ok(command)
-    }
-
     pub fn start_all(&mut self) -> Result<()> {
         for process in self.nodes.iter_mut().chain(&mut self.routers) {
             if process.child.is_none() {
@@ -258,7 +246,7 @@ impl Cluster {
             process.wait_ready()?;
         }
         eventually("every shard has a leader", START_MAX, || {
-            let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
+            let shards = self.json(&["shard", "list"])?;
             let shards = shards.as_array().context("shard list --json is no array")?;
             let led = |shard: &serde_json::Value| shard["leader"].as_str().is_some_and(|leader| !leader.is_empty());
             if shards.is_empty() || !shards.iter().all(led) {
