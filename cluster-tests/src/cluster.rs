@@ -4,9 +4,8 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::ClusterTlsFiles;
@@ -18,15 +17,13 @@ use crate::failpoints::Failpoints;
 use crate::imap::ImapClient;
 use crate::network;
 use crate::pop3::Pop3Client;
+use crate::ports::free_ports;
 use crate::process::{Process, START_MAX, eventually, mailring, run};
 use crate::proxy::Proxy;
 use crate::smtp::SmtpClient;
 
 /// The password of every account that a test adds.
 pub const PASSWORD: &str = "correct-horse";
-/// Where the ports of the tests' processes are.
-const PORT_FIRST: u32 = 12_000;
-const PORTS: u32 = 18_000;
 /// Certificates outlast the tests that set clocks ahead.
 const CERTIFICATE_DAYS: &str = "7304";
 
@@ -102,8 +99,8 @@ pub struct Cluster {
     pub proxy: Arc<Proxy>,
     /// Those of nodes, if they have their own. Unmounted behind the processes, and before the directory goes.
     pub disks: Vec<Disk>,
-    /// What the founding nodes are reached at, as TOML.
-    seeds: String,
+    /// Where others reach the founding nodes: at their proxies, where there are any.
+    reached: Vec<SocketAddr>,
     directory: TempDir,
 }
 
@@ -154,7 +151,7 @@ impl Cluster {
             grpc: Vec::new(),
             proxy: Arc::default(),
             disks: Vec::new(),
-            seeds: String::new(),
+            reached: Vec::new(),
         })
     }
 
@@ -185,6 +182,16 @@ impl Cluster {
     /// Where a node itself serves gRPC.
     pub fn grpc(&self, node: usize) -> SocketAddr {
         self.grpc[node]
+    }
+
+    /// Where others reach a founding node: at its proxy, where there is one.
+    pub fn reached(&self, node: usize) -> SocketAddr {
+        self.reached[node]
+    }
+
+    /// The founding nodes' addresses as TOML.
+    fn seeds(&self) -> String {
+        self.reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ")
     }
 
     /// The certificate of a process or of `admin`, and the CA that others have theirs from.
@@ -234,18 +241,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// An admin command's standard output; its failure is an error with what it said.
-    pub fn admin(&self, arguments: &[&str]) -> Result<String> {
-        run(&mut self.admin_command(arguments)?)
-    }
-
-    /// The same, not run yet.
-    pub fn admin_command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = mailring(self.options.planted)?;
-        command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
-        Ok(command)
-    }
-
     pub fn start_all(&mut self) -> Result<()> {
         for process in self.nodes.iter_mut().chain(&mut self.routers) {
             if process.child.is_none() {
@@ -260,7 +255,7 @@ impl Cluster {
             process.wait_ready()?;
         }
         eventually("every shard has a leader", START_MAX, || {
-            let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
+            let shards = self.json(&["shard", "list"])?;
             let shards = shards.as_array().context("shard list --json is no array")?;
             let led = |shard: &serde_json::Value| shard["leader"].as_str().is_some_and(|leader| !leader.is_empty());
             if shards.is_empty() || !shards.iter().all(led) {
@@ -313,23 +308,22 @@ impl Cluster {
         let addresses: Vec<(SocketAddr, SocketAddr)> =
             (0..options.nodes).map(|_| Ok((next()?, next()?))).collect::<Result<_>>()?;
         self.grpc = addresses.iter().map(|(grpc, _)| *grpc).collect();
-        let mut reached = self.grpc.clone();
+        self.reached.clone_from(&self.grpc);
         if options.proxied {
             let mut proxy = Proxy::default();
-            for (k, address) in reached.iter_mut().enumerate() {
+            for (k, address) in self.reached.iter_mut().enumerate() {
                 *address = proxy.before(&format!("node{}", k + 1), TcpListener::bind("127.0.0.1:0")?, *address)?;
             }
             self.proxy = Arc::new(proxy);
         }
-        let seeds = reached.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
-        self.seeds.clone_from(&seeds);
+        let seeds = self.seeds();
         for (k, (grpc, http)) in addresses.iter().enumerate() {
             let name = format!("node{}", k + 1);
             for (letter, mount) in self.disk_paths(&name).into_iter().flatten().filter(|_| options.own_disks) {
                 fs::create_dir_all(&mount)?;
                 self.disks.push(Disk::create(self.path().join(format!("{name}-{letter}.image")), mount)?);
             }
-            let tables = self.node_tables(&name, *grpc, reached[k], &seeds);
+            let tables = self.node_tables(&name, *grpc, self.reached[k], &seeds);
             let process = self.process(&name, "node", *http, &tables)?;
             self.nodes.push(process);
         }
@@ -368,7 +362,7 @@ impl Cluster {
             .args(["ca", "issue", "--dir", &ca, "--role", "node", "--name", &name, "--days", CERTIFICATE_DAYS])
             .stdin(Stdio::null()))?;
         let [grpc, http] = free_ports(2)?[..] else { bail!("ports") };
-        let tables = self.node_tables(&name, grpc, grpc, &self.seeds);
+        let tables = self.node_tables(&name, grpc, grpc, &self.seeds());
         let process = self.process(&name, "node", http, &tables)?;
         self.nodes.push(process);
         self.grpc.push(grpc);
@@ -484,26 +478,4 @@ fn tls_files(ca: &Path, name: &str) -> String {
         ca.join(format!("{name}.pem")).display(),
         ca.join(format!("{name}.key")).display()
     )
-}
-
-/// Ports that were free a moment ago, below those that the kernel gives to outgoing connections, which would take them
-/// before the process that they are for.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() * 101;
-    let mut free = Vec::new();
-    for _ in 0..PORTS {
-        if free.len() == count {
-            break;
-        }
-        let port = PORT_FIRST + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
-        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
-        if TcpListener::bind(address).is_ok() {
-            free.push(address);
-        }
-    }
-    if free.len() < count {
-        bail!("no {count} free ports from {PORT_FIRST} on");
-    }
-    Ok(free)
 }

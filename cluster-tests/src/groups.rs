@@ -8,6 +8,7 @@ use proto::wire::{GroupStatus, NodeStatusReply};
 use proto::{ClusterTls, DirectoryStore, GrpcNode};
 
 use crate::cluster::Cluster;
+use crate::process::{START_MAX, eventually};
 
 /// The directory's number among groups.
 const DIRECTORY: u32 = u32::MAX;
@@ -33,7 +34,7 @@ impl Cluster {
 
     /// How many shards each node leads.
     pub fn led(&self) -> Result<Vec<usize>> {
-        let shards: serde_json::Value = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
+        let shards = self.json(&["shard", "list"])?;
         let leads = |name: &str| {
             shards.as_array().map_or(0, |shards| shards.iter().filter(|shard| shard["leader"] == name).count())
         };
@@ -46,13 +47,15 @@ impl Cluster {
         (0..counts.len()).max_by_key(|node| counts[*node]).context("no nodes")
     }
 
-    /// The node that leads the directory's group.
+    /// The node that leads the directory's group, once there is one.
     pub fn directory_leader(&self) -> Result<usize> {
-        let statuses = self.statuses()?;
-        let groups = groups(&statuses).filter(|(_, group)| group.group == DIRECTORY && group.role == LEADER);
-        // Of two that say so, the one of the later term: the other has not heard yet.
-        let leader = groups.max_by_key(|(_, group)| group.term).context("nobody leads the directory")?;
-        Ok(leader.0)
+        eventually("somebody leads the directory", START_MAX, || {
+            let statuses = self.statuses()?;
+            let groups = groups(&statuses).filter(|(_, group)| group.group == DIRECTORY && group.role == LEADER);
+            // Of two that say so, the one of the later term: the other has not heard yet.
+            let leader = groups.max_by_key(|(_, group)| group.term).context("nobody leads the directory")?;
+            Ok(leader.0)
+        })
     }
 
     /// Of each group, the latest term that a node knows.
@@ -89,8 +92,7 @@ impl Cluster {
     /// for then leaders are about to move.
     pub fn accounts_by_leader(&self) -> Result<Vec<Vec<String>>> {
         let list = |noun: &str| -> Result<Vec<serde_json::Value>> {
-            let listing: serde_json::Value = serde_json::from_str(&self.admin(&[noun, "list", "--json"])?)?;
-            Ok(listing.as_array().context("a listing")?.clone())
+            Ok(self.json(&[noun, "list"])?.as_array().context("a listing")?.clone())
         };
         let mut leaders = BTreeMap::new();
         for shard in list("shard")? {

@@ -1,6 +1,7 @@
 //! Whole-cluster tests: a harness that runs real processes on free ports, deliberately dumb clients that send what they
 //! are told and read what comes, C:/S: transcripts, and the corpus of real and odd mail where there is one.
 
+mod admin;
 mod checker;
 mod clock;
 mod cluster;
@@ -17,8 +18,10 @@ mod line;
 mod load;
 mod maildrops;
 mod network;
+mod noise;
 mod placement;
 mod pop3;
+mod ports;
 mod process;
 mod proxy;
 mod quantiles;
@@ -50,6 +53,7 @@ pub use imap::ImapClient;
 pub use line::{LineClient, is_timeout};
 pub use load::{Load, LoadOptions, MAILBOXES, Random, message};
 pub use network::{Fault, Network, in_own_network};
+pub use noise::noise;
 pub use pop3::Pop3Client;
 pub use process::{Process, binary, eventually, planted_binary};
 pub use proxy::{Link, Proxy};

@@ -12,12 +12,6 @@ use crate::process::eventually;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Cluster {
-    /// What an admin command prints with `--json`.
-    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
-        let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
-        Ok(serde_json::from_str(&self.admin(&arguments)?)?)
-    }
-
     /// The node of that name as `mailring node list` has it.
     pub fn node(&self, name: &str) -> Result<Value> {
         let nodes = self.json(&["node", "list"])?;

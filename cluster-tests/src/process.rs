@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -245,6 +245,11 @@ pub(crate) fn mailring(planted: Option<&str>) -> Result<Command> {
 
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let output = command.output()?;
+    said(command, &output)
+}
+
+/// What a command that has ended printed; an error if it failed.
+pub(crate) fn said(command: &Command, output: &Output) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{command:?}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr));

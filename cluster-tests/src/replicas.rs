@@ -13,7 +13,7 @@ impl Cluster {
     /// The octets of all shards, if every one has exactly the replicas that the directory wants, and they are at the same
     /// index and hold the same.
     pub fn compare_replicas(&self) -> Result<u64> {
-        let shards: Vec<Value> = serde_json::from_str(&self.admin(&["shard", "list", "--json"])?)?;
+        let shards = self.json(&["shard", "list"])?.as_array().context("shards")?.clone();
         ensure!(shards.len() == self.options().shards as usize, "{} shards are listed", shards.len());
         let files = self.tls_files("admin");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -38,8 +38,7 @@ impl Cluster {
     pub fn wait_caught_up(&self) -> Result<()> {
         eventually("all replicas have applied the same", START_MAX, || {
             for shard in 0..self.options().shards {
-                let shard: Value =
-                    serde_json::from_str(&self.admin(&["shard", "show", &shard.to_string(), "--json"])?)?;
+                let shard = self.json(&["shard", "show", &shard.to_string()])?;
                 let replicas = shard["replicas"].as_array().context("replicas")?;
                 let applied: Vec<_> = replicas.iter().map(|replica| replica["applied_index"].as_u64()).collect();
                 let same = applied.first().is_some_and(|first| first.is_some() && applied.iter().all(|a| a == first));

@@ -67,7 +67,7 @@ async fn another_ca(cluster: &Cluster) -> Result<()> {
 }
 
 async fn wrong_roles(cluster: &Cluster) -> Result<()> {
-    let domain = || AdminRequest { request: Some(Request::DomainAdd(DomainRecord { name: "evil.test".to_owned() })) };
+    let domain = || admin_request(Request::DomainAdd(DomainRecord { name: "evil.test".to_owned() }));
     for name in ["router1", "node1"] {
         let answer = node(cluster, name)?.administer(domain()).await;
         ensure!(answer == Err(MailError::Denied), "{name} was answered {answer:?}");
@@ -89,15 +89,23 @@ async fn nonsense(cluster: &Cluster) -> Result<()> {
     for name in ["../x", "a\0b@example.test", "@example.test", "a@", long.as_str()] {
         let account = NewAccount { name: name.to_owned(), password_hash: "x".to_owned() };
         let request = Request::AccountsAdd(NewAccounts { accounts: vec![account] });
-        let answer = admin.administer(AdminRequest { request: Some(request) }).await;
+        let answer = admin.administer(admin_request(request)).await;
         ensure!(matches!(answer, Err(MailError::Invalid(_))), "{}: {answer:?}", &name[..name.len().min(40)]);
     }
     let domain = DomainRecord { name: "d".repeat(proto::GRPC_MESSAGE_OCTETS_MAX + 1) };
-    let answer = admin.administer(AdminRequest { request: Some(Request::DomainAdd(domain)) }).await;
+    let answer = admin.administer(admin_request(Request::DomainAdd(domain))).await;
     ensure!(answer.is_err(), "a message over the limit was taken");
-    let answer = admin.administer(AdminRequest { request: None }).await;
+    let answer = admin.administer(AdminRequest::default()).await;
+    ensure!(matches!(answer, Err(MailError::Invalid(_))), "{answer:?}");
+    let domain = Request::DomainAdd(DomainRecord { name: "new.test".to_owned() });
+    let short_id = AdminRequest { request_id: vec![1; 15].into(), ..admin_request(domain) };
+    let answer = admin.administer(short_id).await;
     ensure!(matches!(answer, Err(MailError::Invalid(_))), "{answer:?}");
     Ok(())
+}
+
+fn admin_request(request: Request) -> AdminRequest {
+    AdminRequest { request: Some(request), ..AdminRequest::default() }
 }
 
 /// HTTP/1, and bytes that are nothing: closed, soon.

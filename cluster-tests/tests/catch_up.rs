@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, ImapClient, PASSWORD, SmtpClient, eventually};
+use cluster_tests::{Cluster, ClusterOptions, ImapClient, PASSWORD, SmtpClient, eventually, noise};
 
 /// How long a test waits before it gives up; not a claim about how long things take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -34,19 +34,6 @@ fn start() -> Result<Cluster> {
     let locals = locals();
     cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(cluster)
-}
-
-/// Octets that do not compress, in lines, the same for the same seed.
-fn noise(seed: u64, octets: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut message = format!("Subject: noise {seed}\r\n\r\n").into_bytes();
-    while message.len() < octets {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        message.extend(format!("{state:016x}{:016x}\r\n", state.rotate_left(21)).as_bytes());
-    }
-    message
 }
 
 /// One small message to every account, acknowledged.
@@ -96,12 +83,6 @@ fn compare(cluster: &Cluster, expected: &Mail) -> Result<()> {
     Ok(())
 }
 
-/// Which shards a node leads.
-fn led_by(cluster: &Cluster, node: &str) -> Result<usize> {
-    let shards: serde_json::Value = serde_json::from_str(&cluster.admin(&["shard", "list", "--json"])?)?;
-    Ok(shards.as_array().context("shards")?.iter().filter(|shard| shard["leader"] == node).count())
-}
-
 #[test]
 fn a_replica_that_was_away_past_the_kept_log_catches_up_and_serves() -> Result<()> {
     let mut cluster = start()?;
@@ -142,7 +123,7 @@ fn a_replica_that_was_away_past_the_kept_log_catches_up_and_serves() -> Result<(
     // Now the one that was away must serve, with the third.
     cluster.nodes[0].kill()?;
     eventually("it leads the shards that prefer it", PATIENCE, || {
-        ensure!(led_by(&cluster, "node3")? > 0);
+        ensure!(cluster.led()?[2] > 0);
         Ok(())
     })?;
     compare(&cluster, &expected)?;

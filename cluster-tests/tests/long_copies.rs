@@ -3,17 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, ImapClient, eventually};
+use cluster_tests::{Cluster, ClusterOptions, ImapClient, eventually, noise};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
 const USER: &str = "user0@example.test";
-
-fn json(cluster: &Cluster, arguments: &[&str]) -> Result<Value> {
-    let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
-    Ok(serde_json::from_str(&cluster.admin(&arguments)?)?)
-}
 
 /// One shard, which takes a minute to copy, and a session of its one account.
 fn start(options: ClusterOptions) -> Result<(Cluster, ImapClient)> {
@@ -27,22 +22,9 @@ fn start(options: ClusterOptions) -> Result<(Cluster, ImapClient)> {
     Ok((cluster, imap))
 }
 
-/// Octets that do not compress, in lines.
-fn noise(seed: u64, octets: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut message = format!("Subject: noise {seed}\r\n\r\n").into_bytes();
-    while message.len() < octets {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        message.extend(format!("{state:016x}{:016x}\r\n", state.rotate_left(21)).as_bytes());
-    }
-    message
-}
-
 /// Moves the one shard from a node that does not lead it to one without it; the place of that among the nodes.
 fn move_it(cluster: &Cluster) -> Result<usize> {
-    let shards = json(cluster, &["shard", "list"])?;
+    let shards = cluster.json(&["shard", "list"])?;
     let names = |list: &Value| -> Vec<String> {
         list.as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     };
@@ -55,9 +37,9 @@ fn move_it(cluster: &Cluster) -> Result<usize> {
 
 /// Whether the shard has as many replicas as it should have, all where they should be.
 fn check_settled(cluster: &Cluster) -> Result<()> {
-    let status = json(cluster, &["rebalance", "status"])?;
+    let status = cluster.json(&["rebalance", "status"])?;
     ensure!(status["moves"].as_array().is_some_and(Vec::is_empty), "{status}");
-    let shards = json(cluster, &["shard", "list"])?;
+    let shards = cluster.json(&["shard", "list"])?;
     let count = |list: &str| shards[0][list].as_array().map(Vec::len);
     ensure!(count("voters") == Some(3) && count("learners") == Some(0), "{shards}");
     Ok(())
@@ -69,9 +51,9 @@ fn a_shard_whose_target_dies_for_good_while_it_is_copied_goes_elsewhere() -> Res
         start(ClusterOptions { nodes: 5, dead_node_s: Some(5), ..ClusterOptions::default() })?;
     let to = move_it(&cluster)?;
     eventually("it is copied", PATIENCE, || {
-        let status = json(&cluster, &["rebalance", "status"])?;
+        let status = cluster.json(&["rebalance", "status"])?;
         ensure!(status["moves"][0]["phase"] == "copying", "{status}");
-        let shards = json(&cluster, &["shard", "list"])?;
+        let shards = cluster.json(&["shard", "list"])?;
         ensure!(shards[0]["learners"].as_array().is_some_and(|learners| learners.len() == 1), "{shards}");
         Ok(())
     })?;
@@ -79,7 +61,7 @@ fn a_shard_whose_target_dies_for_good_while_it_is_copied_goes_elsewhere() -> Res
     let gone = cluster.nodes[to].name.clone();
     eventually("it is where it can be", PATIENCE, || {
         check_settled(&cluster)?;
-        let shards = json(&cluster, &["shard", "list"])?;
+        let shards = cluster.json(&["shard", "list"])?;
         let wanted = shards[0]["wanted"].as_array().context("wanted")?;
         ensure!(wanted.len() == 3 && !wanted.iter().any(|name| *name == *gone), "{shards}");
         Ok(())

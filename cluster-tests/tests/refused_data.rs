@@ -2,7 +2,7 @@
 //! nodes go on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,26 @@ fn start() -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn deliver(cluster: &Cluster) -> Result<()> {
-    eventually("mail flows", PATIENCE, || {
-        let (code, text) =
-            cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], b"Subject: x\r\n\r\nx\r\n")?;
-        ensure!(code == 250, "{code} {text}");
-        Ok(())
+/// Accounts in several shards.
+fn add_users(cluster: &Cluster) -> Result<Vec<String>> {
+    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
+    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
+    Ok(locals.iter().map(|local| format!("{local}@example.test")).collect())
+}
+
+/// One message to each, whether others are served or not.
+fn deliver_to(cluster: &Cluster, users: &[String]) -> Result<()> {
+    users.iter().try_for_each(|user| {
+        eventually("mail flows", PATIENCE, || {
+            let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &[user], b"Subject: x\r\n\r\nx\r\n")?;
+            ensure!(code == 250, "{code} {text}");
+            Ok(())
+        })
     })
+}
+
+fn deliver(cluster: &Cluster) -> Result<()> {
+    deliver_to(cluster, &["ann@example.test".to_owned()])
 }
 
 /// Starts a process that must end with an error and say why.
@@ -43,6 +56,37 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
     ensure!(status.success(), "cp: {status}");
     Ok(())
+}
+
+/// A disk of the victim with an old copy in its place.
+struct Replaced {
+    disk: PathBuf,
+    newest: PathBuf,
+}
+
+impl Replaced {
+    /// Puts back what the disk was before something happened. The node does not run then.
+    fn by_what_it_was_before(
+        cluster: &mut Cluster,
+        disk: PathBuf,
+        happens: impl FnOnce(&Cluster) -> Result<()>,
+    ) -> Result<Replaced> {
+        let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
+        cluster.nodes[VICTIM].kill()?;
+        copy(&disk, &old)?;
+        cluster.nodes[VICTIM].start()?;
+        cluster.wait_ready()?;
+        happens(cluster)?;
+        cluster.nodes[VICTIM].kill()?;
+        fs::rename(&disk, &newest)?;
+        copy(&old, &disk)?;
+        Ok(Replaced { disk, newest })
+    }
+
+    fn by_the_newest(self) -> Result<()> {
+        fs::remove_dir_all(&self.disk)?;
+        Ok(fs::rename(&self.newest, &self.disk)?)
+    }
 }
 
 #[test]
@@ -87,16 +131,10 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     let mut cluster = start()?;
     deliver(&cluster)?;
     let disk = cluster.disk(VICTIM);
-    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
-    cluster.nodes[VICTIM].kill()?;
-    copy(&disk, &old)?;
-    cluster.nodes[VICTIM].start()?;
-    cluster.nodes[VICTIM].wait_ready()?;
-    deliver(&cluster)?;
-    cluster.wait_caught_up()?;
-    cluster.nodes[VICTIM].kill()?;
-    fs::rename(&disk, &newest)?;
-    copy(&old, &disk)?;
+    let replaced = Replaced::by_what_it_was_before(&mut cluster, disk, |cluster| {
+        deliver(cluster)?;
+        cluster.wait_caught_up()
+    })?;
     refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks", "put the newest disks back"])?;
     // Again: what it had counted before it was refused makes no newer disks of them.
     refuses(&mut cluster.nodes[VICTIM], &["an old copy of this node's disks"])?;
@@ -109,8 +147,7 @@ fn an_old_copy_of_a_nodes_disks_is_refused_by_name() -> Result<()> {
     ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
     deliver(&cluster)?;
 
-    fs::remove_dir_all(&disk)?;
-    fs::rename(&newest, &disk)?;
+    replaced.by_the_newest()?;
     cluster.nodes[VICTIM].start()?;
     cluster.wait_ready()?;
     deliver(&cluster)?;
@@ -130,30 +167,16 @@ fn messages(cluster: &Cluster, user: &str) -> Result<usize> {
 fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
     let options = ClusterOptions { shards: 4, replicas: 1, ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options)?;
-    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
-    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let users: Vec<String> = locals.iter().map(|local| format!("{local}@example.test")).collect();
-    let to_all = |cluster: &Cluster| {
-        users.iter().try_for_each(|user| {
-            eventually("mail flows", PATIENCE, || {
-                let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &[user], b"Subject: x\r\n\r\nx\r\n")?;
-                ensure!(code == 250, "{code} {text}");
-                Ok(())
-            })
-        })
-    };
-    to_all(&cluster)?;
+    let users = add_users(&cluster)?;
+    deliver_to(&cluster, &users)?;
     let disk = cluster.disk(VICTIM);
-    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
-    cluster.nodes[VICTIM].kill()?;
-    copy(&disk, &old)?;
-    cluster.nodes[VICTIM].start()?;
-    cluster.wait_ready()?;
-    to_all(&cluster)?;
-    let before: Vec<usize> = users.iter().map(|user| messages(&cluster, user)).collect::<Result<_>>()?;
+    let mut before = Vec::new();
+    let replaced = Replaced::by_what_it_was_before(&mut cluster, disk, |cluster| {
+        deliver_to(cluster, &users)?;
+        before = users.iter().map(|user| messages(cluster, user)).collect::<Result<_>>()?;
+        Ok(())
+    })?;
     cluster.nodes.iter_mut().try_for_each(Process::kill)?;
-    fs::rename(&disk, &newest)?;
-    copy(&old, &disk)?;
     cluster.start_all()?;
     let (mut looked, end) = (0, Instant::now() + PATIENCE);
     while cluster.nodes[VICTIM].is_running() {
@@ -169,8 +192,7 @@ fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
     ensure!(code == Some(1) && said.contains("an old copy of this node's disks"), "exit code {code:?}:\n{said}");
     println!("looked {looked} times meanwhile");
 
-    fs::remove_dir_all(&disk)?;
-    fs::rename(&newest, &disk)?;
+    replaced.by_the_newest()?;
     cluster.nodes[VICTIM].start()?;
     cluster.wait_ready()?;
     for (user, before) in users.iter().zip(&before) {
@@ -180,7 +202,7 @@ fn an_old_copy_serves_nothing_though_all_nodes_start_at_once() -> Result<()> {
             Ok(())
         })?;
     }
-    to_all(&cluster)
+    deliver_to(&cluster, &users)
 }
 
 /// With one replica of each shard, and nobody there to ask, an old copy would elect itself.
@@ -315,16 +337,10 @@ fn an_old_copy_of_a_second_volume_is_not_taken_and_its_replicas_come_back_from_o
     deliver(&cluster)?;
     let node = cluster.nodes[VICTIM].name.clone();
     let disk = cluster.disk_directories(VICTIM)[1].clone();
-    let (old, newest) = (disk.with_extension("old"), disk.with_extension("newest"));
-    cluster.nodes[VICTIM].kill()?;
-    copy(&disk, &old)?;
-    cluster.nodes[VICTIM].start()?;
-    cluster.nodes[VICTIM].wait_ready()?;
-    deliver(&cluster)?;
-    cluster.wait_caught_up()?;
-    cluster.nodes[VICTIM].kill()?;
-    fs::rename(&disk, &newest)?;
-    copy(&old, &disk)?;
+    let replaced = Replaced::by_what_it_was_before(&mut cluster, disk, |cluster| {
+        deliver(cluster)?;
+        cluster.wait_caught_up()
+    })?;
     // Twice: the first start has made nothing newer of it.
     for _ in 0..2 {
         cluster.nodes[VICTIM].start()?;
@@ -337,8 +353,7 @@ fn an_old_copy_of_a_second_volume_is_not_taken_and_its_replicas_come_back_from_o
     }
 
     // The newest disk is taken, though what it holds has been made anew elsewhere.
-    fs::remove_dir_all(&disk)?;
-    fs::rename(&newest, &disk)?;
+    replaced.by_the_newest()?;
     cluster.nodes[VICTIM].start()?;
     cluster.wait_ready()?;
     eventually("all is well", PATIENCE, || cluster.admin(&["status"]).map(drop))?;
@@ -351,10 +366,8 @@ fn an_old_copy_of_a_second_volume_is_not_taken_and_its_replicas_come_back_from_o
 fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
     let options = ClusterOptions { nodes: 1, replicas: 1, volumes: 2, shards: 4, ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options)?;
-    let users: Vec<String> = (0..8).map(|number| format!("user{number}@example.test")).collect();
-    cluster.add_accounts(&(0..8).map(|number| &users[number][..5]).collect::<Vec<_>>())?;
-    let messages = |cluster: &Cluster, user: &str| cluster.imap_client(user)?.select("INBOX");
-    let served = |cluster: &Cluster, each: u32| -> Result<usize> {
+    let users = add_users(&cluster)?;
+    let served = |cluster: &Cluster, each: usize| -> Result<usize> {
         let mut served = 0;
         for user in &users {
             let Ok(found) = messages(cluster, user) else { continue };
@@ -363,13 +376,7 @@ fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
         }
         Ok(served)
     };
-    let deliver = |cluster: &Cluster| -> Result<()> {
-        let all: Vec<&str> = users.iter().map(String::as_str).collect();
-        let (code, text) = cluster.smtp_client()?.deliver("s@x.test", &all, b"Subject: x\r\n\r\nx\r\n")?;
-        ensure!(code == 250, "{code} {text}");
-        Ok(())
-    };
-    deliver(&cluster)?;
+    deliver_to(&cluster, &users)?;
     let disks = cluster.disk_directories(0);
     cluster.nodes[0].kill()?;
     for disk in &disks {
@@ -377,7 +384,7 @@ fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
     }
     cluster.nodes[0].start()?;
     cluster.wait_ready()?;
-    deliver(&cluster)?;
+    deliver_to(&cluster, &users)?;
     ensure!(served(&cluster, 2)? == users.len());
     cluster.nodes[0].kill()?;
 

@@ -19,7 +19,7 @@ use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId, for
 
 use crate::Node;
 use crate::bootstrap::{new_node, propose, runs_at};
-use crate::mail::blocking;
+use crate::mail::{blocking, request_id};
 use crate::raft::{RaftGroups, Reply, fatal};
 use crate::shard::unix_ms;
 
@@ -100,11 +100,13 @@ impl DirectoryStore for Node {
     }
 
     async fn administer(&self, request: AdminRequest) -> MailResult<AdminReply> {
+        let id = request_id(&request.request_id)?;
         let request = request.request.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
         if !self.groups().takes_entries(GroupId::DIRECTORY) {
             return Err(MailError::DiskFull);
         }
-        let head = command(request)?.encode().map_err(|e| directory_error(&e))?;
+        let command = self.groups().directory_state.once(id, command(request)?);
+        let head = command.encode().map_err(|e| directory_error(&e))?;
         let reply = match self.groups().directory.propose(head, None).await?.0 {
             Reply::Directory(reply) => reply.map_err(|e| directory_error(&e))?,
             Reply::None | Reply::Shard(_) => return Err(MailError::Internal("another group's reply".to_owned())),

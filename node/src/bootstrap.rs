@@ -381,6 +381,12 @@ pub async fn propose(node: &Node, command: &directory::Command) -> MailResult<()
     }
 }
 
+/// The same for a request that may come again under its id; 0 is no id.
+pub async fn propose_once(node: &Node, request: u128, command: directory::Command) -> MailResult<()> {
+    let command = node.groups().directory_state.once(request, command);
+    propose(node, &command).await
+}
+
 fn own_registration(node: &Node) -> RegisterNodeRequest {
     let (settings, start) = (node.settings(), node.groups().context.start);
     let wire =

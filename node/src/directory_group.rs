@@ -3,9 +3,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use directory::{ChangedRecord, Command, Directory};
+use directory::{ChangedRecord, Command, Directory, Request, RequestId};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use proto::ItemStream;
 use proto::wire::directory_change::Change as Wire;
@@ -19,6 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use types::MailError;
 
 use crate::raft::{Applier, Marker, Proposal, Reply};
+use crate::shard::unix_ms;
+use crate::shard_clock::ShardClock;
 
 /// Revisions kept in memory for watchers that reconnect; older ones get the whole directory.
 const RECENT_MAX: usize = 10_000;
@@ -30,6 +33,8 @@ const EVENTS_QUEUED: usize = 8;
 pub struct DirectoryState {
     storage: storage::Group,
     directory: RwLock<Directory>,
+    /// What requests are stamped by.
+    clock: ShardClock,
     recent: Mutex<VecDeque<(u64, Vec<DirectoryChange>)>>,
     revision: watch::Sender<u64>,
 }
@@ -38,13 +43,30 @@ impl DirectoryState {
     pub fn open(storage: storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
         let directory = load(&storage)?;
         note_format(&directory);
+        let clock = ShardClock::new(newest_request_ms(&directory), Instant::now());
         let (revision, _) = watch::channel(directory.revision());
-        Ok(Arc::new(DirectoryState { storage, directory: RwLock::new(directory), recent: Mutex::default(), revision }))
+        let (directory, recent) = (RwLock::new(directory), Mutex::default());
+        Ok(Arc::new(DirectoryState { storage, directory, clock, recent, revision }))
     }
 
     /// Not to be held over an await.
     pub fn read(&self) -> RwLockReadGuard<'_, Directory> {
         self.directory.read()
+    }
+
+    /// The command as one that is done once, however often it is asked for under this id; 0 is no id.
+    pub fn once(&self, id: u128, command: Command) -> Command {
+        if id == 0 {
+            return command;
+        }
+        let unix_ms = self.clock.stamp(unix_ms(), Instant::now()).unsigned_abs();
+        Command::Once { request: Request { id: RequestId(id), unix_ms }, command: Box::new(command) }
+    }
+
+    fn note_time(&self, directory: &Directory) {
+        if let Some(newest) = newest_request_ms(directory) {
+            self.clock.seen(newest, Instant::now());
+        }
     }
 
     /// Changes with each applied command.
@@ -136,6 +158,10 @@ fn events(revision: u64, reset: bool, changes: Vec<DirectoryChange>) -> Vec<Dire
     events
 }
 
+fn newest_request_ms(directory: &Directory) -> Option<i64> {
+    directory.newest_request_ms().map(|unix_ms| i64::try_from(unix_ms).unwrap_or(i64::MAX))
+}
+
 /// What this process writes from now on has the forms of the format in force.
 fn note_format(directory: &Directory) {
     if let Some(cluster) = directory.cluster() {
@@ -165,6 +191,7 @@ impl Applier for DirectoryApplier {
         let mut directory = state.directory.write();
         let applied = directory.apply(index, &command);
         note_format(&directory);
+        state.note_time(&directory);
         let changes: Vec<_> = applied.changes.iter().filter_map(|change| to_wire(&change.record)).collect();
         let mut recent = state.recent.lock();
         recent.push_back((index, changes));
@@ -185,6 +212,7 @@ impl Applier for DirectoryApplier {
         let directory = load(&self.0.storage)?;
         let revision = directory.revision();
         note_format(&directory);
+        self.0.note_time(&directory);
         let mut current = self.0.directory.write();
         *current = directory;
         self.0.recent.lock().clear();
@@ -241,7 +269,7 @@ fn to_wire(record: &ChangedRecord) -> Option<DirectoryChange> {
             previous: placement.previous.iter().map(|node| node.0).collect(),
         }),
         // Of interest to who administers, who asks.
-        ChangedRecord::Rebalance(_) | ChangedRecord::Placement(_, None) => return None,
+        ChangedRecord::Rebalance(_) | ChangedRecord::Placement(_, None) | ChangedRecord::Request(..) => return None,
     };
     Some(DirectoryChange { change: Some(change) })
 }

@@ -2,6 +2,7 @@
 //! nodes that are gone, and chooses who votes in the directory. What is wanted is in the directory, what is in the groups
 //! ([`crate::membership`] brings the one to the other): whoever leads next goes on from there.
 
+mod ask;
 mod dead;
 mod leadership;
 mod report;
@@ -17,12 +18,12 @@ use directory::{Command, Directory, NodeState, Placement, RebalanceState};
 use futures_util::future::join_all;
 use openraft::ChangeMembers;
 use proto::DirectoryStore;
-use proto::wire::rebalance_request::Action;
-use proto::wire::{GroupStatus, JoinNode, MoveShard, NodeStatusReply, RebalanceReply, RebalanceRequest};
+use proto::wire::{GroupStatus, NodeStatusReply};
 use storage::{Failpoint, GroupId, reach};
 use tokio::sync::watch;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+pub use self::ask::ask;
 use self::leadership::{Led, Rates};
 use self::turns::Turn;
 use self::voters::Candidate;
@@ -396,124 +397,6 @@ fn is_under_way(node: &Node) -> bool {
     directory.placements().any(|placement| !placement.previous.is_empty() || !placement.planned.is_empty())
 }
 
-/// Plans from what the nodes are, and has it begun.
-async fn start(node: &Node, observed: &Observed) -> MailResult<()> {
-    let (targets, octets) = {
-        let directory = node.groups().directory_state.read();
-        let targets = directory.propose_rebalance(&observed.octets());
-        let under_way = report::moving(&directory, observed);
-        let all = under_way.chain(report::to_move(&directory, observed, &targets));
-        let octets = all.map(|one| report::copies(&one)).sum();
-        (targets, octets)
-    };
-    propose(node, &Command::StartRebalance { targets, replace: true, unix_s: unix_s(), octets }).await
-}
-
 fn unix_s() -> u64 {
     unix_ms().div_euclid(1000).unsigned_abs()
-}
-
-/// What an administrator asks for, on the directory's leader.
-pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<RebalanceReply> {
-    let action = request.action.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
-    let group = &node.groups().directory;
-    if !group.leads() {
-        return Err(MailError::NotLeader { hint: group.metrics().current_leader.map(NodeId) });
-    }
-    group.read_barrier().await?;
-    let observed = Observed::take(node).await;
-    let plans = !request.no_rebalance;
-    let state = |state| Command::SetRebalanceState { state };
-    match action {
-        Action::Plan(_) => {
-            let directory = node.groups().directory_state.read();
-            let targets = directory.propose_rebalance(&observed.octets());
-            return Ok(report::planned(&directory, &observed, &targets));
-        }
-        Action::Status(_) => {}
-        Action::Apply(_) => start(node, &observed).await?,
-        Action::Pause(_) => propose(node, &state(RebalanceState::Paused)).await?,
-        Action::Resume(_) => propose(node, &state(RebalanceState::Running)).await?,
-        Action::Abort(_) => propose(node, &state(RebalanceState::Aborted)).await?,
-        Action::Join(join) => join_node(node, join, plans.then_some(&observed)).await?,
-        Action::Drain(name) => {
-            let id = named(node, &name)?;
-            propose(node, &Command::SetNodeState { id, state: NodeState::Draining }).await?;
-            if plans {
-                start(node, &observed).await?;
-            }
-        }
-        Action::Remove(name) => {
-            let id = named(node, &name)?;
-            remove_node(node, id, &name, &observed).await?;
-        }
-        Action::MoveShard(one) => move_shard(node, &one, &observed).await?,
-    }
-    let directory = node.groups().directory_state.read();
-    Ok(report::status(&directory, &observed))
-}
-
-fn named(node: &Node, name: &str) -> MailResult<NodeId> {
-    let directory = node.groups().directory_state.read();
-    let known = directory.node_by_name(name).map(|known| known.id);
-    known.ok_or_else(|| MailError::CannotDo(format!("no node {} is known", name.escape_debug())))
-}
-
-async fn join_node(node: &Node, join: JoinNode, plan: Option<&Observed>) -> MailResult<()> {
-    let id = named(node, &join.name)?;
-    let (zone, weight) = {
-        let directory = node.groups().directory_state.read();
-        directory.node(id).map(|known| (known.zone.clone(), known.weight)).unwrap_or_default()
-    };
-    let zone = if join.zone.is_empty() { zone } else { join.zone };
-    let weight = if join.weight == 0 { weight } else { join.weight };
-    propose(node, &Command::UpdateNode { id, zone, weight }).await?;
-    propose(node, &Command::SetNodeState { id, state: NodeState::Active }).await?;
-    match plan {
-        Some(observed) => start(node, observed).await,
-        None => Ok(()),
-    }
-}
-
-/// Only a node that holds nothing any more goes: what is wanted elsewhere must have arrived there.
-async fn remove_node(node: &Node, id: NodeId, name: &str, observed: &Observed) -> MailResult<()> {
-    let votes = node.groups().directory.metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
-    let state = node.groups().directory_state.read().node(id).map(|known| known.state);
-    if state == Some(NodeState::Active) {
-        return Err(MailError::CannotDo(format!("node {name} is active: drain it first")));
-    }
-    if votes {
-        return Err(MailError::CannotDo(format!("node {name} still votes in the directory: its drain is not done")));
-    }
-    let held = observed.why_held(&node.groups().directory_state.read(), id);
-    if let Some(why) = held {
-        return Err(MailError::CannotDo(format!("node {name} cannot be removed: {why}")));
-    }
-    propose(node, &Command::SetNodeState { id, state: NodeState::Removed }).await
-}
-
-async fn move_shard(node: &Node, one: &MoveShard, observed: &Observed) -> MailResult<()> {
-    let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
-    let target = {
-        let directory = node.groups().directory_state.read();
-        let placement = directory.placement(shard);
-        let placement = placement.ok_or_else(|| MailError::CannotDo(format!("no shard {shard}")))?;
-        let mut target = placement.wanted.clone();
-        if target.contains(&to) {
-            return Err(MailError::CannotDo(format!("shard {shard} is on node {} already", one.to)));
-        }
-        let Some(place) = target.iter_mut().find(|place| **place == from) else {
-            return Err(MailError::CannotDo(format!("shard {shard} is not on node {}", one.from)));
-        };
-        if directory.node(to).is_none_or(|known| known.state != NodeState::Active) {
-            return Err(MailError::CannotDo(format!("node {} is not active", one.to)));
-        }
-        *place = to;
-        target
-    };
-    let targets = BTreeMap::from([(shard, target)]);
-    let octets = observed.octets().get(&shard).copied().unwrap_or(0);
-    propose(node, &Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await?;
-    come_by(Failpoint::Planned, &[shard]);
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The time in a shard's commands. What a shard remembers for a while, requests and fingerprints, it forgets by the
+//! The time in a shard's commands, and in the directory's requests. What a shard remembers for a while, requests and fingerprints, it forgets by the
 //! stamps of its commands, whoever leads: a machine whose clock is ahead must not make it forget all at once, nor one whose
 //! clock is behind stamp what it does so old that the next leader forgets it, or what is asked for again is done again.
 //! So time goes on from the newest stamp in the log, never backwards, at a pace between [`SLOWEST`] and [`FASTEST`].

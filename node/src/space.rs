@@ -2,6 +2,9 @@
 //! reads, flags and expunges go on. Below the floor a replica takes no more log entries, so that its database never
 //! meets a full disk, and a leader takes only what makes room; it catches up when there is room again. When next to
 //! nothing is left the ballast goes, and mail is expunged from its room.
+//!
+//! Of a mirror the half with less room counts, unless mail can do without it: then it is given up rather than that mail is
+//! refused.
 
 mod ballast;
 
@@ -20,6 +23,9 @@ pub use ballast::NAME as BALLAST;
 
 /// The floor's share of the reserve: what stands between them is for expunges, flags, and the database's own needs.
 const FLOOR_DIVISOR: u64 = 4;
+/// A half is given up for its room where the other one's disk has at least so many times the reserve: it is to take mail by
+/// itself until somebody has seen to the full one.
+const AMPLE_RESERVES: u64 = 2;
 /// Of `st_blocks` (POSIX leaves it open, Linux does not).
 const BLOCK_OCTETS: u64 = 512;
 /// Between looks: other programs fill a disk at a gigabyte a second.
@@ -27,10 +33,27 @@ const LOOK: Duration = Duration::from_millis(200);
 
 pub struct Space {
     reserve_octets: u64,
-    /// On the disk that has least, as last measured; 0 before that.
+    /// On the disk that has least, as last measured; the reserve before that.
     free_octets: AtomicU64,
+    /// The same without a half that mail can do without.
+    room_octets: AtomicU64,
     /// Of mail that was admitted since then.
     admitted_octets: AtomicU64,
+}
+
+/// A disk that mail goes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InUse {
+    pub disk: PathBuf,
+    /// Whether what the other half lacks or has damaged can be had here.
+    pub is_whole: bool,
+}
+
+/// How much room it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Room {
+    free_octets: u64,
+    is_whole: bool,
 }
 
 /// Looks at the disks again and again.
@@ -52,30 +75,54 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 
 impl Space {
     pub fn new(reserve_octets: u64) -> Space {
-        let (free_octets, admitted_octets) = (AtomicU64::new(reserve_octets), AtomicU64::new(0));
-        Space { reserve_octets, free_octets, admitted_octets }
+        let new = AtomicU64::new;
+        Space {
+            reserve_octets,
+            free_octets: new(reserve_octets),
+            room_octets: new(reserve_octets),
+            admitted_octets: new(0),
+        }
     }
 
-    /// Looks anew at the disks that are in use. Asks the file system: to be called off the async threads. A disk that
-    /// does not answer is the mirror's to drop, and counts only where it is the last.
-    pub fn measure(&self, disks: &[PathBuf]) -> io::Result<()> {
-        let mut least = Err(io::Error::other("no disk"));
-        for disk in disks {
-            least = match (free_on(disk).map(|free| self.balance(disk, free)), least) {
-                (Ok(free), before) => Ok(before.map_or(free, |least: u64| least.min(free))),
-                (Err(_), Ok(least)) => Ok(least),
-                (Err(error), Err(_)) => Err(error),
-            };
+    /// Looks anew at the disks that are in use, and answers which of them is full and to be given up; until then mail is taken
+    /// as if that was done. Asks the file system: to be called off the async threads. A disk that does not answer is the
+    /// mirror's to drop, and counts only where it is the last.
+    pub fn measure(&self, disks: &[InUse]) -> io::Result<Option<usize>> {
+        let (mut rooms, mut failed) = (Vec::new(), io::Error::other("no disk"));
+        for (place, InUse { disk, is_whole }) in disks.iter().enumerate() {
+            match free_on(disk) {
+                Ok(free) => {
+                    rooms.push((place, Room { free_octets: self.balance(disk, free), is_whole: *is_whole }));
+                }
+                Err(error) => failed = error,
+            }
         }
-        let least = least?;
+        let Some(least) = rooms.iter().map(|(_, room)| room.free_octets).min() else { return Err(failed) };
+        let spare = match rooms[..] {
+            [(_, first), (_, second)] => dispensable(self.reserve_octets, [first, second]),
+            _ => None,
+        };
+        let counted = rooms.iter().enumerate().filter(|(nth, _)| Some(*nth) != spare);
+        let counted = counted.map(|(_, (_, room))| room.free_octets).min().unwrap_or(least);
+        self.free_octets.store(least, Ordering::Relaxed);
+        self.count(counted);
+        let full = spare.and_then(|nth| rooms.get(nth)).filter(|(_, room)| room.free_octets < self.reserve_octets);
+        Ok(full.map(|(place, _)| *place))
+    }
+
+    /// Mail cannot do without the fullest disk after all.
+    pub fn keep_all(&self) {
+        self.count(self.free_octets.load(Ordering::Relaxed));
+    }
+
+    fn count(&self, room_octets: u64) {
         self.admitted_octets.store(0, Ordering::Relaxed);
-        let before = self.free_octets.swap(least, Ordering::Relaxed);
-        match (before < self.reserve_octets, least < self.reserve_octets) {
-            (false, true) => tracing::warn!(free_octets = least, "disk is full, new mail is refused"),
-            (true, false) => tracing::info!(free_octets = least, "disk has room"),
+        let before = self.room_octets.swap(room_octets, Ordering::Relaxed);
+        match (before < self.reserve_octets, room_octets < self.reserve_octets) {
+            (false, true) => tracing::warn!(free_octets = room_octets, "disk is full, new mail is refused"),
+            (true, false) => tracing::info!(free_octets = room_octets, "disk has room"),
             (false, false) | (true, true) => {}
         }
-        Ok(())
     }
 
     /// Before anything is written: gives up the ballast of disks with nothing else left.
@@ -103,17 +150,23 @@ impl Space {
         free
     }
 
+    /// On the disk that has least.
     pub fn free_octets(&self) -> u64 {
         self.free_octets.load(Ordering::Relaxed).saturating_sub(self.admitted_octets.load(Ordering::Relaxed))
     }
 
+    /// That mail may use.
+    fn room_octets(&self) -> u64 {
+        self.room_octets.load(Ordering::Relaxed).saturating_sub(self.admitted_octets.load(Ordering::Relaxed))
+    }
+
     pub fn is_full(&self) -> bool {
-        self.free_octets() < self.reserve_octets
+        self.room_octets() < self.reserve_octets
     }
 
     /// Whether mail of so many octets may come.
     pub fn admit(&self, octets: u64) -> MailResult<()> {
-        if self.free_octets() < self.reserve_octets.saturating_add(octets) {
+        if self.room_octets() < self.reserve_octets.saturating_add(octets) {
             return Err(MailError::DiskFull);
         }
         self.admitted_octets.fetch_add(octets, Ordering::Relaxed);
@@ -122,13 +175,25 @@ impl Space {
 
     /// Whether this replica may append what its leader sends, and a leader what clients ask for.
     pub fn takes_entries(&self) -> bool {
-        self.free_octets() >= self.reserve_octets / FLOOR_DIVISOR
+        self.room_octets() >= self.reserve_octets / FLOOR_DIVISOR
     }
 
     /// Whether a leader may append what makes room.
     pub fn takes_removals(&self) -> bool {
-        self.free_octets() >= ballast::octets(self.reserve_octets) / 4
+        self.room_octets() >= ballast::octets(self.reserve_octets) / 4
     }
+}
+
+/// Which of two halves mail can do without: the one with less room, where the other one is whole and has ample room.
+fn dispensable(reserve_octets: u64, halves: [Room; 2]) -> Option<usize> {
+    let [first, second] = halves.map(|half| half.free_octets);
+    let (fuller, other) = match first.cmp(&second) {
+        std::cmp::Ordering::Less => (0, halves[1]),
+        std::cmp::Ordering::Greater => (1, halves[0]),
+        std::cmp::Ordering::Equal => return None,
+    };
+    let is_ample = other.free_octets >= reserve_octets.saturating_mul(AMPLE_RESERVES);
+    (other.is_whole && is_ample).then_some(fuller)
 }
 
 /// What a file system has for us.
@@ -150,29 +215,70 @@ pub fn used_in(directory: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::atomic::Ordering;
 
     use types::MailError;
 
-    use super::{BALLAST, Space, free_on, used_in};
+    use super::{BALLAST, InUse, Room, Space, dispensable, free_on, used_in};
+
+    fn in_use(disk: &Path) -> InUse {
+        InUse { disk: disk.to_owned(), is_whole: true }
+    }
+
+    /// As if it had been measured.
+    fn set(space: &Space, octets: u64) {
+        space.free_octets.store(octets, Ordering::Relaxed);
+        space.keep_all();
+    }
+
+    #[test]
+    fn a_half_is_dispensable_where_the_other_one_is_whole_and_has_ample_room() {
+        let whole = |free_octets| Room { free_octets, is_whole: true };
+        let damaged = |free_octets| Room { free_octets, is_whole: false };
+        assert_eq!(dispensable(100, [whole(99), whole(200)]), Some(0));
+        assert_eq!(dispensable(100, [whole(200), whole(0)]), Some(1));
+        assert_eq!(dispensable(100, [whole(99), whole(199)]), None, "soon both would be full");
+        assert_eq!(dispensable(100, [whole(99), damaged(1_000)]), None, "it may lack what the full one has");
+        assert_eq!(dispensable(100, [damaged(99), whole(1_000)]), Some(0));
+        assert_eq!(dispensable(100, [whole(50), whole(50)]), None);
+        assert_eq!(dispensable(u64::MAX, [whole(50), whole(u64::MAX)]), Some(0), "the sum stays a number");
+    }
+
+    #[test]
+    fn what_a_dispensable_half_lacks_in_room_refuses_no_mail() {
+        let disks = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let space = Space::new(1_600);
+        let both = disks.each_ref().map(|disk| in_use(disk.path()));
+        // On one file system neither is to go.
+        assert_eq!(space.measure(&both).unwrap(), None);
+        assert!(!space.is_full());
+        space.free_octets.store(300, Ordering::Relaxed);
+        space.count(10_000);
+        assert!(!space.is_full() && space.takes_entries());
+        assert_eq!((space.admit(8_000), space.free_octets()), (Ok(()), 0));
+        space.count(10_000);
+        // It could not be given up.
+        space.keep_all();
+        assert_eq!((space.is_full(), space.admit(1)), (true, Err(MailError::DiskFull)));
+    }
 
     #[test]
     fn mail_is_refused_below_the_reserve_and_entries_below_the_floor() {
         let directory = tempfile::tempdir().unwrap();
         let space = Space::new(1_600);
-        space.free_octets.store(2_400, Ordering::Relaxed);
+        set(&space, 2_400);
         assert_eq!(space.admit(600), Ok(()));
         // What was admitted counts until the next look.
         assert_eq!(space.admit(600), Err(MailError::DiskFull));
         assert!(!space.is_full() && space.takes_entries());
-        space.admitted_octets.store(0, Ordering::Relaxed);
-        space.free_octets.store(500, Ordering::Relaxed);
+        set(&space, 500);
         assert!(space.is_full() && space.takes_entries());
-        space.free_octets.store(300, Ordering::Relaxed);
+        set(&space, 300);
         assert!(!space.takes_entries() && space.takes_removals());
-        space.free_octets.store(20, Ordering::Relaxed);
+        set(&space, 20);
         assert!(!space.takes_removals());
-        space.measure(&[directory.path().to_owned(), directory.path().join("gone")]).unwrap();
+        space.measure(&[in_use(directory.path()), in_use(&directory.path().join("gone"))]).unwrap();
         assert!(space.takes_entries());
         assert!(directory.path().join(BALLAST).exists(), "there is room for it");
         assert!(space.measure(&[]).is_err());
@@ -192,7 +298,7 @@ mod tests {
     fn the_ballast_goes_when_nothing_else_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let space = Space::new(1 << 20);
-        space.measure(&[directory.path().to_owned()]).unwrap();
+        space.measure(&[in_use(directory.path())]).unwrap();
         assert!(directory.path().join(BALLAST).exists());
         space.balance(directory.path(), (1 << 16) - 1);
         assert!(!directory.path().join(BALLAST).exists());

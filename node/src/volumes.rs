@@ -3,6 +3,8 @@
 //! The first volume also holds the directory's replica, and the record of which replica is on which volume. Without it
 //! the node does not run; without another one it runs without that one's replicas.
 
+mod room;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use types::{MailError, MailResult, NodeId};
 
 use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
-use crate::space::{self, BALLAST, Space};
+use crate::space::{BALLAST, Space};
 
 /// Below a disk's directory.
 const DATABASE: &str = "db";
@@ -235,22 +237,6 @@ impl NodeVolume {
         shown(&self.disks)
     }
 
-    /// Looks how much room there is. Blocks.
-    pub fn measure(&self) -> std::io::Result<()> {
-        self.space.measure(&self.in_use())
-    }
-
-    /// The disks that acknowledged mail is on: not those of halves that are stale, or not filled yet.
-    fn in_use(&self) -> Vec<PathBuf> {
-        let halves = self.volume().map(|volume| volume.halves()).unwrap_or_default();
-        if halves.is_empty() {
-            return self.disks.clone();
-        }
-        let current = halves.iter().filter(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
-        let current: Vec<PathBuf> = current.filter_map(|half| half.directory.parent().map(Path::to_owned)).collect();
-        if current.is_empty() { self.disks.clone() } else { current }
-    }
-
     /// Says on its disks that they may hold this format. Blocks.
     pub fn mark_format(&self, format: u32) -> Result<(), StorageError> {
         for disk in &self.disks {
@@ -329,24 +315,6 @@ impl NodeVolume {
             self.check_room(&volume, half.directory.parent().unwrap_or(&half.directory))?;
         }
         Ok(volume.resilver(half.name)?)
-    }
-
-    /// Refuses a disk that what the half in use holds does not fit on.
-    fn check_room(&self, volume: &Volume, disk: &Path) -> MailResult<()> {
-        let halves = volume.halves();
-        let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
-        let Some(source) = source else { return Ok(()) };
-        let needed = space::used_in(&source.directory);
-        let free = space::free_on(disk).map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?;
-        // What it holds goes.
-        if free.saturating_add(space::used_in(&disk.join(DATABASE))) < needed {
-            return Err(MailError::CannotDo(format!(
-                "{} is too small: {free} octets are free, half {} holds {needed}",
-                disk.display(),
-                source.name
-            )));
-        }
-        Ok(())
     }
 
     /// The half that is not in use: the one that was named, or the only one.

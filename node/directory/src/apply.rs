@@ -2,6 +2,7 @@
 //! change them. A command that fails changes nothing.
 
 mod nodes;
+mod once;
 mod placements;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ use crate::values::{Account, Alias, Cluster, Domain};
 #[must_use = "the changes must be persisted with the applied index"]
 pub struct Applied {
     pub reply: Result<Reply, DirectoryError>,
-    /// Empty if the command failed or left all as it was. At most one per key.
+    /// Empty if the command failed or left all as it was, but for what is remembered of a request. At most one per key.
     pub changes: Vec<Change>,
 }
 
@@ -48,15 +49,13 @@ type Decision = Result<(Reply, Vec<ChangedRecord>), DirectoryError>;
 impl Directory {
     /// Applies the command that was committed at log index `revision`. Revisions ascend.
     pub fn apply(&mut self, revision: u64, command: &Command) -> Applied {
-        let applied = match self.decide(revision, command) {
-            Ok((reply, records)) => {
-                records.iter().for_each(|record| self.put(record.clone()));
-                Applied { reply: Ok(reply), changes: records.into_iter().map(Change::from).collect() }
-            }
-            Err(error) => Applied { reply: Err(error), changes: Vec::new() },
+        let (reply, records) = match command {
+            Command::Once { request, command } => self.decide_once(revision, *request, command),
+            command => outcome(self.decide(revision, command)),
         };
+        records.iter().for_each(|record| self.put(record.clone()));
         self.advance(revision);
-        applied
+        Applied { reply, changes: records.into_iter().map(Change::from).collect() }
     }
 
     fn decide(&self, revision: u64, command: &Command) -> Decision {
@@ -108,6 +107,7 @@ impl Directory {
             Command::BeginMoves { shards } => self.begin_moves(revision, shards),
             Command::PreferLeaders { leaders } => self.prefer_leaders(revision, leaders),
             Command::EndMoves { shards, seen } => self.end_moves(revision, shards, *seen),
+            Command::Once { .. } => Err(DirectoryError::Invalid("a request within a request".to_owned())),
         }
     }
 
@@ -298,6 +298,14 @@ impl Directory {
             return done(Vec::new());
         }
         done(vec![ChangedRecord::Cluster(Some(Cluster { postmaster: account.cloned(), ..cluster.clone() }))])
+    }
+}
+
+/// What is answered, and what changes.
+fn outcome(decision: Decision) -> (Result<Reply, DirectoryError>, Vec<ChangedRecord>) {
+    match decision {
+        Ok((reply, records)) => (Ok(reply), records),
+        Err(error) => (Err(error), Vec::new()),
     }
 }
 

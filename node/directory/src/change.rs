@@ -4,6 +4,7 @@ use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
 use crate::record;
+use crate::requests::{Answered, RequestId};
 use crate::values::{Account, Alias, Cluster, Domain, Node, Placement, Rebalance};
 
 /// A changed record in both forms, which always agree.
@@ -25,6 +26,7 @@ pub enum ChangedRecord {
     Node(NodeId, Option<Node>),
     Placement(ShardId, Option<Placement>),
     Rebalance(Option<Rebalance>),
+    Request(RequestId, Option<Answered>),
 }
 
 impl Change {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use types::{AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
+use crate::requests::Request;
 use crate::values::{ClusterId, NodeState, PasswordHash, QuotaChange, RebalanceState, Start};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -160,6 +161,12 @@ pub enum Command {
     /// as they are, and so are those that are not wanted on the node any more: who chose has seen an older placement.
     PreferLeaders {
         leaders: BTreeMap<ShardId, NodeId>,
+    },
+    /// What somebody asks for who asks again where the answer was lost: done at the first attempt that comes here, and
+    /// answered so at each. Never within another one.
+    Once {
+        request: Request,
+        command: Box<Command>,
     },
 }
 

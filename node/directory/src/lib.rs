@@ -13,6 +13,7 @@ mod hash;
 pub mod limits;
 mod plan;
 mod record;
+mod requests;
 mod resolve;
 mod ring;
 mod share;
@@ -25,6 +26,7 @@ pub use command::{Command, NewAccount, NewNode};
 pub use error::{DirectoryError, RecipientError};
 pub use hash::shard_of;
 pub use plan::{Move, PlacementNode, Warning, moves, propose, warnings};
+pub use requests::{Answered, Request, RequestId};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{

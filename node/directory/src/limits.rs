@@ -35,3 +35,9 @@ pub const EXPANSION_ACCOUNTS_MAX: usize = 1000;
 pub const EXPANSION_VISITS_MAX: usize = 4000;
 /// Accounts on one page of a listing.
 pub const ACCOUNTS_PAGE_MAX: usize = 1000;
+/// For so long, by the stamps of requests, one is known again by its id: callers ask again for some seconds, then nobody
+/// does.
+pub const REQUEST_AGE_MS: u64 = 10 * 60 * 1000;
+/// Answers that are remembered, a request for many accounts having one for each; the oldest go first. With the longest names
+/// in all of them some 8 MiB of state, and more changes than one could ask for and lose from sight in ten minutes.
+pub const REQUEST_ANSWERS_MAX: usize = 16_384;

@@ -11,9 +11,12 @@
 //! | `n` node id, 8 octets big-endian | node |
 //! | `p` shard, 4 octets big-endian | placement |
 //! | `r` | the last rebalance |
+//! | `q` request id, 16 octets | what a request was answered |
 //!
 //! A value is a format version octet followed by a protobuf message. Fields may be added under new tags; any other
 //! change needs a new version. The index from account id to name is rebuilt in memory when records are loaded.
+
+mod answered;
 
 use prost::Message;
 use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
@@ -21,10 +24,13 @@ use types::{AccountId, AccountName, DomainName, NodeId, Quota, ShardId};
 use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
 use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
+use crate::requests::RequestId;
 use crate::values::{
     Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
     Start,
 };
+
+use self::answered::RequestRecord;
 
 /// The format that this program writes; the only one so far.
 const VERSION: u8 = 1;
@@ -133,6 +139,7 @@ pub(crate) fn key(record: &ChangedRecord) -> Vec<u8> {
         ChangedRecord::Node(id, _) => keyed(b'n', &id.0.to_be_bytes()),
         ChangedRecord::Placement(shard, _) => keyed(b'p', &shard.0.to_be_bytes()),
         ChangedRecord::Rebalance(_) => b"r".to_vec(),
+        ChangedRecord::Request(id, _) => keyed(b'q', &id.0.to_be_bytes()),
     }
 }
 
@@ -201,6 +208,9 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 octets: rebalance.octets,
             })
         }),
+        ChangedRecord::Request(_, answered) => {
+            answered.as_ref().map(|answered| versioned(&RequestRecord::of(answered)))
+        }
     }
 }
 
@@ -253,6 +263,12 @@ pub(crate) fn decode(key: &[u8], value: Option<&[u8]>) -> Result<ChangedRecord, 
                 shard,
                 value.map(|bytes| placement(shard, bytes)).transpose().map_err(damaged)?,
             ))
+        }
+        b'q' => {
+            let id = name.try_into().map(|bytes| RequestId(u128::from_be_bytes(bytes)));
+            let id = id.map_err(|_| damaged("the key is not 16 octets long".to_owned()))?;
+            let answered = value.map(|bytes| body::<RequestRecord>(bytes).and_then(RequestRecord::answered));
+            Ok(ChangedRecord::Request(id, answered.transpose().map_err(damaged)?))
         }
         b'r' if name.is_empty() => Ok(ChangedRecord::Rebalance(value.map(rebalance).transpose().map_err(damaged)?)),
         _ => Err(damaged("records of this kind are not known".to_owned())),

@@ -14,6 +14,7 @@ use crate::error::DirectoryError;
 use crate::limits::ACCOUNTS_PAGE_MAX;
 use crate::plan::{PlacementNode, Warning, propose, warnings};
 use crate::record;
+use crate::requests::{Answered, RequestId, Requests};
 use crate::values::{Account, Alias, Cluster, Domain, Node, NodeState, Placement, Rebalance};
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,6 +32,7 @@ pub struct Directory {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) placements: BTreeMap<ShardId, Placement>,
     pub(crate) rebalance: Option<Rebalance>,
+    pub(crate) requests: Requests,
 }
 
 /// Accounts and aliases of a domain by their local part.
@@ -109,7 +111,9 @@ impl Directory {
         let aliases = aliases.map(|it| ChangedRecord::Alias(it.name.clone(), Some(it.clone())));
         let rebalance = self.rebalance.iter().map(|rebalance| ChangedRecord::Rebalance(Some(rebalance.clone())));
         let shards = placements.chain(rebalance);
-        cluster.chain(domains).chain(nodes).chain(shards).chain(accounts).chain(aliases).map(Change::from)
+        let requests = self.requests.iter().map(|(id, it)| ChangedRecord::Request(id, Some(it.clone())));
+        let names = accounts.chain(aliases);
+        cluster.chain(domains).chain(nodes).chain(shards).chain(names).chain(requests).map(Change::from)
     }
 
     /// `None` until the cluster is created.
@@ -265,6 +269,16 @@ impl Directory {
         self.rebalance.as_ref()
     }
 
+    /// What was decided under a request's id, as far as that is remembered.
+    pub fn answered(&self, id: RequestId) -> Option<&Answered> {
+        self.requests.get(id)
+    }
+
+    /// The stamp of the newest request that is remembered, in milliseconds since 1970.
+    pub fn newest_request_ms(&self) -> Option<u64> {
+        self.requests.newest_ms()
+    }
+
     /// What the plan makes of the nodes as they are; the shards whose placement would stay are left out.
     /// Empty until the cluster is created.
     pub fn propose_placements(&self) -> BTreeMap<ShardId, Vec<NodeId>> {
@@ -341,6 +355,7 @@ impl Directory {
             ChangedRecord::Node(id, node) => set(&mut self.nodes, id, node),
             ChangedRecord::Placement(shard, placement) => set(&mut self.placements, shard, placement),
             ChangedRecord::Rebalance(rebalance) => self.rebalance = rebalance,
+            ChangedRecord::Request(id, answered) => self.requests.put(id, answered),
         }
     }
 

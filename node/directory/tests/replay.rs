@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Story, domain, hash, name, new_account, new_node};
+use common::{Story, domain, hash, name, new_account, new_node, once};
 use directory::{
     Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError, Start,
 };
@@ -31,7 +31,15 @@ fn limits() -> impl Strategy<Value = Option<Option<u64>>> {
     option::of(option::of(sample::select(vec![0, 1, u64::MAX])))
 }
 
+/// A third of them as requests, under so few ids and over so long a time that some come again and some are forgotten.
 fn commands() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        2 => plain_commands(),
+        1 => (1u128..30, 0u64..3_000_000, plain_commands()).prop_map(|(id, unix_ms, command)| once(id, unix_ms, command)),
+    ]
+}
+
+fn plain_commands() -> impl Strategy<Value = Command> {
     let unix_s = any::<u64>();
     let states = sample::select(vec![NodeState::Active, NodeState::Draining, NodeState::Removed]);
     let node = (1u64..7, 1u64..7, 0u32..4)
@@ -134,7 +142,7 @@ proptest! {
     fn no_bytes_make_a_record_panic(
         key in collection::vec(any::<u8>(), 0..20), value in collection::vec(any::<u8>(), 0..40),
     ) {
-        for kind in b"cdalnpr" {
+        for kind in b"cdalnpqr" {
             let key: Vec<u8> = [&[*kind], key.as_slice()].concat();
             let _ = Change::decode(key.clone(), Some([&[1], value.as_slice()].concat()));
             let _ = Change::decode(key, None);
@@ -178,6 +186,7 @@ fn rich() -> Story {
 
 fn rebalancing() -> Story {
     let mut story = rich();
+    story.must(once(1, 1, Command::SetPostmaster { account: Some(name("alice@example.test")) }));
     let targets = BTreeMap::from([(ShardId(5), vec![NodeId(2)])]);
     story.must(Command::StartRebalance { targets, replace: true, unix_s: 1_800_000_000, octets: 0 });
     story
@@ -201,7 +210,7 @@ fn a_damaged_record_is_an_error_that_names_its_key_and_never_absent() {
         }
     }
     for strange in
-        [&b""[..], b"x", b"n123", b"p12", b"cx", b"rx", b"aALICE@example.test", b"a\xff@x", b"d.", b"anobody"]
+        [&b""[..], b"x", b"n123", b"p12", b"cx", b"rx", b"q1234", b"aALICE@example.test", b"a\xff@x", b"d.", b"anobody"]
     {
         let mut disk = story.disk.clone();
         disk.insert(strange.to_vec(), vec![1]);
@@ -318,6 +327,29 @@ fn quotas_are_read_for_ever() {
     let record = b"\x01\x08\x01\x126$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHQ$aGFzaGhhc2g\x18\x08 \x01(\x80\xa4\xa7\xda\x060\xac\x028\0";
     let now = &story.disk[&b"aalice@example.test"[..]];
     assert_eq!(now.escape_ascii().to_string(), record.escape_ascii().to_string());
+    assert_eq!(story.reload().unwrap(), story.directory);
+}
+
+/// And what requests were answered.
+#[test]
+fn requests_are_read_for_ever() {
+    let mut story = rich();
+    let names = ["bob@example.test", "alice@example.test"];
+    let accounts = names.map(new_account).to_vec();
+    let add = once(0x0102, 300, Command::CreateAccounts { accounts, unix_s: 300 });
+    let remove = once(0x0103, 301, Command::RemoveDomain { name: domain("b.test") });
+    let written = b"\x01\x92\x03\x1f\n\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x03\x10\xad\x02\x1a\x08:\x06b.test";
+    assert_eq!(remove.encode().unwrap().escape_ascii().to_string(), written.escape_ascii().to_string());
+    story.must(add);
+    assert!(story.apply(remove).is_err());
+    let key = |last: u8| [&b"q\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01"[..], &[last]].concat();
+    let added = b"\x01\x08\x07\x10\xac\x02\x19S\xef\xd3\xe1\x85\xa0\x18} \x03*\x04\x08\x02\x10\x06\
+        * \x1a\x1e\x08\x01\x12\x1aaccount alice@example.test";
+    let refused = b"\x01\x08\x08\x10\xad\x02\x19\\\x84\xd1%J\xd4\x13K \x04*\x13\x1a\x11\x08\x02\x12\rdomain b.test";
+    for (last, written) in [(2, &added[..]), (3, &refused[..])] {
+        let now = &story.disk[&key(last)];
+        assert_eq!(now.escape_ascii().to_string(), written.escape_ascii().to_string());
+    }
     assert_eq!(story.reload().unwrap(), story.directory);
 }
 

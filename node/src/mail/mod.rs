@@ -180,7 +180,7 @@ fn selected_by_name(error: MailError) -> MailError {
 }
 
 /// The id under which a caller may ask again; 0 where it gave none.
-fn request_id(id: &[u8]) -> MailResult<u128> {
+pub fn request_id(id: &[u8]) -> MailResult<u128> {
     if id.is_empty() {
         return Ok(0);
     }

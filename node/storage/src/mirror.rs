@@ -91,6 +91,9 @@ pub(crate) enum Cause {
     /// Some of it cannot be read. It still takes all that is written, so the last half is not given up over that; nor is one
     /// beside a damaged one, for it may have the only good copies: that one is damaged itself, no more.
     Unread,
+    /// Its disk has next to no room, while the other one's has. It still takes all that is written, and cannot be made anew where
+    /// it is: it stays where the other one is not whole.
+    Full,
 }
 
 impl Mirror {
@@ -252,7 +255,7 @@ impl Store {
         if cause == Cause::Unread && is_other_damaged {
             mirror.note_damage(half, &reason);
         }
-        if cause == Cause::Unread && (is_other_damaged || survivor.is_none()) {
+        if matches!(cause, Cause::Unread | Cause::Full) && (is_other_damaged || survivor.is_none()) {
             return Ok(());
         }
         half.fail(reason);
@@ -266,8 +269,9 @@ impl Store {
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
         (lost.lost, lost.dropped) = (Some(reason.to_owned()), Some(half.clone()));
-        // What it had when it was dropped may be the only good copies. Not where that would be waited for.
-        if half.damaged.load(Ordering::Relaxed) || (is_other_damaged && cause != Cause::Hangs) {
+        // What it had when it was dropped may be the only good copies. Not where that would be waited for, nor without room.
+        let is_damaged = half.damaged.load(Ordering::Relaxed) || (is_other_damaged && cause != Cause::Hangs);
+        if is_damaged && cause != Cause::Full {
             lost.rebuild = true;
             mirror.want_rebuild();
         }
@@ -281,6 +285,25 @@ impl Store {
             self.read_from(survivor);
         }
         Ok(())
+    }
+
+    /// Takes a half out of use whose disk is full, where the other one is whole and owes no answer. Whether it is out of use then.
+    pub(crate) fn drop_full(&self, mirror: &Mirror, name: HalfName, reason: &str) -> Result<bool, StorageError> {
+        let (number, halves) = {
+            let order = mirror.order.lock();
+            (order.number, order.halves.clone())
+        };
+        let Some(half) = halves.iter().find(|half| half.name == name) else { return Ok(true) };
+        let Some(other) = halves.iter().find(|other| other.name != name) else { return Ok(false) };
+        // What is recorded on it is waited for, with all that waits for this one.
+        other.want_sync(number);
+        let soon = tick(mirror.hang_max);
+        let is_level = other.wait_synced(number, Some(Instant::now() + soon)) == Progress::Made;
+        if !is_level || other.reads.oldest() > soon {
+            return Ok(false);
+        }
+        self.drop_half(mirror, half, (Cause::Full, reason))?;
+        Ok(mirror.in_use(half).is_none())
     }
 
     /// Another half to read from, which has all that was written by now, after one could not be read. What follows for that

@@ -294,6 +294,15 @@ impl Volume {
         }
     }
 
+    /// Takes a half out of use whose disk has no room for more, and says so for this reason. Only where the other one is whole
+    /// and its disk answers: whether the half is out of use when this returns. Recorded then as every drop is. Blocks.
+    pub fn drop_full(&self, name: HalfName, reason: &str) -> Result<bool, StorageError> {
+        match &self.inner.shared.store.mirror {
+            Some(mirror) => self.inner.shared.store.drop_full(mirror, name, reason),
+            None => Err(StorageError::Misuse("the volume is no mirror".to_owned())),
+        }
+    }
+
     /// Reads everything that the volume holds, or one group's part of it, compares the halves of a mirror, and repairs
     /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
     /// means that it could not go on; damage is no error, but in the report.

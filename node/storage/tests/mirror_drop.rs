@@ -97,6 +97,48 @@ fn a_full_half_is_dropped() {
 }
 
 #[test]
+fn a_half_without_room_is_given_up_before_it_is_full() {
+    for name in BOTH {
+        let root = tempfile::tempdir().unwrap();
+        let volume = open_mirror(root.path());
+        let group = volume.group(SHARD).unwrap();
+        (1..=20).for_each(|index| put(&group, index));
+        assert!(volume.drop_full(name, "its disk is full").unwrap());
+        assert_eq!(status(&volume, name).state, HalfState::Stale { reason: "its disk is full".to_owned() });
+        let survivor = recorded(root.path(), name.other());
+        assert!(survivor.contains("partner stale") && survivor.contains("epoch 2"), "{survivor}");
+        assert_eq!(volume.statistics().halves_dropped, 1);
+        // It is out of use already, and the other one is the last.
+        assert!(volume.drop_full(name, "again").unwrap() && !volume.drop_full(name.other(), "too").unwrap());
+        (21..=40).for_each(|index| put(&group, index));
+        assert_entries(&group, 40);
+        assert_eq!((is_current(&volume, name.other()), volume.statistics().halves_dropped), (true, 1));
+        volume.resilver(name).unwrap();
+        common::mirror::wait_whole(&volume);
+        drop((group, volume));
+        assert_entries(&open_mirror(root.path()).group(SHARD).unwrap(), 40);
+    }
+}
+
+#[test]
+fn a_half_without_room_stays_where_the_other_one_owes_an_answer() {
+    let root = tempfile::tempdir().unwrap();
+    let script = Script::new();
+    let volume = with_script(root.path(), &script);
+    let group = volume.group(SHARD).unwrap();
+    put(&group, 1);
+    script.set(HalfName::B, Operation::Sync, Failure::Hang);
+    let (done, acknowledged) = done();
+    group.append(vec![entry(2, head(2), Some(body(2)))], done).unwrap();
+    common::mirror::wait_until("its disk does not answer", || script.hung() > 0);
+    assert!(!volume.drop_full(HalfName::A, "its disk is full").unwrap());
+    assert!(is_current(&volume, HalfName::A));
+    script.clear();
+    acknowledged.recv().unwrap().unwrap();
+    assert_entries(&group, 2);
+}
+
+#[test]
 fn a_half_that_hangs_in_fsync_is_dropped() {
     BOTH.into_iter().for_each(|name| fails_under_load(name, Operation::Sync, Failure::Hang));
 }

@@ -135,6 +135,22 @@ fn a_half_that_is_dropped_beside_a_damaged_one_is_made_anew_with_what_it_had() {
     assert!(volume.statistics().bodies_salvaged > 0);
 }
 
+#[test]
+fn a_half_without_room_is_kept_until_a_damaged_one_beside_it_is_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    damaged(root.path());
+    // So slow that half `a` is not made anew before.
+    let volume = Volume::open(VolumeOptions { resilver_bytes_per_s: 8 << 20, ..small(root.path()) }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    assert_eq!(group.read(EARLY, EARLY + 1, 1).unwrap()[0].body, Some(body(EARLY)));
+    assert!(!volume.drop_full(HalfName::B, "its disk is full").unwrap());
+    assert!(is_current(&volume, HalfName::B), "{:?}", volume.halves());
+    wait_until("a is made anew", || volume.statistics().resilvers > 0);
+    assert!(volume.drop_full(HalfName::B, "its disk is full").unwrap());
+    assert_entries(&group, ENTRIES);
+    assert_eq!((is_current(&volume, HalfName::A), volume.statistics().halves_dropped), (true, 1));
+}
+
 const SELECTS: &str = "selects";
 
 /// The thread that is named so reads half `a` once; then something is done, and half `a` gives it no answer any more.

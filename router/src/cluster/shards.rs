@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use proto::wire::{
@@ -15,7 +14,7 @@ use proto::wire::{
     FetchRequest, Mailbox, MailboxNameRequest, MailboxesReply, RenameMailboxRequest, SearchReply, SearchRequest,
     SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
-use proto::{Body, ItemStream, NodeApi};
+use proto::{Body, ItemStream, NodeApi, fresh_request_id};
 use tokio::time::Instant;
 use tracing::debug;
 use types::{MailError, MailResult, NodeId, ShardId};
@@ -58,18 +57,12 @@ macro_rules! operations {
             self.call(Kind::Read, ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
         })*
         $(pub async fn $changes(&self, mut request: $change) -> MailResult<$changed> {
-            request.request_id = fresh_id()?;
+            request.request_id = fresh_request_id()?;
             let request = &request;
             let change = |node: Arc<dyn NodeApi>| async move { node.$changes(request.clone()).await };
             self.call(Kind::Change, ShardId(request.shard), change).await
         })*
     };
-}
-
-fn fresh_id() -> MailResult<Bytes> {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| MailError::Internal(error.to_string()))?;
-    Ok(Bytes::copy_from_slice(&id))
 }
 
 impl ShardClient {
@@ -123,7 +116,7 @@ impl ShardClient {
     }
 
     pub async fn append(&self, mut request: AppendRequest, body: Body) -> MailResult<AppendReply> {
-        request.request_id = fresh_id()?;
+        request.request_id = fresh_request_id()?;
         let (request, body) = (&request, &body);
         let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
         self.call(Kind::Change, ShardId(request.shard), append).await

@@ -1,7 +1,6 @@
 //! Finding who can answer: asks the nodes that the settings name (and those that they name) for the directory's
 //! leader, and brings changes to it.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -11,12 +10,11 @@ use anyhow::Context;
 use futures_util::future::join_all;
 use proto::wire::admin_request::Request;
 use proto::wire::node_record::State;
-use proto::wire::rebalance_request::Action;
 use proto::wire::{
-    AccountRecord, AccountRequest, AdminReply, AdminRequest, Done, GroupStatus, NodeRecord, NodeStatusReply,
-    RebalanceReply, RebalanceRequest, UsageReply,
+    AccountRecord, AccountRequest, AdminReply, AdminRequest, GroupStatus, NodeRecord, NodeStatusReply, RebalanceReply,
+    RebalanceRequest, UsageReply,
 };
-use proto::{ClusterTls, DirectoryStore, GrpcNode, MailStore, connect};
+use proto::{ClusterTls, DirectoryStore, GrpcNode, MailStore, connect, fresh_request_id};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep, timeout};
 use types::{MailError, MailResult};
@@ -38,13 +36,6 @@ pub struct AdminClient {
     /// Every address worth asking; grows by what nodes tell of others.
     nodes: BTreeMap<String, GrpcNode>,
     leader: Option<GrpcNode>,
-}
-
-/// A change that was made.
-pub struct Made {
-    pub reply: AdminReply,
-    /// An earlier attempt's answer was lost: what the reply refuses may have been done by that one.
-    pub retried: bool,
 }
 
 impl AdminClient {
@@ -112,67 +103,42 @@ impl AdminClient {
         }
     }
 
-    /// Makes a change, waiting for a leader if there is none. A change that may be made twice without harm is tried
-    /// again when its answer is lost.
+    /// Makes a change, waiting for a leader if there is none. Each attempt has the same id, so it is made once whatever
+    /// becomes of the answers.
     pub async fn administer(&mut self, request: Request) -> Result<AdminReply, Failure> {
-        let repeatable = matches!(
-            request,
-            Request::AccountPassword(_) | Request::AccountEnabled(_) | Request::PostmasterSet(_) | Request::QuotaSet(_)
-        );
-        Ok(self.change(request, repeatable).await?.reply)
+        let request = AdminRequest { request: Some(request), request_id: fresh_request_id()? };
+        self.ask_leader(async |leader: &GrpcNode| leader.administer(request.clone()).await).await
     }
 
-    /// As [`AdminClient::administer`]; with `retry_lost` a lost answer is followed by another attempt.
-    pub async fn change(&mut self, request: Request, retry_lost: bool) -> Result<Made, Failure> {
-        let ask = async |leader: &GrpcNode| leader.administer(AdminRequest { request: Some(request.clone()) }).await;
-        let (reply, retried) = self.ask_leader(ask, retry_lost).await?;
-        Ok(Made { reply, retried })
-    }
-
-    /// Asks for a rebalance, or changes one. What was done already is not done again, and is no error where only the answer
-    /// of an earlier attempt was lost.
+    /// Asks for a rebalance, or changes one, in the same way.
     pub async fn rebalance(&mut self, request: RebalanceRequest) -> Result<RebalanceReply, Failure> {
-        let lost = Cell::new(false);
-        let ask = async |leader: &GrpcNode| {
-            let reply = leader.rebalance(request.clone()).await;
-            lost.set(lost.get() || matches!(reply, Err(MailError::Deadline)));
-            reply
-        };
-        let refused = match self.ask_leader(ask, true).await {
-            Ok((reply, _)) => return Ok(reply),
-            Err(Failure::Refused(refused)) if lost.get() => Failure::Refused(refused),
-            Err(failure) => return Err(failure),
-        };
-        let status = RebalanceRequest { action: Some(Action::Status(Done {})), no_rebalance: false };
-        let ask = async |leader: &GrpcNode| leader.rebalance(status.clone()).await;
-        let (reply, view) = (self.ask_leader(ask, true).await?.0, self.view().await?);
-        match request.action.is_some_and(|action| was_done(&action, &reply.state, &view)) {
-            true => Ok(reply),
-            false => Err(refused),
-        }
+        let request = RebalanceRequest { request_id: fresh_request_id()?, ..request };
+        self.ask_leader(async |leader: &GrpcNode| leader.rebalance(request.clone()).await).await
     }
 
-    /// The answer of the directory's leader, once there is one, and whether an earlier one was lost.
-    async fn ask_leader<T>(
-        &mut self,
-        ask: impl AsyncFn(&GrpcNode) -> MailResult<T>,
-        retry_lost: bool,
-    ) -> Result<(T, bool), Failure> {
+    /// The answer of the directory's leader, once there is one. Asked again, whoever leads by then, where an answer is lost:
+    /// for what may be done twice, or has an id.
+    async fn ask_leader<T>(&mut self, ask: impl AsyncFn(&GrpcNode) -> MailResult<T>) -> Result<T, Failure> {
         let deadline = Instant::now() + COMMAND_MAX;
         let mut lost = false;
         loop {
             let leader = match &self.leader {
                 Some(leader) => Some(leader.clone()),
-                None => self.survey().await?.leader,
+                None => match self.survey().await {
+                    Ok(found) => found.leader,
+                    // It may be done: somebody may still tell.
+                    Err(Failure::Unreachable(_)) if lost => None,
+                    Err(failure) => return Err(failure),
+                },
             };
             if let Some(leader) = leader {
                 match ask(&leader).await {
                     Ok(reply) => {
                         self.leader = Some(leader);
-                        return Ok((reply, lost));
+                        return Ok(reply);
                     }
                     Err(MailError::NotLeader { .. } | MailError::Unavailable) => {}
-                    Err(MailError::Deadline) if retry_lost => lost = true,
+                    Err(MailError::Deadline) => lost = true,
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -260,24 +226,6 @@ struct Found {
     others: Vec<GrpcNode>,
 }
 
-/// Whether all is as such a request leaves it. `state`: of the rebalance.
-fn was_done(action: &Action, state: &str, view: &DirectoryView) -> bool {
-    let named = |name: &str| view.nodes.values().find(|node| node.name == *name && node.state() != State::Removed);
-    match action {
-        Action::Abort(_) => state == "aborted",
-        Action::Pause(_) => state == "paused",
-        Action::Resume(_) => state == "running" || state == "finished",
-        Action::Remove(name) => named(name).is_none(),
-        Action::MoveShard(one) => {
-            let wanted = view.placements.get(&one.shard).map_or(&[][..], Vec::as_slice);
-            let is_on = |name: &str| named(name).is_some_and(|node| wanted.contains(&node.id));
-            is_on(&one.to) && !is_on(&one.from)
-        }
-        // Done twice they are the same.
-        Action::Plan(_) | Action::Status(_) | Action::Apply(_) | Action::Join(_) | Action::Drain(_) => false,
-    }
-}
-
 pub fn directory_group(status: &NodeStatusReply) -> Option<&GroupStatus> {
     status.groups.iter().find(|group| group.group == DIRECTORY)
 }
@@ -288,34 +236,5 @@ pub fn reason(error: &MailError) -> String {
         MailError::Unavailable => "nothing listens there, or the certificates do not match".to_owned(),
         MailError::Deadline => "no answer".to_owned(),
         other => other.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proto::wire::node_record::State;
-    use proto::wire::rebalance_request::Action;
-    use proto::wire::{Done, MoveShard, NodeRecord};
-
-    use super::was_done;
-    use crate::admin::view::DirectoryView;
-
-    #[test]
-    fn what_an_attempt_did_whose_answer_was_lost_is_found() {
-        let mut view = DirectoryView::default();
-        for (id, state) in [(1, State::Active), (2, State::Active), (3, State::Draining), (4, State::Removed)] {
-            let record = NodeRecord { id, name: format!("node{id}"), state: state.into(), ..NodeRecord::default() };
-            view.nodes.insert(id, record);
-        }
-        view.placements.insert(7, vec![1, 2]);
-        let done = |action: Action, state: &str| was_done(&action, state, &view);
-        assert!(done(Action::Abort(Done {}), "aborted") && !done(Action::Abort(Done {}), "finished"));
-        assert!(done(Action::Resume(Done {}), "finished") && !done(Action::Resume(Done {}), "aborted"));
-        assert!(done(Action::Pause(Done {}), "paused") && !done(Action::Pause(Done {}), "finished"));
-        assert!(done(Action::Remove("node4".to_owned()), "none") && !done(Action::Remove("node3".to_owned()), "none"));
-        let moved = |from: &str, to: &str| Action::MoveShard(MoveShard { shard: 7, from: from.into(), to: to.into() });
-        assert!(done(moved("node3", "node2"), "running"));
-        assert!(!done(moved("node1", "node2"), "running") && !done(moved("node1", "node3"), "running"));
-        assert!(!done(Action::MoveShard(MoveShard { shard: 8, ..MoveShard::default() }), "running"));
     }
 }

@@ -211,12 +211,12 @@ pub async fn run(client: &mut AdminClient, verb: RebalanceVerb) -> Result<(), Fa
 pub async fn join(client: &mut AdminClient, join: JoinArgs) -> Result<(), Failure> {
     let JoinArgs { place: PlaceArgs { node, no_rebalance, watch }, zone, weight } = join;
     let action = JoinNode { name: node, zone: zone.unwrap_or_default(), weight: weight.unwrap_or(0) };
-    begin(client, RebalanceRequest { action: Some(Action::Join(action)), no_rebalance }, None, watch).await
+    begin(client, RebalanceRequest { no_rebalance, ..request(Action::Join(action)) }, None, watch).await
 }
 
 pub async fn drain(client: &mut AdminClient, place: PlaceArgs) -> Result<(), Failure> {
     let PlaceArgs { node, no_rebalance, watch } = place;
-    let request = RebalanceRequest { action: Some(Action::Drain(node.clone())), no_rebalance };
+    let request = RebalanceRequest { no_rebalance, ..request(Action::Drain(node.clone())) };
     begin(client, request, Some(&node), watch).await
 }
 
@@ -236,7 +236,7 @@ pub async fn move_shard(client: &mut AdminClient, one: MoveShard, watch: WatchAr
 }
 
 fn request(action: Action) -> RebalanceRequest {
-    RebalanceRequest { action: Some(action), no_rebalance: false }
+    RebalanceRequest { action: Some(action), ..RebalanceRequest::default() }
 }
 
 /// `leaving`: a node that is done only once it does not vote in the directory any more either.

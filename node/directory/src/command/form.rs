@@ -1,20 +1,24 @@
 //! The form of commands in the log. Tags are never reused; a new command gets a new tag, and a node that does not
 //! know it must stop rather than skip it, since its state would part from that of the others.
 
-use std::collections::BTreeMap;
+mod placements;
 
 use prost::{Message, Oneof};
 use types::{NodeId, ShardId, format};
 
+use self::placements::{
+    Ended, GiveUp, PlacementForm, Placements, Shards, StartRebalance, lists, numbers, placement_forms, shards,
+};
 use super::{Command, NewAccount, NewNode};
 use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
+use crate::requests::{Request, RequestId};
 use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 
 #[derive(Clone, PartialEq, Message)]
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 40"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 40, 50"
     )]
     kind: Option<Kind>,
 }
@@ -75,6 +79,8 @@ enum Kind {
     GiveUpNode(GiveUp),
     #[prost(uint32, tag = "40")]
     SetFormat(u32),
+    #[prost(message, tag = "50")]
+    Once(Once),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -214,63 +220,25 @@ struct Postmaster {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Placements {
-    #[prost(message, repeated, tag = "1")]
-    wanted: Vec<PlacementForm>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PlacementForm {
-    #[prost(uint32, tag = "1")]
-    shard: u32,
-    #[prost(fixed64, repeated, tag = "2")]
-    nodes: Vec<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StartRebalance {
-    #[prost(message, repeated, tag = "1")]
-    targets: Vec<PlacementForm>,
-    #[prost(bool, tag = "2")]
-    replace: bool,
-    #[prost(uint64, tag = "3")]
-    unix_s: u64,
-    #[prost(uint64, tag = "4")]
-    octets: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GiveUp {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(message, repeated, tag = "2")]
-    targets: Vec<PlacementForm>,
-    #[prost(uint64, tag = "3")]
-    unix_s: u64,
-    #[prost(uint64, tag = "4")]
-    octets: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Shards {
-    #[prost(uint32, repeated, tag = "1")]
-    shards: Vec<u32>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Ended {
-    #[prost(uint32, repeated, tag = "1")]
-    shards: Vec<u32>,
-    #[prost(uint64, optional, tag = "2")]
-    seen: Option<u64>,
+struct Once {
+    #[prost(bytes = "vec", tag = "1")]
+    request: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    unix_ms: u64,
+    #[prost(message, optional, boxed, tag = "3")]
+    command: Option<Box<CommandForm>>,
 }
 
 pub(super) fn encode(command: &Command) -> Vec<u8> {
-    let form = CommandForm { kind: Some(kind(command)) };
+    let form = form(command);
     let mut bytes = Vec::with_capacity(1 + form.encoded_len());
     bytes.push(format::octet());
     bytes.extend_from_slice(&form.encode_to_vec());
     bytes
+}
+
+fn form(command: &Command) -> CommandForm {
+    CommandForm { kind: Some(kind(command)) }
 }
 
 fn kind(command: &Command) -> Kind {
@@ -346,19 +314,12 @@ fn kind(command: &Command) -> Kind {
         }),
         Command::BeginMoves { shards } => Kind::BeginMoves(Shards { shards: numbers(shards) }),
         Command::EndMoves { shards, seen } => Kind::EndMoves(Ended { shards: numbers(shards), seen: *seen }),
+        Command::Once { request, command } => Kind::Once(Once {
+            request: request.id.0.to_be_bytes().to_vec(),
+            unix_ms: request.unix_ms,
+            command: Some(Box::new(form(command))),
+        }),
     }
-}
-
-fn placement_forms(lists: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<PlacementForm> {
-    let form = |(shard, nodes): (&ShardId, &Vec<NodeId>)| PlacementForm {
-        shard: shard.0,
-        nodes: nodes.iter().map(|node| node.0).collect(),
-    };
-    lists.iter().map(form).collect()
-}
-
-fn numbers(shards: &[ShardId]) -> Vec<u32> {
-    shards.iter().map(|shard| shard.0).collect()
 }
 
 fn node_form(node: &NewNode) -> NodeForm {
@@ -378,15 +339,18 @@ fn account_form(account: &NewAccount) -> AccountForm {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
-    let form = match bytes.split_first() {
-        None => return Err("the command is empty".to_owned()),
+    match bytes.split_first() {
+        None => Err("the command is empty".to_owned()),
         Some((written, form)) if format::reads(u32::from(*written)) => {
-            CommandForm::decode(form).map_err(|error| error.to_string())?
+            command(CommandForm::decode(form).map_err(|error| error.to_string())?)
         }
         Some((written, _)) => {
-            return Err(format!("it has format {written}; this program knows formats up to {}", format::known()));
+            Err(format!("it has format {written}; this program knows formats up to {}", format::known()))
         }
-    };
+    }
+}
+
+fn command(form: CommandForm) -> Result<Command, String> {
     let Some(kind) = form.kind else {
         return Err("commands of this kind are not known".to_owned());
     };
@@ -465,16 +429,16 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Command, String> {
         }
         Kind::BeginMoves(form) => Command::BeginMoves { shards: shards(form.shards) },
         Kind::EndMoves(form) => Command::EndMoves { shards: shards(form.shards), seen: form.seen },
+        Kind::Once(once) => {
+            let id = once.request.try_into().map_err(|_| "request id is not 16 octets long".to_owned())?;
+            let request = Request { id: RequestId(u128::from_be_bytes(id)), unix_ms: once.unix_ms };
+            let form = once.command.ok_or_else(|| "a request without a command".to_owned())?;
+            match command(*form)? {
+                Command::Once { .. } => return Err("a request within a request".to_owned()),
+                command => Command::Once { request, command: Box::new(command) },
+            }
+        }
     })
-}
-
-fn lists(forms: Vec<PlacementForm>) -> BTreeMap<ShardId, Vec<NodeId>> {
-    let list = |form: PlacementForm| (ShardId(form.shard), form.nodes.into_iter().map(NodeId).collect());
-    forms.into_iter().map(list).collect()
-}
-
-fn shards(numbers: Vec<u32>) -> Vec<ShardId> {
-    numbers.into_iter().map(ShardId).collect()
 }
 
 fn new_node(form: NodeForm) -> NewNode {

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use directory::{
-    Applied, Change, ClusterId, Command, Directory, DirectoryError, NewAccount, NewNode, PasswordHash, Reply,
+    Applied, Change, ClusterId, Command, Directory, DirectoryError, NewAccount, NewNode, PasswordHash, Reply, Request,
+    RequestId,
 };
 use types::{AccountName, DomainName, NodeId};
 
@@ -35,7 +36,10 @@ impl Story {
         let before = self.directory.clone();
         let revision = self.directory.revision() + 1;
         let Applied { reply, changes } = self.directory.apply(revision, &command);
-        if reply.is_err() {
+        let is_request = matches!(command, Command::Once { .. });
+        if is_request && reply.is_err() {
+            assert!(changes.iter().all(|change| change.key[0] == b'q'), "a refused request changed something");
+        } else if reply.is_err() {
             assert!(changes.is_empty());
             assert_eq!(self.directory, before.at_revision(revision), "a failed command changed something");
         }
@@ -90,6 +94,11 @@ pub fn hash(salt: &str) -> PasswordHash {
 
 pub fn new_account(text: &str) -> NewAccount {
     NewAccount { name: name(text), password_hash: hash("c2FsdHNhbHQ") }
+}
+
+/// What is asked for under an id, at a time.
+pub fn once(id: u128, unix_ms: u64, command: Command) -> Command {
+    Command::Once { request: Request { id: RequestId(id), unix_ms }, command: Box::new(command) }
 }
 
 pub fn new_node(number: u64) -> NewNode {

@@ -1,0 +1,50 @@
+//! Admin commands, as an operator runs them.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::process::{eventually, mailring, run, said};
+
+/// Bounds only how long a test waits before it gives up.
+const LOOK_UP_MAX: Duration = Duration::from_secs(60);
+/// The exit code of a command that nobody has answered.
+const NOBODY: i32 = 3;
+
+impl Cluster {
+    /// An admin command's standard output; its failure is an error with what it said. A look-up is made again while nobody
+    /// answers it: nodes may be dead, and the machine busy.
+    pub fn admin(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.admin_command(arguments)?;
+        if !is_look_up(arguments) {
+            return run(&mut command);
+        }
+        let output = eventually("somebody answers", LOOK_UP_MAX, || {
+            let output = command.output()?;
+            ensure!(output.status.code() != Some(NOBODY), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(output)
+        })?;
+        said(&command, &output)
+    }
+
+    /// The same, not run yet.
+    pub fn admin_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = mailring(self.options().planted)?;
+        command.args(arguments).env("MAILRING_CONFIG", self.path().join("admin.toml")).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// What an admin command prints with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        Ok(serde_json::from_str(&self.admin(&arguments)?)?)
+    }
+}
+
+/// Whether a command changes nothing.
+fn is_look_up(arguments: &[&str]) -> bool {
+    matches!(arguments, ["status", ..] | [_, "list" | "show" | "status" | "plan", ..])
+}

@@ -1,0 +1,89 @@
+//! One half of a mirror runs out of room, with one replica of everything: it is given up rather than that mail is refused,
+//! nobody notices, and it is made anew once somebody has seen to its disk.
+//!
+//! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, letter};
+
+const MIRROR: ClusterOptions =
+    ClusterOptions { nodes: 1, replicas: 1, mirror: true, own_disks: true, ..ClusterOptions::DEFAULT };
+const DROPPED: &str = "mailring_node_volume_halves_dropped";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Below the reserve, and next to nothing.
+const LEFT_OCTETS: [u64; 2] = [DISK_RESERVE_OCTETS / 2, 2 * 1024 * 1024];
+/// Above the reserve, and too little to go on with alone.
+const LITTLE_OCTETS: u64 = DISK_RESERVE_OCTETS / 2 * 3;
+
+fn no_errors(scenario: &Scenario) -> Result<()> {
+    ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
+    Ok(())
+}
+
+/// Why a half is not in use.
+fn reason(cluster: &Cluster, half: usize) -> Result<String> {
+    let rows = cluster.volumes("node1")?;
+    let row = rows.iter().find(|row| row["half"] == letter(half)).context("half")?;
+    ensure!(row["state"] == "stale", "{row}");
+    Ok(row["reason"].as_str().context("reason")?.to_owned())
+}
+
+#[test]
+fn a_half_that_fills_up_is_given_up_and_nobody_notices() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let (mut scenario, _, rounds) = Scenario::seeded(MIRROR, 95, 4)?;
+    for round in 0..rounds {
+        let (half, left) = ((round % 2) as usize, LEFT_OCTETS[(round / 2 % 2) as usize]);
+        scenario.progress()?;
+        scenario.cluster.disks[half].fill(left)?;
+        scenario.cluster.wait_half("node1", half, "stale")?;
+        println!("half {} with {left} octets left: {}", letter(half), reason(&scenario.cluster, half)?);
+        ensure!(scenario.cluster.admin(&["status"]).is_err(), "a mirror of one half is not healthy");
+        ensure!(scenario.cluster.nodes[0].metric(DROPPED)? == round + 1, "not counted");
+        scenario.progress()?;
+        no_errors(&scenario)?;
+        // Room alone is no reason to trust it again.
+        scenario.cluster.disks[half].empty()?;
+        scenario.progress()?;
+        reason(&scenario.cluster, half)?;
+        scenario.cluster.admin(&["volume", "resilver", "node1", "1", "--half", letter(half), "--wait"])?;
+        scenario.cluster.wait_whole("node1")?;
+        no_errors(&scenario)?;
+    }
+    scenario.progress()?;
+    no_errors(&scenario)?;
+    ensure!(scenario.cluster.nodes[0].logged("new mail is refused")? == 0, "mail was refused");
+    scenario.cluster.check_scrub()?;
+    scenario.finish()
+}
+
+fn deliver(cluster: &Cluster, code: u16) -> Result<()> {
+    eventually("mail is answered so", PATIENCE, || {
+        let answer = cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], b"Subject: x\r\n\r\nx\r\n")?;
+        ensure!(answer.0 == code, "{answer:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_half_that_fills_up_stays_where_the_other_one_has_little_room() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let cluster = Cluster::start(MIRROR)?;
+    cluster.add_accounts(&["ann"])?;
+    deliver(&cluster, 250)?;
+    cluster.disks[1].fill(LITTLE_OCTETS)?;
+    cluster.disks[0].fill(LEFT_OCTETS[0])?;
+    deliver(&cluster, 452)?;
+    cluster.wait_whole("node1")?;
+    cluster.disks[0].empty()?;
+    deliver(&cluster, 250)?;
+    cluster.wait_whole("node1")?;
+    ensure!(cluster.nodes[0].metric(DROPPED)? == 0, "a half was given up");
+    cluster.check_logs(&["disk is full, new mail is refused"])
+}
