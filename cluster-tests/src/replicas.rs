@@ -10,9 +10,13 @@ use crate::cluster::Cluster;
 use crate::process::{START_MAX, eventually};
 
 impl Cluster {
-    /// The octets of all shards, if every one has exactly the replicas that the directory wants, and they are at the same
-    /// index and hold the same.
+    /// Waits until every shard has exactly the replicas that the directory wants, at the same index and holding the same; the
+    /// octets of all. No client may write meanwhile, though settlements may still come.
     pub fn compare_replicas(&self) -> Result<u64> {
+        eventually("all replicas are the same", START_MAX, || self.compare_replicas_now())
+    }
+
+    fn compare_replicas_now(&self) -> Result<u64> {
         let shards = self.json(&["shard", "list"])?.as_array().context("shards")?.clone();
         ensure!(shards.len() == self.options().shards as usize, "{} shards are listed", shards.len());
         let files = self.tls_files("admin");
