@@ -35,3 +35,5 @@ pub const EXPANSION_ACCOUNTS_MAX: usize = 1000;
 pub const EXPANSION_VISITS_MAX: usize = 4000;
 /// Accounts on one page of a listing.
 pub const ACCOUNTS_PAGE_MAX: usize = 1000;
+/// Accounts that move to another shard at a time: each is looked at every half second, and is few milliseconds' work then.
+pub const ACCOUNT_MOVES_MAX: usize = 1000;
