@@ -136,6 +136,7 @@ impl TestCluster {
             shard: (id % u64::from(SHARDS)) as u32,
             enabled: true,
             created_unix_s: 0,
+            moving: None,
         }));
         id
     }
@@ -149,6 +150,7 @@ impl TestCluster {
             shard: shard_of(id),
             enabled: false,
             created_unix_s: 0,
+            moving: None,
         }));
     }
 

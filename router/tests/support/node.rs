@@ -10,8 +10,8 @@ use proto::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
-    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart,
+    DirectoryWatchRequest, Done, ErrorDetail, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
+    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart,
     NodeStatusReply, RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest,
     ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
     ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent,
@@ -406,6 +406,14 @@ impl DirectoryStore for Node {
     }
 
     async fn rebalance(&self, _: RebalanceRequest) -> MailResult<RebalanceReply> {
+        unsupported()
+    }
+
+    async fn move_account(&self, _: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+        unsupported()
+    }
+
+    async fn export_account(&self, _: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>> {
         unsupported()
     }
 }

@@ -1,0 +1,212 @@
+//! Moves accounts from one shard to another. The directory says which account moves where and how far it is; the leader of
+//! the shard that it goes to conducts the move ([`conduct`]), brings what there is ([`bring`]), and has the source's leader
+//! do its part ([`step`], [`export`]). Every step can be repeated, and names its move: whoever leads next goes on from what
+//! the directory and the two shards say (docs/decisions/0010-account-move.md).
+
+mod ask;
+mod bring;
+mod export;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use directory::{AccountMove, Command as DirectoryCommand, MoveStage};
+use proto::wire::move_account_request::Step;
+use proto::wire::{AccountMoveFigures, MoveAccountReply, MoveAccountRequest};
+use storage::{Command, MoveStep, Outcome, Place, Whereabouts};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use types::{AccountId, MailError, MailResult, ShardId};
+
+use crate::Node;
+use crate::bootstrap::propose;
+use crate::shard::Shard;
+
+pub use self::export::export;
+
+/// Between rounds, and before a move that was broken off goes on.
+const ROUND: Duration = Duration::from_millis(500);
+/// Accounts that come to the shards of one node at a time; others wait.
+const MOVES_MAX: usize = 4;
+/// Between two steps by which a copy is dropped, so that mail comes first.
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Since the start.
+#[derive(Default)]
+pub struct Figures {
+    arrived: AtomicU64,
+    held_ms_max: AtomicU64,
+}
+
+impl Figures {
+    pub fn to_wire(&self) -> AccountMoveFigures {
+        AccountMoveFigures {
+            arrived: self.arrived.load(Ordering::Relaxed),
+            held_ms_max: self.held_ms_max.load(Ordering::Relaxed),
+        }
+    }
+}
+
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let mut revisions = node.groups().directory_state.revisions();
+    let mut moves = Moves::default();
+    loop {
+        moves.end();
+        for (account, moving) in under_way(&node) {
+            if moving.stage == MoveStage::Undone {
+                thaw(&node, account, moving).await;
+            }
+            let leads = |shard: &Arc<Shard>| shard.group.leads_majority();
+            if let Some(target) = node.groups().shard(moving.to).ok().filter(leads) {
+                moves.begin(&node, target, account, moving);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = revisions.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn under_way(node: &Node) -> Vec<(AccountId, AccountMove)> {
+    let directory = node.groups().directory_state.read();
+    let moving = |id| Some((id, directory.account_by_id(id)?.moving?));
+    directory.moving_accounts().filter_map(moving).collect()
+}
+
+/// Those that are conducted from here.
+#[derive(Default)]
+struct Moves {
+    tasks: JoinSet<AccountId>,
+    accounts: BTreeSet<AccountId>,
+}
+
+impl Moves {
+    fn end(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            match ended {
+                Ok(account) => drop(self.accounts.remove(&account)),
+                Err(error) => tracing::error!(%error, "move of an account broken off"),
+            }
+        }
+        if self.tasks.is_empty() {
+            self.accounts.clear();
+        }
+    }
+
+    fn begin(&mut self, node: &Node, target: Arc<Shard>, account: AccountId, moving: AccountMove) {
+        if self.tasks.len() >= MOVES_MAX || !self.accounts.insert(account) {
+            return;
+        }
+        let node = node.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = conduct(&node, &target, account, moving).await {
+                tracing::debug!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
+                // The directory may have news at any time: no reason to try again.
+                tokio::time::sleep(ROUND).await;
+            }
+            account
+        });
+    }
+}
+
+/// From the stage that a move is at to its end.
+async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: AccountMove) -> MailResult<()> {
+    let AccountMove { id, from, to, stage } = moving;
+    let of_source = |step| MoveAccountRequest { shard: from.0, account: account.0, id, step: Step::into(step) };
+    match stage {
+        MoveStage::Copying => {
+            let held_since = bring::bring(node, target, account, moving).await?;
+            ask::directory(node, of_source(Step::Switch)).await?;
+            admit(target, account, id).await?;
+            let held_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
+            let figures = node.account_moves();
+            figures.arrived.fetch_add(1, Ordering::Relaxed);
+            figures.held_ms_max.fetch_max(held_ms, Ordering::Relaxed);
+            tracing::info!(account = account.0, from = from.0, to = to.0, held_ms, "account moved");
+        }
+        MoveStage::Switched => admit(target, account, id).await?,
+        MoveStage::Undone => {
+            while take(target, account, id, MoveStep::Leave).await?.place == Place::Leaving {
+                tokio::time::sleep(LEAVE_PAUSE).await;
+            }
+        }
+    }
+    let last = if stage == MoveStage::Undone { Step::Thaw } else { Step::Leave };
+    while !ask::source(node, of_source(last)).await?.done {
+        tokio::time::sleep(LEAVE_PAUSE).await;
+    }
+    ask::directory(node, of_source(Step::End)).await?;
+    tracing::info!(account = account.0, from = from.0, to = to.0, undone = stage == MoveStage::Undone, "move is over");
+    Ok(())
+}
+
+/// The directory has the account here: it is served from now on.
+async fn admit(target: &Shard, account: AccountId, id: u64) -> MailResult<()> {
+    let now = take(target, account, id, MoveStep::Admit).await?;
+    match now.place {
+        Place::Here if now.move_id >= id => Ok(()),
+        place => Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
+    }
+}
+
+/// Nobody is to wait for the target's leader, which may be gone.
+async fn thaw(node: &Node, account: AccountId, moving: AccountMove) {
+    let Ok(source) = node.groups().shard(moving.from) else { return };
+    let state = source.state();
+    let looked = crate::mail::blocking(move || Ok(state.whereabouts(account)?)).await;
+    let is_frozen = looked.is_ok_and(|now| now.place == Place::Frozen && now.move_id == moving.id);
+    if is_frozen
+        && source.group.leads_majority()
+        && let Err(error) = take(&source, account, moving.id, MoveStep::Thaw).await
+    {
+        tracing::debug!(account = account.0, %error, "account stays frozen for now");
+    }
+}
+
+/// As a shard's leader.
+async fn take(shard: &Shard, account: AccountId, id: u64, step: MoveStep) -> MailResult<Whereabouts> {
+    match shard.propose(&Command::MoveAccount { account, id, step }, None).await? {
+        Outcome::Placed(now) => Ok(now),
+        _ => Err(MailError::Internal("another command's outcome".to_owned())),
+    }
+}
+
+/// As the leader of the shard that an account leaves, or of the directory.
+pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+    let (account, id) = (AccountId(request.account), request.id);
+    let (step, stage) = match request.step() {
+        Step::Freeze => (MoveStep::Freeze, MoveStage::Copying),
+        Step::Thaw => (MoveStep::Thaw, MoveStage::Undone),
+        Step::Leave => (MoveStep::Leave, MoveStage::Switched),
+        Step::Switch => return change_stage(node, account, id, Some(MoveStage::Switched)).await,
+        Step::End => return change_stage(node, account, id, None).await,
+    };
+    let shard = node.groups().shard(ShardId(request.shard))?;
+    let known = under_way(node).into_iter().find(|(moving, _)| *moving == account).map(|(_, moving)| moving);
+    if !known.is_some_and(|known| (known.id, known.stage, known.from) == (id, stage, shard.id)) {
+        // Or it has not heard of it yet.
+        return Err(MailError::CannotDo("the move is at another stage".to_owned()));
+    }
+    let now = take(&shard, account, id, step).await?;
+    let done = now.move_id == id
+        && match step {
+            MoveStep::Freeze => now.place == Place::Frozen,
+            MoveStep::Thaw => now.place == Place::Here,
+            _ => now.place == Place::Gone,
+        };
+    Ok(MoveAccountReply { done, mod_seq_last: now.mod_seq_last })
+}
+
+async fn change_stage(
+    node: &Node,
+    account: AccountId,
+    id: u64,
+    stage: Option<MoveStage>,
+) -> MailResult<MoveAccountReply> {
+    propose(node, &DirectoryCommand::StepAccountMove { account, id, stage }).await?;
+    Ok(MoveAccountReply { done: true, mod_seq_last: 0 })
+}
