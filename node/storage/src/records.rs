@@ -74,6 +74,11 @@ pub(crate) struct AccountRecord {
     /// Of an account that is frozen, or that has come whole: no modseq of it is greater.
     #[prost(uint64, tag = "12")]
     pub mod_seq_last: u64,
+    /// Of an account that is leaving: nothing is left before this message of this mailbox.
+    #[prost(uint64, tag = "13")]
+    pub left_mailbox: u64,
+    #[prost(uint32, tag = "14")]
+    pub left_uid: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

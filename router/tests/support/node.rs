@@ -144,6 +144,7 @@ impl MailStore for Node {
             let known = state.accounts.contains_key(&recipient.account);
             let error = match known {
                 false => Some(MailError::NoSuchAccount),
+                true if state.check_here(recipient.account, request.shard).is_err() => Some(MailError::NotHere),
                 true if state.over_quota.contains(&recipient.account) => Some(MailError::OverQuota),
                 true => None,
             };
@@ -186,6 +187,7 @@ impl MailStore for Node {
 
     async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply> {
         let fault = self.enter("create_mailbox", request.shard).await?;
+        self.cluster.state.lock().check_here(request.account, request.shard)?;
         self.leave(fault, CreateMailboxReply { id: 2 })
     }
 
@@ -203,6 +205,7 @@ impl MailStore for Node {
 
     async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox> {
         let fault = self.enter("status", request.shard).await?;
+        self.cluster.state.lock().check_here(request.account, request.shard)?;
         let reply = Mailbox { id: INBOX, name: request.name, ..Mailbox::default() };
         self.leave(fault, reply)
     }

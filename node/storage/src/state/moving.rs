@@ -110,15 +110,24 @@ fn gone(id: u64) -> AccountRecord {
 
 /// Drops some of an account's messages; once none is left, all but the number of the move.
 fn leave(edit: &mut Edit<'_>, account: AccountId, id: u64) -> Step<()> {
-    edit.account(account)?.place = Place::Leaving as u32;
+    let record = edit.account(account)?;
+    record.place = Place::Leaving as u32;
+    // From behind what went before: its tombstones would have to be stepped over.
+    let (left_mailbox, left_uid) = (MailboxId(record.left_mailbox), record.left_uid);
     let mut room = LEAVING_MESSAGES;
     for (mailbox, _) in read::mailbox_records(&edit.view, account)? {
+        let first = match mailbox == left_mailbox {
+            _ if mailbox < left_mailbox => continue,
+            true => left_uid.saturating_add(1),
+            false => 1,
+        };
         let mut some = Vec::new();
-        read::scan_messages(&edit.view, account, mailbox, &UidSet::from_range(1, u32::MAX), |uid, message| {
+        read::scan_messages(&edit.view, account, mailbox, &UidSet::from_range(first, u32::MAX), |uid, message| {
             some.push((uid, message));
             some.len() < room
         })?;
         room -= some.len();
+        let last = some.last().map_or(left_uid, |(uid, _)| *uid);
         for (uid, message) in some {
             edit.release(message.body)?;
             let totals = edit.account(account)?;
@@ -128,6 +137,8 @@ fn leave(edit: &mut Edit<'_>, account: AccountId, id: u64) -> Step<()> {
             edit.puts.delete(Family::State, key);
         }
         if room == 0 {
+            let record = edit.account(account)?;
+            (record.left_mailbox, record.left_uid) = (mailbox.0, last);
             return Ok(());
         }
     }
