@@ -79,7 +79,12 @@ fn picture(cluster: &Cluster, account: &str) -> Result<Vec<String>> {
 
 fn check_same(before: &[String], after: &[String]) -> Result<()> {
     let differing = before.iter().zip(after).find(|(before, after)| before != after);
-    ensure!(differing.is_none() && before.len() == after.len(), "{differing:?}, {} and {} lines", before.len(), after.len());
+    ensure!(
+        differing.is_none() && before.len() == after.len(),
+        "{differing:?}, {} and {} lines",
+        before.len(),
+        after.len()
+    );
     Ok(())
 }
 
@@ -213,7 +218,8 @@ fn processes_die_while_accounts_move() -> Result<()> {
         let source = shard_of(&scenario.cluster, &account)?;
         let target = another(&scenario.cluster, &account, &mut random)?;
         let victim = [Victim::Target, Victim::Source, Victim::Directory][random.below(3) as usize];
-        let node = eventually("there is a leader", PATIENCE, || victim.node(&scenario.cluster, source, target.parse()?))?;
+        let node =
+            eventually("there is a leader", PATIENCE, || victim.node(&scenario.cluster, source, target.parse()?))?;
         let held_before = held(&scenario.cluster)?;
         scenario.cluster.admin(&["account", "move", &account, &target])?;
         let moment = if heavy { "copied" } else { "held" };

@@ -11,8 +11,8 @@ use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
     CompareShardRequest, CopyFigures, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent,
     DirectoryWatchRequest, ExportAccountRequest, ExportedPart, GroupStatus, Identity, MoveAccountReply,
-    MoveAccountRequest, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply,
-    RebalanceRequest, RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    MoveAccountRequest, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
@@ -80,9 +80,7 @@ fn command(request: Request) -> MailResult<Command> {
                 messages: change.messages.map(|limit| limit.max),
             },
         },
-        Request::AccountMove(to) => {
-            Command::StartAccountMove { name: account(&to.name)?, to: ShardId(to.shard) }
-        }
+        Request::AccountMove(to) => Command::StartAccountMove { name: account(&to.name)?, to: ShardId(to.shard) },
         Request::AccountMoveAbort(name) => Command::AbortAccountMove { name: account(&name)? },
         Request::AliasAdd(alias) => Command::CreateAlias {
             name: account(&alias.name)?,

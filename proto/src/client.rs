@@ -30,11 +30,12 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, BeginReplicaRequest,
     ChangeVolumeRequest, ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest,
     CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply,
-    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem,
-    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply,
-    NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
-    ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
-    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply,
+    MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
+    SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.

@@ -22,11 +22,12 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
-    Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
-    RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
-    SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
-    SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply,
+    MoveAccountRequest, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    UsageReply, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.

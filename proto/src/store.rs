@@ -12,11 +12,11 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
-    MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
-    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
-    UsageReply, WatchEvent, WatchRequest,
+    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest,
+    NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest,
+    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
+    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;

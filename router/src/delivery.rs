@@ -146,7 +146,11 @@ struct Outcome {
 
 impl Outcome {
     /// Answers those who have gone to another shard, or are on their way.
-    fn add<R>(&mut self, recipients: impl IntoIterator<Item = R, IntoIter: ExactSizeIterator>, reply: MailResult<DeliverReply>) -> Vec<R> {
+    fn add<R>(
+        &mut self,
+        recipients: impl IntoIterator<Item = R, IntoIter: ExactSizeIterator>,
+        reply: MailResult<DeliverReply>,
+    ) -> Vec<R> {
         let recipients = recipients.into_iter();
         let mut moving = Vec::new();
         let reply = match reply {

@@ -28,6 +28,6 @@ pub use plan::{Move, PlacementNode, Warning, moves, propose, warnings};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{
-    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement, QuotaChange, Rebalance,
-    RebalanceState, Start,
+    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement,
+    QuotaChange, Rebalance, RebalanceState, Start,
 };

@@ -22,8 +22,8 @@ use crate::change::ChangedRecord;
 use crate::error::DirectoryError;
 use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
 use crate::values::{
-    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
-    Start,
+    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement,
+    Rebalance, RebalanceState, Start,
 };
 
 /// The format that this program writes; the only one so far.

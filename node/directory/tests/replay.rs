@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node};
 use directory::{
-    Change, Command, Directory, DirectoryError, MoveStage, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError, Start,
+    Change, Command, Directory, DirectoryError, MoveStage, NewNode, NodeState, QuotaChange, RebalanceState,
+    RecipientError, Start,
 };
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};

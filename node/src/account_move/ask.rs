@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::future::Future;
 
 use proto::DirectoryStore;
-use proto::wire::{ExportAccountRequest, ExportedPart, MoveAccountReply, MoveAccountRequest};
 use proto::ItemStream;
+use proto::wire::{ExportAccountRequest, ExportedPart, MoveAccountReply, MoveAccountRequest};
 use types::{MailError, MailResult, NodeId, ShardId};
 
 use crate::Node;

@@ -165,7 +165,9 @@ impl Bringing<'_> {
         parts.extend(subscribed.difference(&outlined.subscriptions).map(change(false)));
         parts.extend(outlined.subscriptions.difference(&subscribed).map(change(true)));
         let since = |id: u64| known.get(&id).map_or(0, |(_, mod_seq)| *mod_seq);
-        let changed: Vec<(u64, u64)> = outlined.mailboxes.iter()
+        let changed: Vec<(u64, u64)> = outlined
+            .mailboxes
+            .iter()
             .map(|(mailbox, mod_seq)| (mailbox.id, since(mailbox.id), *mod_seq))
             .filter(|(_, since, mod_seq)| since < mod_seq)
             .map(|(id, since, _)| (id, since))

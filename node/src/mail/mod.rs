@@ -266,7 +266,9 @@ impl MailStore for Node {
         let account = AccountId(request.account);
         self.check_account(account)?;
         let state = self.read(request.shard).await?;
-        let exists = blocking(move || if_here(&state, account, |state| state.account_exists(account).map_err(storage_error))).await;
+        let exists =
+            blocking(move || if_here(&state, account, |state| state.account_exists(account).map_err(storage_error)))
+                .await;
         if self.or_elsewhere(request.shard, exists).await? {
             return Ok(());
         }
@@ -461,9 +463,8 @@ impl MailStore for Node {
         let state = shard.read().await?;
         let at = request.shard;
         let account = AccountId(request.account);
-        let read = cancellable(move |cancelled| {
-            if_here(&state, account, |state| changes(&shard, state, &request, cancelled))
-        });
+        let read =
+            cancellable(move |cancelled| if_here(&state, account, |state| changes(&shard, state, &request, cancelled)));
         let read = read.await;
         self.or_elsewhere(at, read).await
     }

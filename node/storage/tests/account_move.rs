@@ -23,7 +23,8 @@ const MOVE: u64 = 100;
 const BRINGER: u64 = 77;
 
 fn deliver(number: u8, to: &[AccountId]) -> Command {
-    let recipient = |account: &AccountId| Recipient { account: *account, fingerprint: [number; 32], quota: Quota::NONE };
+    let recipient =
+        |account: &AccountId| Recipient { account: *account, fingerprint: [number; 32], quota: Quota::NONE };
     Command::Deliver {
         recipients: to.iter().map(recipient).collect(),
         body: BodySource::Inline,
@@ -81,7 +82,12 @@ fn pass(source: &ShardState, target: &mut Replica, bodies: &mut HashMap<u64, Bod
         let known = target.group.shard().uids(ALICE, id).unwrap();
         let listing = source.moved_listing(ALICE, id, since).unwrap();
         let mut found = Vec::new();
-        source.moved_messages(ALICE, id, &listing.changed, |message, body| { found.push((message, body)); true }).unwrap();
+        source
+            .moved_messages(ALICE, id, &listing.changed, |message, body| {
+                found.push((message, body));
+                true
+            })
+            .unwrap();
         messages += found.len() as u64;
         for (mut message, body) in found {
             let pinned = source.pin_body(body).unwrap().unwrap();
@@ -128,7 +134,12 @@ fn seen(state: &ShardState) -> Seen {
     for mailbox in &mailboxes {
         let all = UidSet::from_range(1, u32::MAX);
         let mut metas = Vec::new();
-        state.messages(ALICE, mailbox.id, &all, |meta| { metas.push(meta); true }).unwrap();
+        state
+            .messages(ALICE, mailbox.id, &all, |meta| {
+                metas.push(meta);
+                true
+            })
+            .unwrap();
         for mut meta in metas {
             let body = state.body_range(meta.body, 0, u64::MAX).unwrap().unwrap().concat();
             let digest = state.digest(meta.body).unwrap().unwrap();
@@ -320,7 +331,10 @@ fn what_comes_late_does_nothing() {
     // Another brings it from now on.
     take(&mut two.target, MOVE, MoveStep::Begin { bringer: BRINGER + 1 });
     assert!(matches!(import(&mut two.target, Vec::new(), None), Err(MailError::CannotDo(_))));
-    assert_eq!(take(&mut two.target, MOVE, MoveStep::Complete { bringer: BRINGER, mod_seq_last: 1 }).place, Place::Coming);
+    assert_eq!(
+        take(&mut two.target, MOVE, MoveStep::Complete { bringer: BRINGER, mod_seq_last: 1 }).place,
+        Place::Coming
+    );
     assert_eq!(take(&mut two.target, MOVE, MoveStep::Admit).place, Place::Coming);
     // Undone: the source is told before it has heard of the move at all.
     assert_eq!(take(&mut two.target, MOVE, MoveStep::Leave).place, Place::Gone);

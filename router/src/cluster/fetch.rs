@@ -108,8 +108,7 @@ impl FetchStream {
             }
             Some(Err(
                 MailError::NotLeader { .. } | MailError::NotHere | MailError::Unavailable | MailError::Deadline,
-            )) if self.breaks < BREAKS_MAX =>
-            {
+            )) if self.breaks < BREAKS_MAX => {
                 self.breaks += 1;
                 self.stream = None;
                 if let Some(under_way) = &mut self.under_way {

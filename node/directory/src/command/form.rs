@@ -9,7 +9,9 @@ use prost::{Message, Oneof};
 use types::{AccountId, NodeId, ShardId, format};
 
 use self::messages::{
-    AccountForm, Accounts, AliasForm, CreateCluster, Enabled, Ended, GiveUp, LimitForm, MoveStepForm, NamedShard, NodeAddress, NodeForm, NodeShare, NodeStart, NodeStateForm, NodeVoter, PlacementForm, Placements, Postmaster, QuotaForm, Shards, StartRebalance,
+    AccountForm, Accounts, AliasForm, CreateCluster, Enabled, Ended, GiveUp, LimitForm, MoveStepForm, NamedShard,
+    NodeAddress, NodeForm, NodeShare, NodeStart, NodeStateForm, NodeVoter, PlacementForm, Placements, Postmaster,
+    QuotaForm, Shards, StartRebalance,
 };
 use super::{Command, NewAccount, NewNode};
 use crate::record::{

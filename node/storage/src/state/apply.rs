@@ -179,8 +179,7 @@ pub(super) fn put_fingerprint(
     record: &FingerprintRecord,
     before: Option<&FingerprintRecord>,
 ) {
-    let time =
-        |unix_ms: u64| edit.key(Kind::FingerprintTime).u64(unix_ms).bytes(fingerprint).account(account).done();
+    let time = |unix_ms: u64| edit.key(Kind::FingerprintTime).u64(unix_ms).bytes(fingerprint).account(account).done();
     let (old, new) = (before.map(|before| time(before.unix_ms)), time(record.unix_ms));
     let key = edit.key(Kind::Fingerprint).bytes(fingerprint).account(account).done();
     if let Some(old) = old {

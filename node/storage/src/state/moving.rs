@@ -17,9 +17,7 @@ use types::{AccountId, MailError, MailboxId, MailboxName, UidSet};
 use super::command::BodySource;
 use super::edit::{CHANGES_KEPT, Edit, Fault, Step};
 use super::mailbox::{MailboxEdit, system};
-use super::moved::{
-    MoveStep, MovedFingerprint, MovedMailbox, MovedMessage, MovedPart, MovedPass, Place, Whereabouts,
-};
+use super::moved::{MoveStep, MovedFingerprint, MovedMailbox, MovedMessage, MovedPart, MovedPass, Place, Whereabouts};
 use super::outcome::Outcome;
 use super::wire::{flat, special_use_of};
 use super::{Hints, apply, read, requests};
@@ -156,9 +154,8 @@ pub(crate) fn import(
     body: Option<(&BodySource, &Bytes)>,
     body_len: Option<u64>,
 ) -> Step<Outcome> {
-    let is_expected = |record: &AccountRecord| {
-        (record.place, record.move_id, record.bringer) == (Place::Coming as u32, id, bringer)
-    };
+    let is_expected =
+        |record: &AccountRecord| (record.place, record.move_id, record.bringer) == (Place::Coming as u32, id, bringer);
     if !edit.known_account(account)?.is_some_and(|record| is_expected(&record)) {
         return Err(MailError::CannotDo("the account is not brought by this move any more".to_owned()).into());
     }

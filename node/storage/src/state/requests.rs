@@ -5,14 +5,14 @@ use bytes::Bytes;
 use prost::Message;
 use types::{AccountId, MailError, MailboxId, ModSeq, Uid, UidSet, UidValidity};
 
-use super::moved::MovedRequest;
-use super::{Hints, ShardState};
 use super::apply;
 use super::command::Command;
 use super::edit::{Edit, Step};
+use super::moved::MovedRequest;
 use super::outcome::Outcome;
 use super::sweep;
 use super::wire::{flat, ranges, u128_of};
+use super::{Hints, ShardState};
 use crate::error::StorageError;
 use crate::keys::{Key, Kind, prefix_range, printable, u64_at, u128_at};
 use crate::planted::{Bug, planted};
@@ -201,7 +201,8 @@ impl ShardState {
     pub fn moved_requests(&self, account: AccountId, since_ms: u64) -> Result<Vec<MovedRequest>, StorageError> {
         let view = self.view()?;
         let mut found = Vec::new();
-        let range = (view.key(Kind::RequestTime).u64(since_ms).done(), prefix_range(&view.key(Kind::RequestTime).done()).1);
+        let range =
+            (view.key(Kind::RequestTime).u64(since_ms).done(), prefix_range(&view.key(Kind::RequestTime).done()).1);
         view.scan_range(range, |time, _| {
             let Some((unix_ms, request)) = u64_at(time, 5).zip(u128_at(time, 13)) else { return Ok(true) };
             let own = view.key(Kind::Request).u128(request).done();

@@ -16,12 +16,13 @@ use proto::wire::{
     AccountRecord, AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest,
     ChangeVolumeRequest, ChangesReply, ChangesRequest, ClusterRecord, CompareShardReply, CompareShardRequest,
     CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply,
-    DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExportAccountRequest, ExportedPart, ExpungeReply,
-    ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
-    MailboxesReply, NodeRecord, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section,
-    SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
-    StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done,
+    ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
+    FetchedSection, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest,
+    NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    UsageReply, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
