@@ -7,7 +7,7 @@ mod ask;
 mod bring;
 mod export;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use proto::wire::move_account_request::Step;
 use proto::wire::{AccountMoveFigures, MoveAccountReply, MoveAccountRequest};
 use storage::{Command, MoveStep, Outcome, Place, Whereabouts};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use types::{AccountId, MailError, MailResult, ShardId};
 
 use crate::Node;
@@ -53,9 +53,10 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut moves = Moves::default();
     loop {
-        moves.end();
-        for (account, moving) in under_way(&node) {
-            if moving.stage == MoveStage::Undone {
+        let under_way = under_way(&node);
+        moves.end(&under_way);
+        for (account, moving) in under_way {
+            if is_undone(&moving) {
                 thaw(&node, account, moving).await;
             }
             let leads = |shard: &Arc<Shard>| shard.group.leads_majority();
@@ -80,37 +81,49 @@ fn under_way(node: &Node) -> Vec<(AccountId, AccountMove)> {
 /// Those that are conducted from here.
 #[derive(Default)]
 struct Moves {
-    tasks: JoinSet<AccountId>,
-    accounts: BTreeSet<AccountId>,
+    tasks: JoinSet<()>,
+    /// From which stage on.
+    accounts: BTreeMap<AccountId, (AccountMove, AbortHandle)>,
 }
 
 impl Moves {
-    fn end(&mut self) {
+    /// Lets those go that have ended, and ends those that are to be undone, or whose account was removed.
+    fn end(&mut self, under_way: &[(AccountId, AccountMove)]) {
         while let Some(ended) = self.tasks.try_join_next() {
-            match ended {
-                Ok(account) => drop(self.accounts.remove(&account)),
-                Err(error) => tracing::error!(%error, "move of an account broken off"),
+            if let Err(error) = ended
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "move of an account broken off");
             }
         }
-        if self.tasks.is_empty() {
-            self.accounts.clear();
+        self.accounts.retain(|_, (_, task)| !task.is_finished());
+        for (account, (begun, task)) in &self.accounts {
+            let now = under_way.iter().find(|(moving, _)| moving == account).map(|(_, moving)| moving);
+            let goes_on = |now: &AccountMove| now.id == begun.id && (now.stage == begun.stage || !is_undone(now));
+            if !now.is_some_and(goes_on) {
+                task.abort();
+            }
         }
     }
 
     fn begin(&mut self, node: &Node, target: Arc<Shard>, account: AccountId, moving: AccountMove) {
-        if self.tasks.len() >= MOVES_MAX || !self.accounts.insert(account) {
+        if self.tasks.len() >= MOVES_MAX || self.accounts.contains_key(&account) {
             return;
         }
         let node = node.clone();
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             if let Err(error) = conduct(&node, &target, account, moving).await {
                 tracing::debug!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
                 // The directory may have news at any time: no reason to try again.
                 tokio::time::sleep(ROUND).await;
             }
-            account
         });
+        self.accounts.insert(account, (moving, task));
     }
+}
+
+fn is_undone(moving: &AccountMove) -> bool {
+    moving.stage == MoveStage::Undone
 }
 
 /// From the stage that a move is at to its end.
@@ -135,12 +148,12 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
             }
         }
     }
-    let last = if stage == MoveStage::Undone { Step::Thaw } else { Step::Leave };
+    let last = if is_undone(&moving) { Step::Thaw } else { Step::Leave };
     while !ask::source(node, of_source(last)).await?.done {
         tokio::time::sleep(LEAVE_PAUSE).await;
     }
     ask::directory(node, of_source(Step::End)).await?;
-    tracing::info!(account = account.0, from = from.0, to = to.0, undone = stage == MoveStage::Undone, "move is over");
+    tracing::info!(account = account.0, from = from.0, to = to.0, undone = is_undone(&moving), "move is over");
     Ok(())
 }
 
