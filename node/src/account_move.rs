@@ -200,7 +200,7 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
     };
     let shard = node.groups().shard(ShardId(request.shard))?;
     let known = under_way(node).into_iter().find(|(moving, _)| *moving == account).map(|(_, moving)| moving);
-    if !known.is_some_and(|known| (known.id, known.stage, known.from) == (id, stage, shard.id)) {
+    if known.is_none_or(|known| (known.id, known.stage, known.from) != (id, stage, shard.id)) {
         // Or it has not heard of it yet.
         return Err(MailError::CannotDo("the move is at another stage".to_owned()));
     }

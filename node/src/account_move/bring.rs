@@ -37,8 +37,8 @@ const PASSES_MAX: u32 = 8;
 /// A pass that has found so few changed messages or less is the last one before the account is frozen.
 const FEW_MESSAGES: u64 = 100;
 /// Messages whose bodies are on their way into the log, and their octets; one that is larger goes alone.
-const WINDOW: usize = 64;
-const WINDOW_OCTETS: usize = 8 * 1024 * 1024;
+const WINDOW: usize = 16;
+const WINDOW_OCTETS: usize = 4 * 1024 * 1024;
 /// Octets of parts without a body in one command.
 const PARTS_OCTETS: usize = 256 * 1024;
 /// What a command has beside the digest of the body that it brings.
@@ -82,8 +82,12 @@ pub async fn bring(
         requests_since_ms: 0,
         is_held: false,
     };
-    for _ in 0..PASSES_MAX {
+    let began = Instant::now();
+    let (mut passes, mut messages_in_all) = (0, 0);
+    while passes < PASSES_MAX {
+        passes += 1;
         let messages = bringing.pass().await?.messages;
+        messages_in_all += messages;
         bringing.requests().await?;
         if messages <= FEW_MESSAGES {
             break;
@@ -94,7 +98,14 @@ pub async fn bring(
     if !ask::source(node, freeze).await?.done {
         return Err(MailError::CannotDo("the account cannot be frozen".to_owned()));
     }
-    tracing::info!(account = account.0, from = from.0, "account is held for its last pass");
+    tracing::info!(
+        account = account.0,
+        from = from.0,
+        passes,
+        messages = messages_in_all,
+        took_ms = began.elapsed().as_millis() as u64,
+        "account is held for its last pass"
+    );
     bringing.is_held = true;
     let last = bringing.pass().await?;
     let Some(mod_seq_last) = last.frozen_at else {
@@ -153,7 +164,8 @@ impl Bringing<'_> {
         let outlined = self.outlined().await?;
         self.is_held |= outlined.frozen_at.is_some();
         let local = self.local().await?;
-        let mut parts = vec![MovedPart::Account(outlined.account)];
+        let is_new = local.account != outlined.account;
+        let mut parts = Vec::from_iter(is_new.then_some(MovedPart::Account(outlined.account)));
         let known: BTreeMap<u64, &(MovedMailbox, u64)> = local.mailboxes.iter().map(|one| (one.0.id, one)).collect();
         let is_new = |mailbox: &MovedMailbox| known.get(&mailbox.id).is_none_or(|(known, _)| known != mailbox);
         let new = outlined.mailboxes.iter().map(|(mailbox, _)| mailbox).filter(|mailbox| is_new(mailbox));
