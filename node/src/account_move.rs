@@ -30,6 +30,8 @@ pub use self::export::export;
 const ROUND: Duration = Duration::from_millis(500);
 /// Accounts that come to the shards of one node at a time; others wait.
 const MOVES_MAX: usize = 4;
+/// What the directory's leader says comes to every node within milliseconds.
+const HEARS_MAX: Duration = Duration::from_secs(1);
 /// Between two steps by which a copy is dropped, so that mail comes first.
 const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -110,16 +112,43 @@ impl Moves {
         if self.tasks.len() >= MOVES_MAX || self.accounts.contains_key(&account) {
             return;
         }
-        let node = node.clone();
-        let task = self.tasks.spawn(async move {
-            if let Err(error) = conduct(&node, &target, account, moving).await {
-                tracing::debug!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
-                // The directory may have news at any time: no reason to try again.
-                tokio::time::sleep(ROUND).await;
-            }
-        });
+        let task = self.tasks.spawn(conduct_on(node.clone(), target, account, moving));
         self.accounts.insert(account, (moving, task));
     }
+}
+
+/// Until the move is over, or another node leads the target.
+async fn conduct_on(node: Node, target: Arc<Shard>, account: AccountId, mut moving: AccountMove) {
+    let mut told = None;
+    while let Err(error) = conduct(&node, &target, account, moving).await {
+        if told.as_ref() != Some(&error) {
+            tracing::info!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
+            told = Some(error);
+        }
+        tokio::time::sleep(ROUND).await;
+        match stands(&node, account) {
+            Some(now) if now.id == moving.id && target.group.leads_majority() => moving = now,
+            _ => return,
+        }
+    }
+}
+
+fn stands(node: &Node, account: AccountId) -> Option<AccountMove> {
+    node.groups().directory_state.read().account_by_id(account)?.moving
+}
+
+/// Whether this node comes to know within a moment that the move is where it is to be.
+async fn hears(node: &Node, account: AccountId, is_it: impl Fn(Option<AccountMove>) -> bool) -> bool {
+    let mut revisions = node.groups().directory_state.revisions();
+    let heard = async {
+        while !is_it(stands(node, account)) {
+            if revisions.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(HEARS_MAX, heard).await);
+    is_it(stands(node, account))
 }
 
 fn is_undone(moving: &AccountMove) -> bool {
@@ -153,6 +182,7 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
         tokio::time::sleep(LEAVE_PAUSE).await;
     }
     ask::directory(node, of_source(Step::End)).await?;
+    hears(node, account, |now| now.is_none_or(|now| now.id != id)).await;
     tracing::info!(account = account.0, from = from.0, to = to.0, undone = is_undone(&moving), "move is over");
     Ok(())
 }
@@ -199,9 +229,9 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
         Step::End => return change_stage(node, account, id, None).await,
     };
     let shard = node.groups().shard(ShardId(request.shard))?;
-    let known = under_way(node).into_iter().find(|(moving, _)| *moving == account).map(|(_, moving)| moving);
-    if known.is_none_or(|known| (known.id, known.stage, known.from) != (id, stage, shard.id)) {
-        // Or it has not heard of it yet.
+    let is_it =
+        |now: Option<AccountMove>| now.is_some_and(|now| (now.id, now.stage, now.from) == (id, stage, shard.id));
+    if !hears(node, account, is_it).await {
         return Err(MailError::CannotDo("the move is at another stage".to_owned()));
     }
     let now = take(&shard, account, id, step).await?;
