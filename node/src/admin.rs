@@ -10,8 +10,9 @@ use proto::wire::change_volume_request::Change;
 use proto::wire::{
     AccountResult, AdminReply, AdminRequest, BeginReplicaRequest, ChangeVolumeRequest, CompareShardReply,
     CompareShardRequest, CopyFigures, DamagedShard, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, GroupStatus, Identity, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply,
-    RebalanceRequest, RegisterNodeRequest, ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
+    DirectoryWatchRequest, ExportAccountRequest, ExportedPart, GroupStatus, Identity, MoveAccountReply,
+    MoveAccountRequest, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{GroupId, HalfName};
@@ -79,6 +80,8 @@ fn command(request: Request) -> MailResult<Command> {
                 messages: change.messages.map(|limit| limit.max),
             },
         },
+        Request::AccountMove(to) => Command::StartAccountMove { name: account(&to.name)?, to: ShardId(to.shard) },
+        Request::AccountMoveAbort(name) => Command::AbortAccountMove { name: account(&name)? },
         Request::AliasAdd(alias) => Command::CreateAlias {
             name: account(&alias.name)?,
             targets: alias.targets.iter().map(|target| account(target)).collect::<MailResult<_>>()?,
@@ -242,6 +245,7 @@ impl DirectoryStore for Node {
                 slowed: figures.slowed,
                 octets_per_s: figures.octets_per_s,
             }),
+            account_moves: Some(self.account_moves().to_wire()),
         })
     }
 
@@ -259,6 +263,14 @@ impl DirectoryStore for Node {
 
     async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply> {
         crate::rebalance::ask(self, request).await
+    }
+
+    async fn move_account(&self, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+        crate::account_move::step(self, request).await
+    }
+
+    async fn export_account(&self, request: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>> {
+        crate::account_move::export(self, request).await
     }
 
     async fn shard_members(&self, request: ShardMembersRequest) -> MailResult<ShardMembersReply> {

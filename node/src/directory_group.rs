@@ -11,8 +11,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use proto::ItemStream;
 use proto::wire::directory_change::Change as Wire;
 use proto::wire::{
-    AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord,
-    NodeRecord, PlacementRecord, node_record,
+    AccountMove, AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DirectoryWatchRequest,
+    DomainRecord, NodeRecord, PlacementRecord, account_move, node_record,
 };
 use storage::StorageError;
 use tokio::sync::{mpsc, watch};
@@ -240,6 +240,17 @@ fn to_wire(record: &ChangedRecord) -> Option<DirectoryChange> {
             shard: account.shard.0,
             enabled: account.enabled,
             created_unix_s: i64::try_from(account.created_unix_s).unwrap_or(i64::MAX),
+            moving: account.moving.map(|moving| AccountMove {
+                id: moving.id,
+                from: moving.from.0,
+                to: moving.to.0,
+                stage: match moving.stage {
+                    directory::MoveStage::Copying => account_move::Stage::Copying,
+                    directory::MoveStage::Switched => account_move::Stage::Switched,
+                    directory::MoveStage::Undone => account_move::Stage::Undone,
+                }
+                .into(),
+            }),
         }),
         ChangedRecord::Account(name, None) => Wire::AccountRemoved(name.to_string()),
         ChangedRecord::Alias(_, Some(alias)) => Wire::Alias(AliasRecord {

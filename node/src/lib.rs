@@ -1,6 +1,7 @@
 //! The storage node: replicas of shards and of the directory as Raft groups over one volume, served to routers and
 //! administrators over gRPC.
 
+mod account_move;
 mod admin;
 mod bootstrap;
 mod descriptors;
@@ -73,6 +74,7 @@ struct Inner {
     settings: NodeSettings,
     groups: Arc<Groups>,
     bounds: Bounds,
+    account_moves: account_move::Figures,
     /// Held by the scrub that is under way.
     scrubbing: Arc<tokio::sync::Mutex<()>>,
     started: Instant,
@@ -110,6 +112,7 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
             bounds: Bounds::default(),
+            account_moves: account_move::Figures::default(),
             settings,
             groups,
             scrubbing: Arc::default(),
@@ -123,6 +126,7 @@ impl Node {
         let reconciling = tokio::spawn(reconcile::run(node.clone(), stopped.clone()));
         let stepping_aside = tokio::spawn(step_aside::run(node.clone(), stopped.clone()));
         let changing = tokio::spawn(membership::run(node.clone(), stopped.clone()));
+        let moving = tokio::spawn(account_move::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
         let keeping = tokio::spawn(log_keeping::run(node.clone(), stopped.clone()));
@@ -133,6 +137,7 @@ impl Node {
             stepping_aside,
             reconciling,
             changing,
+            moving,
             conducting,
             measuring,
             keeping,
@@ -187,6 +192,10 @@ impl Node {
 
     fn settings(&self) -> &NodeSettings {
         &self.inner.settings
+    }
+
+    fn account_moves(&self) -> &account_move::Figures {
+        &self.inner.account_moves
     }
 
     fn bounds(&self) -> &Bounds {

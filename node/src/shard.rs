@@ -10,12 +10,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::wire::{DigestShardReply, WatchEvent};
-use storage::{Command, Export, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
+use storage::{Command, Export, MoveStep, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
 use crate::group::{Group, GroupContext};
+use crate::mail::blocking;
 use crate::raft::{Applier, Marker, Proposal, Reply};
 use crate::shard_clock::ShardClock;
 use crate::volumes::NodeVolume;
@@ -44,6 +45,8 @@ pub struct Shard {
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
+    /// Changes when an account is frozen.
+    moves: Arc<watch::Sender<()>>,
     maildrops: Arc<Mutex<HashSet<AccountId>>>,
     recent: Mutex<HashMap<(AccountId, MailboxId), u32>>,
 }
@@ -60,11 +63,13 @@ impl Shard {
         let newest = tokio::task::spawn_blocking(move || state.newest_remembered()).await.map_err(io::Error::other)?;
         let clock = Arc::new(ShardClock::new(newest.map_err(io::Error::other)?, Instant::now()));
         let marks = Arc::new(Marks { kept: Mutex::default(), applied: watch::Sender::new(()) });
+        let moves = Arc::new(watch::Sender::new(()));
         let applier = Arc::new(ShardApplier {
             state: storage.shard(),
             clock: clock.clone(),
             events: events.clone(),
             marks: marks.clone(),
+            moves: moves.clone(),
             storage: storage.clone(),
         });
         let group = Group::start(storage, applier, context).await?;
@@ -80,6 +85,7 @@ impl Shard {
             clock,
             events,
             marks,
+            moves,
             maildrops,
             recent,
         }))
@@ -170,6 +176,20 @@ impl Shard {
         Ok(MaildropGuard { account, maildrops: self.maildrops.clone() })
     }
 
+    /// Returns once the account is not served here any more.
+    pub async fn leaves(&self, account: AccountId) {
+        let mut moves = self.moves.subscribe();
+        loop {
+            let state = self.state();
+            if blocking(move || state.check_here(account)).await == Err(MailError::NotHere) {
+                return;
+            }
+            if moves.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Which of a mailbox's messages no session has been told of as \Recent; `take` makes the caller that session
     /// (RFC 3501 §2.3.2).
     pub fn recent(&self, account: AccountId, mailbox: MailboxId, uids: &UidSet, uid_next: u32, take: bool) -> UidSet {
@@ -234,6 +254,7 @@ struct ShardApplier {
     clock: Arc<ShardClock>,
     events: Arc<Events>,
     marks: Arc<Marks>,
+    moves: Arc<watch::Sender<()>>,
     storage: storage::Group,
 }
 
@@ -243,10 +264,14 @@ impl Applier for ShardApplier {
         self.clock.seen(stamp.unix_ms, Instant::now());
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let mark = if let Command::Mark { mark } = command { Some(mark) } else { None };
+        let freezes = matches!(command, Command::MoveAccount { step: MoveStep::Freeze, .. });
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
         if let Some(mark) = mark {
             *self.marks.kept.lock() = Some(KeptMark { mark, at: Instant::now(), export: self.storage.export() });
             self.marks.applied.send_replace(());
+        }
+        if freezes {
+            self.moves.send_replace(());
         }
         // Without watchers there is nobody to tell.
         let Some(watchers) = self.events.0.get() else { return Ok(Reply::Shard(outcome)) };

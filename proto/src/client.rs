@@ -30,11 +30,12 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, AppendRequest, BeginReplicaRequest,
     ChangeVolumeRequest, ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest,
     CreateMailboxReply, CreateMailboxRequest, DeliverPart, DeliverReply, DeliverRequest, DigestShardReply,
-    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem,
-    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply,
-    NodeStatusRequest, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
-    ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
-    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DigestShardRequest, DirectoryEvent, DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply,
+    MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
+    RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
+    SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
+    SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 /// A node on the same network answers a connect in well under this.
@@ -340,6 +341,15 @@ impl DirectoryStore for GrpcNode {
 
     async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply> {
         call!(self.directory, rebalance, request)
+    }
+
+    async fn move_account(&self, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+        call!(self.directory, move_account, request)
+    }
+
+    async fn export_account(&self, request: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>> {
+        // No deadline on the stream as a whole: it is as slow as mail makes it.
+        reply(CALL_MAX, self.directory.clone().export_account(Request::new(request))).await.map(items)
     }
 }
 

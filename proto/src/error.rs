@@ -49,6 +49,7 @@ impl From<&MailError> for ErrorDetail {
     fn from(error: &MailError) -> ErrorDetail {
         let (kind, text, leader_hint) = match error {
             MailError::NotLeader { hint } => (Kind::NotLeader, "", hint.map_or(0, |node| node.0)),
+            MailError::NotHere => (Kind::NotHere, "", 0),
             MailError::Unavailable => (Kind::Unavailable, "", 0),
             MailError::Deadline => (Kind::Deadline, "", 0),
             MailError::Busy => (Kind::Busy, "", 0),
@@ -78,6 +79,7 @@ impl From<&ErrorDetail> for MailError {
             Kind::NotLeader => {
                 MailError::NotLeader { hint: Some(NodeId(detail.leader_hint)).filter(|node| node.0 != 0) }
             }
+            Kind::NotHere => MailError::NotHere,
             Kind::Unavailable => MailError::Unavailable,
             Kind::Deadline => MailError::Deadline,
             Kind::Busy => MailError::Busy,
@@ -113,6 +115,7 @@ mod tests {
         for error in [
             MailError::NotLeader { hint: Some(NodeId(7)) },
             MailError::NotLeader { hint: None },
+            MailError::NotHere,
             MailError::Unavailable,
             MailError::Deadline,
             MailError::Busy,

@@ -22,11 +22,12 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendPart, AppendReply, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverPart, DeliverReply, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, IdentifyRequest, Identity,
-    Mailbox, MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply,
-    RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest,
-    SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest,
-    SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, IdentifyRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply,
+    MoveAccountRequest, NodeStart, NodeStatusReply, NodeStatusRequest, RebalanceReply, RebalanceRequest,
+    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    UsageReply, WatchEvent, WatchRequest,
 };
 
 /// The largest gRPC message in either direction. Bodies travel in pieces far below it.
@@ -252,6 +253,7 @@ impl<S: DirectoryStore> DirectoryService<S> {
 impl<S: DirectoryStore> Directory for DirectoryService<S> {
     type WatchStream = Stream1<DirectoryEvent>;
     type ScrubStream = Stream1<ScrubEvent>;
+    type ExportAccountStream = Stream1<ExportedPart>;
 
     async fn watch(&self, request: Request<DirectoryWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         unary!(self, ANYBODY, request, watch_directory -> stream)
@@ -311,5 +313,16 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
 
     async fn rebalance(&self, request: Request<RebalanceRequest>) -> Result<Response<RebalanceReply>, Status> {
         unary!(self, &[PeerRole::Admin], request, rebalance)
+    }
+
+    async fn move_account(&self, request: Request<MoveAccountRequest>) -> Result<Response<MoveAccountReply>, Status> {
+        unary!(self, &[PeerRole::Node], request, move_account)
+    }
+
+    async fn export_account(
+        &self,
+        request: Request<ExportAccountRequest>,
+    ) -> Result<Response<Self::ExportAccountStream>, Status> {
+        unary!(self, &[PeerRole::Node], request, export_account -> stream)
     }
 }

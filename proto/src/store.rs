@@ -12,11 +12,11 @@ use crate::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, Identity, Mailbox,
-    MailboxNameRequest, MailboxesReply, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply,
-    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
-    UsageReply, WatchEvent, WatchRequest,
+    DirectoryWatchRequest, Done, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem,
+    FetchRequest, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest,
+    NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest, RenameMailboxRequest,
+    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SelectReply, SelectRequest, SettleRequest, ShardMembersReply,
+    ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
 };
 
 pub type ItemStream<T> = Pin<Box<dyn Stream<Item = MailResult<T>> + Send>>;
@@ -63,6 +63,8 @@ pub trait DirectoryStore: Send + Sync + 'static {
     async fn digest_shard(&self, request: DigestShardRequest) -> MailResult<DigestShardReply>;
     async fn shard_members(&self, request: ShardMembersRequest) -> MailResult<ShardMembersReply>;
     async fn rebalance(&self, request: RebalanceRequest) -> MailResult<RebalanceReply>;
+    async fn move_account(&self, request: MoveAccountRequest) -> MailResult<MoveAccountReply>;
+    async fn export_account(&self, request: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>>;
 }
 
 /// A node as a router sees it.

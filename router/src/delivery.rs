@@ -8,6 +8,8 @@
 //! - an account that vanished between RCPT and here, among others that did not: temporary too, so that the retry's
 //!   RCPT tells which;
 //! - else the permanent refusal, which is of the message and so the same for all.
+//!
+//! Recipients who are on their way to another shard are waited for, and asked there.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use proto::Body;
 use proto::wire::{DeliverReply, DeliverRequest, Recipient};
+use tokio::time::Instant;
 use tracing::debug;
 use types::{AccountId, InternalDate, MailError, MailResult, ShardId};
 
@@ -53,44 +56,66 @@ impl Delivery {
     /// Returns when every recipient has it. The claim is to be settled when the sender knows, and dropped where that is
     /// doubtful, so that a retry finds what is stored.
     pub async fn deliver(self, shards: &ShardClient, settler: &Settler) -> MailResult<Claim> {
-        let mut by_shard: BTreeMap<ShardId, BTreeMap<AccountId, Fingerprint>> = BTreeMap::new();
+        let mut by_shard: ByShard = BTreeMap::new();
         for recipient in &self.recipients {
             let fingerprint = fingerprint(&self.reverse_path, recipient.account, &self.digest);
             by_shard.entry(recipient.shard).or_default().insert(recipient.account, fingerprint);
         }
         let fingerprints: Fingerprints =
             by_shard.iter().map(|(shard, accounts)| (*shard, accounts.values().copied().collect())).collect();
-        let claim = settler.claim(fingerprints).await?;
+        let mut claim = settler.claim(fingerprints).await?;
 
         let body = self.content.with_prefix(self.trace);
-        let date = Some(self.date.into());
-        let requests: Vec<DeliverRequest> = by_shard
-            .into_iter()
-            .map(|(shard, accounts)| DeliverRequest {
-                shard: shard.0,
-                recipients: accounts
-                    .into_iter()
-                    .map(|(account, fingerprint)| Recipient {
-                        account: account.0,
-                        fingerprint: Bytes::copy_from_slice(&fingerprint),
-                    })
-                    .collect(),
-                date,
-                body_octets: body.octets(),
-                settle: Vec::new(),
-            })
-            .collect();
+        let until = Instant::now() + shards.operation_max();
         let mut outcome = Outcome::default();
-        let mut replies = stream::iter(requests)
-            .map(|request| {
-                let body = body.clone();
-                async move { (request.recipients.len(), deliver_to_shard(request, body, shards, settler).await) }
-            })
-            .buffer_unordered(SHARDS_AT_ONCE);
-        while let Some((recipients, reply)) = replies.next().await {
-            outcome.add(recipients, reply);
+        loop {
+            let requests: Vec<(ShardId, BTreeMap<AccountId, Fingerprint>)> = by_shard.into_iter().collect();
+            let mut replies = stream::iter(requests)
+                .map(|(shard, accounts)| {
+                    let (request, body) = (request(shard, &accounts, self.date, &body), body.clone());
+                    async move { (accounts, deliver_to_shard(request, body, shards, settler).await) }
+                })
+                .buffer_unordered(SHARDS_AT_ONCE);
+            let mut moving = BTreeMap::new();
+            while let Some((accounts, reply)) = replies.next().await {
+                moving.extend(outcome.add(accounts, reply));
+            }
+            drop(replies);
+            if moving.is_empty() {
+                return outcome.result().map(|()| claim);
+            }
+            if Instant::now() >= until {
+                return Err(MailError::Unavailable);
+            }
+            shards.await_move().await;
+            by_shard = BTreeMap::new();
+            for (account, fingerprint) in moving {
+                let shard = shards.shard_of(account).ok_or(MailError::Unavailable)?;
+                claim.follow(&fingerprint, shard);
+                by_shard.entry(shard).or_default().insert(account, fingerprint);
+            }
         }
-        outcome.result().map(|()| claim)
+    }
+}
+
+type ByShard = BTreeMap<ShardId, BTreeMap<AccountId, Fingerprint>>;
+
+fn request(
+    shard: ShardId,
+    accounts: &BTreeMap<AccountId, Fingerprint>,
+    date: InternalDate,
+    body: &Body,
+) -> DeliverRequest {
+    let recipient = |(account, fingerprint): (&AccountId, &Fingerprint)| Recipient {
+        account: account.0,
+        fingerprint: Bytes::copy_from_slice(fingerprint),
+    };
+    DeliverRequest {
+        shard: shard.0,
+        recipients: accounts.iter().map(recipient).collect(),
+        date: Some(date.into()),
+        body_octets: body.octets(),
+        settle: Vec::new(),
     }
 }
 
@@ -120,20 +145,33 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn add(&mut self, recipients: usize, reply: MailResult<DeliverReply>) {
+    /// Answers those who have gone to another shard, or are on their way.
+    fn add<R>(
+        &mut self,
+        recipients: impl IntoIterator<Item = R, IntoIter: ExactSizeIterator>,
+        reply: MailResult<DeliverReply>,
+    ) -> Vec<R> {
+        let recipients = recipients.into_iter();
+        let mut moving = Vec::new();
         let reply = match reply {
-            Ok(reply) => reply,
-            Err(error) => return self.failed(error),
+            Ok(reply) if reply.recipients.len() == recipients.len() => reply,
+            Ok(_) => {
+                self.failed(MailError::Internal("a reply for other recipients".to_owned()));
+                return moving;
+            }
+            Err(error) => {
+                self.failed(error);
+                return moving;
+            }
         };
-        if reply.recipients.len() != recipients {
-            return self.failed(MailError::Internal("a reply for other recipients".to_owned()));
-        }
-        for recipient in &reply.recipients {
-            match &recipient.error {
+        for (recipient, reply) in recipients.zip(&reply.recipients) {
+            match reply.error.as_ref().map(MailError::from) {
                 None => self.stored += 1,
-                Some(error) => self.failed(MailError::from(error)),
+                Some(MailError::NotHere) => moving.push(recipient),
+                Some(error) => self.failed(error),
             }
         }
+        moving
     }
 
     fn failed(&mut self, error: MailError) {
@@ -191,7 +229,8 @@ mod tests {
                         })
                         .collect(),
                 });
-                outcome.add(shard.as_ref().map_or(1, Vec::len), reply);
+                let moving = outcome.add(0..shard.as_ref().map_or(1, Vec::len), reply);
+                assert!(moving.is_empty());
             }
             outcome.result()
         };
@@ -204,7 +243,13 @@ mod tests {
         assert_eq!(outcome(&[Err(Invalid("x".into())), Err(Unavailable)]), Err(Unavailable));
         assert_eq!(outcome(&[Err(Invalid("x".into())), Ok(vec![None])]), Err(Invalid("x".into())));
         let mut wrong = Outcome::default();
-        wrong.add(2, Ok(DeliverReply { recipients: vec![RecipientReply::default()] }));
+        wrong.add(0..2, Ok(DeliverReply { recipients: vec![RecipientReply::default()] }));
         assert!(wrong.result().is_err());
+        // Whoever is between two shards is asked again, and counts for nothing until then.
+        let mut moving = Outcome::default();
+        let error = Some(ErrorDetail::from(&MailError::NotHere));
+        let replies = vec![RecipientReply::default(), RecipientReply { error, ..RecipientReply::default() }];
+        assert_eq!(moving.add([7, 8], Ok(DeliverReply { recipients: replies })), [8]);
+        assert_eq!(moving.result(), Ok(()));
     }
 }

@@ -91,6 +91,15 @@ pub struct Claim {
     fingerprints: Fingerprints,
 }
 
+impl Claim {
+    /// An account has gone to another shard: what is stored for it is settled there.
+    pub fn follow(&mut self, fingerprint: &Fingerprint, to: ShardId) {
+        self.fingerprints.values_mut().for_each(|all| all.retain(|one| one != fingerprint));
+        self.fingerprints.retain(|_, all| !all.is_empty());
+        self.fingerprints.entry(to).or_default().push(*fingerprint);
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         self.settler.shared.free(self.fingerprints.values().flatten());

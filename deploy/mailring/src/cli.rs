@@ -29,6 +29,7 @@ Grow and shrink, while mail flows:
 Administer, with the admin's TOML file in --config:
   domain   add|list|show|remove            the domains whose mail is delivered here
   account  add|list|show|set|remove|import the owners of mailboxes
+  account  move                            a heavy one to another shard, while mail flows
   alias    add|list|remove                 names that stand for accounts
   quota    set|show                        what an account may hold, and what it holds
 
@@ -364,6 +365,24 @@ pub enum AccountVerb {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Move an account to another shard while it is served: UIDs, flags and all that clients remember stay as they are
+    ///
+    /// The account is copied first; then it is held for some hundred milliseconds while it changes over. `account show`
+    /// tells how far it is.
+    Move {
+        account: String,
+        /// The shard that it is to be on, from 0
+        #[arg(required_unless_present = "abort")]
+        shard: Option<u32>,
+        /// Return when it is there and its old copy is dropped
+        #[arg(long)]
+        wait: bool,
+        /// Undo a move that has not changed over yet
+        #[arg(long, conflicts_with = "shard")]
+        abort: bool,
         #[command(flatten)]
         output: OutputArgs,
     },

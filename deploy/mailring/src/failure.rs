@@ -57,6 +57,7 @@ impl From<MailError> for Failure {
                 Failure::Refused("permission denied: the certificate in [tls] is not an admin's".to_owned())
             }
             MailError::Busy
+            | MailError::NotHere
             | MailError::NoSuchAccount
             | MailError::NoSuchMailbox
             | MailError::MailboxExists

@@ -69,6 +69,10 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     registry.register("copy_waits", "How often a copy was told to wait", single(copies.waits));
     registry.register("copies_slowed", "How often their rate fell for slow mail", single(copies.slowed));
     registry.register("copy_octets_per_second", "What copies may use now", single(copies.octets_per_s));
+    let moves = status.account_moves.unwrap_or_default();
+    registry.register("accounts_arrived", "Accounts that came to shards led here", single(moves.arrived));
+    let held = single(moves.held_ms_max);
+    registry.register("account_held_max_milliseconds", "The longest that one of them was held meanwhile", held);
     let families: [(&str, &str, Figure); 8] = [
         ("group_leads", "1 where this node leads the group", |group| u64::from(group.role == "leader")),
         ("group_stopped", "1 where the group's replica has stopped", |group| u64::from(group.role == "stopped")),

@@ -1,6 +1,7 @@
 //! Applying a committed command: decide in a pure function what it answers and which records it changes, then
 //! change them. A command that fails changes nothing.
 
+mod moves;
 mod nodes;
 mod once;
 mod placements;
@@ -86,6 +87,9 @@ impl Directory {
             Command::SetQuota { name, change } => {
                 self.alter_account(name, |account| account.quota = change.of(account.quota))
             }
+            Command::StartAccountMove { name, to } => self.start_account_move(cluster, revision, name, *to),
+            Command::AbortAccountMove { name } => self.abort_account_move(name),
+            Command::StepAccountMove { account, id, stage } => self.step_account_move(*account, *id, *stage),
             Command::CreateAlias { name, targets } => self.create_alias(name, targets),
             Command::RemoveAlias { name } => self.remove_alias(name),
             Command::SetPostmaster { account } => self.set_postmaster(cluster, account.as_ref()),
@@ -189,6 +193,7 @@ impl Directory {
             enabled: true,
             created_unix_s: unix_s,
             quota: Quota::NONE,
+            moving: None,
         })
     }
 

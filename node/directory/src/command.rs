@@ -5,11 +5,11 @@ mod form;
 
 use std::collections::BTreeMap;
 
-use types::{AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
 
 use crate::error::DirectoryError;
 use crate::requests::Request;
-use crate::values::{ClusterId, NodeState, PasswordHash, QuotaChange, RebalanceState, Start};
+use crate::values::{ClusterId, MoveStage, NodeState, PasswordHash, QuotaChange, RebalanceState, Start};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -85,6 +85,22 @@ pub enum Command {
     SetQuota {
         name: AccountName,
         change: QuotaChange,
+    },
+    /// Refused while the account moves, and for the shard that it is on.
+    StartAccountMove {
+        name: AccountName,
+        to: ShardId,
+    },
+    /// Refused once the account is on the new shard.
+    AbortAccountMove {
+        name: AccountName,
+    },
+    /// The next stage of a move: from copying to switched, and from switched or undone to none. Refused of any other.
+    StepAccountMove {
+        account: AccountId,
+        /// Of the move.
+        id: u64,
+        stage: Option<MoveStage>,
     },
     /// `*@domain` makes the domain's catch-all.
     CreateAlias {

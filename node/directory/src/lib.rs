@@ -30,6 +30,6 @@ pub use requests::{Answered, Request, RequestId};
 pub use ring::Ring;
 pub use state::{AccountPage, Directory};
 pub use values::{
-    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, QuotaChange, Rebalance,
-    RebalanceState, Start,
+    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement,
+    QuotaChange, Rebalance, RebalanceState, Start,
 };

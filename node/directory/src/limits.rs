@@ -41,3 +41,5 @@ pub const REQUEST_AGE_MS: u64 = 10 * 60 * 1000;
 /// Answers that are remembered, a request for many accounts having one for each; the oldest go first. With the longest names
 /// in all of them some 8 MiB of state, and more changes than one could ask for and lose from sight in ten minutes.
 pub const REQUEST_ANSWERS_MAX: usize = 16_384;
+/// Accounts that move to another shard at a time: each is looked at every half second, and is few milliseconds' work then.
+pub const ACCOUNT_MOVES_MAX: usize = 1000;

@@ -26,8 +26,8 @@ use crate::error::DirectoryError;
 use crate::limits::{REPLICAS_MAX, SHARDS_MAX};
 use crate::requests::RequestId;
 use crate::values::{
-    Account, Alias, Cluster, ClusterId, Domain, Node, NodeState, PasswordHash, Placement, Rebalance, RebalanceState,
-    Start,
+    Account, AccountMove, Alias, Cluster, ClusterId, Domain, MoveStage, Node, NodeState, PasswordHash, Placement,
+    Rebalance, RebalanceState, Start,
 };
 
 use self::answered::RequestRecord;
@@ -71,6 +71,20 @@ struct AccountRecord {
     quota_octets: Option<u64>,
     #[prost(uint64, optional, tag = "7")]
     quota_messages: Option<u64>,
+    #[prost(message, optional, tag = "8")]
+    moving: Option<MoveRecord>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct MoveRecord {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint32, tag = "2")]
+    from: u32,
+    #[prost(uint32, tag = "3")]
+    to: u32,
+    #[prost(uint32, tag = "4")]
+    stage: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -172,6 +186,12 @@ pub(crate) fn value(record: &ChangedRecord) -> Option<Vec<u8>> {
                 created_unix_s: account.created_unix_s,
                 quota_octets: account.quota.octets,
                 quota_messages: account.quota.messages,
+                moving: account.moving.map(|AccountMove { id, from, to, stage }| MoveRecord {
+                    id,
+                    from: from.0,
+                    to: to.0,
+                    stage: move_stage_number(Some(stage)),
+                }),
             })
         }),
         ChangedRecord::Alias(_, alias) => alias
@@ -322,6 +342,10 @@ fn cluster(bytes: &[u8]) -> Result<Cluster, String> {
 
 fn account(name: &AccountName, bytes: &[u8]) -> Result<Account, String> {
     let record: AccountRecord = body(bytes)?;
+    let moving = |record: MoveRecord| {
+        let stage = move_stage_of(record.stage)?.ok_or_else(|| "a move without a stage".to_owned())?;
+        Ok::<_, String>(AccountMove { id: record.id, from: ShardId(record.from), to: ShardId(record.to), stage })
+    };
     Ok(Account {
         id: AccountId(record.id),
         name: name.clone(),
@@ -330,6 +354,7 @@ fn account(name: &AccountName, bytes: &[u8]) -> Result<Account, String> {
         enabled: record.enabled,
         created_unix_s: record.created_unix_s,
         quota: Quota { octets: record.quota_octets, messages: record.quota_messages },
+        moving: record.moving.map(moving).transpose()?,
     })
 }
 
@@ -392,6 +417,26 @@ pub(crate) fn state_of(number: u32) -> Result<NodeState, String> {
         2 => Ok(NodeState::Draining),
         3 => Ok(NodeState::Removed),
         other => Err(format!("node state {other} is not known")),
+    }
+}
+
+/// 0 for a move that is over.
+pub(crate) fn move_stage_number(stage: Option<MoveStage>) -> u32 {
+    match stage {
+        None => 0,
+        Some(MoveStage::Copying) => 1,
+        Some(MoveStage::Switched) => 2,
+        Some(MoveStage::Undone) => 3,
+    }
+}
+
+pub(crate) fn move_stage_of(number: u32) -> Result<Option<MoveStage>, String> {
+    match number {
+        0 => Ok(None),
+        1 => Ok(Some(MoveStage::Copying)),
+        2 => Ok(Some(MoveStage::Switched)),
+        3 => Ok(Some(MoveStage::Undone)),
+        other => Err(format!("stage {other} of a move is not known")),
     }
 }
 

@@ -137,6 +137,8 @@ pub(crate) fn subject(command: &Command) -> u64 {
         Command::SetNodeState { .. } => (12, Vec::new()),
         Command::StartRebalance { .. } => (13, Vec::new()),
         Command::SetRebalanceState { .. } => (14, Vec::new()),
+        Command::StartAccountMove { name, .. } => (15, vec![name.as_str()]),
+        Command::AbortAccountMove { name } => (16, vec![name.as_str()]),
         Command::CreateCluster { .. }
         | Command::RegisterNode(_)
         | Command::UpdateNodeAddress { .. }
@@ -150,6 +152,7 @@ pub(crate) fn subject(command: &Command) -> u64 {
         | Command::BeginMoves { .. }
         | Command::EndMoves { .. }
         | Command::PreferLeaders { .. }
+        | Command::StepAccountMove { .. }
         | Command::Once { .. } => (0, Vec::new()),
     };
     // No name has a NUL.

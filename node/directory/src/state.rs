@@ -24,6 +24,8 @@ pub struct Directory {
     /// By the domain's text, so that a name's domain is looked up without making a `DomainName` of it.
     pub(crate) domains: BTreeMap<String, Domain>,
     pub(crate) accounts: BTreeMap<AccountId, Account>,
+    /// Those that move to another shard.
+    moving_accounts: BTreeSet<AccountId>,
     pub(crate) alias_count: usize,
     /// What bears a name in each domain. Invariant: no entry is empty.
     members: BTreeMap<String, Members>,
@@ -142,6 +144,11 @@ impl Directory {
     /// Every account, ascending by id.
     pub fn accounts(&self) -> impl Iterator<Item = &Account> {
         self.accounts.values()
+    }
+
+    /// The accounts that move to another shard, ascending by id.
+    pub fn moving_accounts(&self) -> impl ExactSizeIterator<Item = AccountId> + '_ {
+        self.moving_accounts.iter().copied()
     }
 
     /// Accounts of a domain whose local part begins with `prefix` (in lower case), from the first one after the local
@@ -364,10 +371,14 @@ impl Directory {
         if let Some(old) = members.accounts.remove(name.local()) {
             members.ids.remove(&old);
             self.accounts.remove(&old);
+            self.moving_accounts.remove(&old);
         }
         if let Some(account) = account {
             members.accounts.insert(name.local().to_owned(), account.id);
             members.ids.insert(account.id);
+            if account.moving.is_some() {
+                self.moving_accounts.insert(account.id);
+            }
             self.accounts.insert(account.id, account);
         }
         self.drop_if_empty(name);
@@ -425,6 +436,8 @@ impl Directory {
                         Some("an alias has the same name".to_owned())
                     } else if account.id >= cluster.next_account_id || account.shard.0 >= cluster.shards {
                         Some(format!("account id {} or shard {} cannot be", account.id, account.shard))
+                    } else if account.moving.is_some_and(|moving| moving.shard() != account.shard) {
+                        Some("it moves from another shard than it is on".to_owned())
                     } else {
                         None
                     }

@@ -56,6 +56,38 @@ pub struct Account {
     pub created_unix_s: u64,
     /// Enforced by the leader of the account's shard, which takes it from its node's replica of the directory.
     pub quota: Quota,
+    /// The move to another shard that is under way.
+    pub moving: Option<AccountMove>,
+}
+
+/// An account's way from one shard to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AccountMove {
+    /// The revision that it began at.
+    pub id: u64,
+    pub from: ShardId,
+    pub to: ShardId,
+    pub stage: MoveStage,
+}
+
+impl AccountMove {
+    /// Invariant: the account is on this one.
+    pub fn shard(&self) -> ShardId {
+        match self.stage {
+            MoveStage::Copying | MoveStage::Undone => self.from,
+            MoveStage::Switched => self.to,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum MoveStage {
+    /// The account is on the old shard, and is copied to the new one.
+    Copying,
+    /// It is on the new shard; what is left on the old one is dropped.
+    Switched,
+    /// It stays on the old shard; what has come to the new one is dropped.
+    Undone,
 }
 
 /// Other limits for an account: `None` leaves one as it is, `Some(None)` takes it away.

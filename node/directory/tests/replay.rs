@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, domain, hash, name, new_account, new_node, once};
 use directory::{
-    Change, Command, Directory, DirectoryError, NewNode, NodeState, QuotaChange, RebalanceState, RecipientError, Start,
+    Change, Command, Directory, DirectoryError, MoveStage, NewNode, NodeState, QuotaChange, RebalanceState,
+    RecipientError, Start,
 };
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::{collection, option, sample, test_runner::Config};
-use types::{AccountName, DomainName, NodeId, ShardId};
+use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
 
 /// So few names that commands often meet what earlier ones made.
 fn names() -> impl Strategy<Value = AccountName> {
@@ -44,6 +45,7 @@ fn plain_commands() -> impl Strategy<Value = Command> {
     let states = sample::select(vec![NodeState::Active, NodeState::Draining, NodeState::Removed]);
     let node = (1u64..7, 1u64..7, 0u32..4)
         .prop_map(|(id, number, weight)| Command::RegisterNode(NewNode { id: NodeId(id), weight, ..new_node(number) }));
+    let stages = sample::select(vec![MoveStage::Copying, MoveStage::Switched, MoveStage::Undone]);
     let wanted = collection::vec(node_ids(), 0..4);
     let lists = collection::btree_map((0u32..18).prop_map(ShardId), wanted, 0..3);
     let shards = collection::vec((0u32..17).prop_map(ShardId), 0..4);
@@ -73,6 +75,13 @@ fn plain_commands() -> impl Strategy<Value = Command> {
         1 => (names(), limits(), limits()).prop_map(|(name, octets, messages)| Command::SetQuota {
             name,
             change: QuotaChange { octets, messages },
+        }),
+        3 => (names(), 0u32..18).prop_map(|(name, shard)| Command::StartAccountMove { name, to: ShardId(shard) }),
+        1 => names().prop_map(|name| Command::AbortAccountMove { name }),
+        3 => (0u64..8, 0u64..120, option::of(stages)).prop_map(|(account, id, stage)| Command::StepAccountMove {
+            account: AccountId(account),
+            id,
+            stage,
         }),
         5 => (names(), collection::vec(names(), 0..4)).prop_map(|(name, targets)| Command::CreateAlias { name, targets }),
         2 => names().prop_map(|name| Command::RemoveAlias { name }),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use message::Digest;
 use proto::Body;
 use proto::wire::{AppendReply, AppendRequest, DeliverReply, DeliverRequest, RecipientReply};
-use storage::{BodySource, Command, Outcome, Recipient};
+use storage::{BodySource, Command, Outcome, Recipient, ShardState};
 use types::{
     AccountId, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, MAILBOX_NAME_OCTETS_MAX, MailError,
     MailResult,
@@ -108,7 +108,8 @@ impl Node {
         let (id, mailbox) = (request_id(&request.request_id)?, mailbox_name(&request.mailbox)?);
         // Asked before the body goes through the log; apply decides again.
         let (state, name) = (shard.read().await?, mailbox.clone());
-        let found = super::blocking(move || state.mailbox(account, &name).map_err(super::storage_error)).await;
+        let find = move |state: &ShardState| state.mailbox(account, &name).map_err(super::storage_error);
+        let found = super::blocking(move || super::if_here(&state, account, find)).await;
         if self.or_elsewhere(request.shard, found).await?.is_none() {
             return Err(MailError::NoSuchMailbox);
         }
@@ -159,7 +160,7 @@ async fn whole(body: &Body) -> MailResult<Bytes> {
 
 /// Proposes a command with its body: within the command's own entry where both fit, else in chunks before it. Chunks
 /// of an upload that fails are dropped at once if possible, and otherwise when they are an hour old.
-async fn put_body(
+pub(crate) async fn put_body(
     shard: &Shard,
     request: u128,
     bytes: Bytes,

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, UidSet};
 
-use super::{blocking, storage_error};
+use super::{blocking, if_here, storage_error};
 use crate::Node;
 
 /// Messages read in one visit to the blocking threads.
@@ -41,6 +41,8 @@ impl Node {
         let state = self.read(request.shard).await?;
         let uids = uid_set_from_wire(request.uids.as_ref())?;
         let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
+        let here = state.clone();
+        blocking(move || here.check_here(account)).await?;
         let fetch = Fetch { state, account, mailbox, request };
         let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
         let (node, shard) = (self.clone(), fetch.request.shard);
@@ -100,7 +102,11 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
     let mut from = uids.first();
     while let Some(first) = from {
         let (fetch_batch, uids_batch) = (fetch.clone(), uids.clone());
-        let (batch, next) = blocking(move || fetch_batch.batch(&uids_batch, first)).await?;
+        let read = move || {
+            let (state, account) = (&fetch_batch.state, fetch_batch.account);
+            if_here(state, account, |_| fetch_batch.batch(&uids_batch, first))
+        };
+        let (batch, next) = blocking(read).await?;
         for Fetched { message, rest } in batch {
             if !send(sender, Item::Message(message)).await {
                 return Ok(());

@@ -1,7 +1,7 @@
 //! Mail operations on the shards that this node leads: [`MailStore`] over commands and reads of
 //! [`storage::ShardState`].
 
-mod deliver;
+pub(crate) mod deliver;
 mod fetch;
 mod quota;
 mod search;
@@ -113,6 +113,8 @@ fn makes_room(command: &Command) -> bool {
         | Command::Chunk { .. }
         | Command::DropUpload { .. }
         | Command::Mark { .. }
+        | Command::MoveAccount { .. }
+        | Command::Import { .. }
         | Command::CreateAccount { .. }
         | Command::Deliver { .. }
         | Command::Settle { .. }
@@ -169,6 +171,17 @@ fn storage_error(error: StorageError) -> MailError {
         _ => tracing::error!(%error, "storage read failed"),
     }
     MailError::from(error)
+}
+
+/// A read of an account, as long as the account is served here after it: what has gone to another shard is not read as gone.
+fn if_here<T>(
+    state: &ShardState,
+    account: AccountId,
+    read: impl FnOnce(&ShardState) -> MailResult<T>,
+) -> MailResult<T> {
+    let read = read(state);
+    state.check_here(account)?;
+    read
 }
 
 /// A mailbox that goes between the look-up of its name and its selection was not there.
@@ -253,7 +266,9 @@ impl MailStore for Node {
         let account = AccountId(request.account);
         self.check_account(account)?;
         let state = self.read(request.shard).await?;
-        let exists = blocking(move || state.account_exists(account).map_err(storage_error)).await;
+        let exists =
+            blocking(move || if_here(&state, account, |state| state.account_exists(account).map_err(storage_error)))
+                .await;
         if self.or_elsewhere(request.shard, exists).await? {
             return Ok(());
         }
@@ -268,15 +283,16 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
         let at = request.shard;
-        let read = blocking(move || {
-            let account = AccountId(request.account);
+        let account = AccountId(request.account);
+        let mailboxes = move |state: &ShardState| {
             let mailboxes = state.mailboxes(account).map_err(storage_error)?;
             let subscriptions = state.subscriptions(account).map_err(storage_error)?;
             Ok(MailboxesReply {
                 mailboxes: mailboxes.iter().map(|info| mailbox_to_wire(info, 0)).collect(),
                 subscriptions: subscriptions.iter().map(ToString::to_string).collect(),
             })
-        });
+        };
+        let read = blocking(move || if_here(&state, account, mailboxes));
         self.or_elsewhere(at, read.await).await
     }
 
@@ -321,13 +337,14 @@ impl MailStore for Node {
         let state = shard.read().await?;
         let name = mailbox_name(&request.name)?;
         let at = request.shard;
-        let read = blocking(move || {
-            let account = AccountId(request.account);
+        let account = AccountId(request.account);
+        let status = move |state: &ShardState| {
             let info = state.mailbox(account, &name).map_err(storage_error)?.ok_or(MailError::NoSuchMailbox)?;
             let selection = state.select(account, info.id).map_err(selected_by_name)?;
             let recent = shard.recent(account, info.id, &selection.uids, uid_next(&info), false);
             Ok(mailbox_to_wire(&selection.info, recent.len()))
-        });
+        };
+        let read = blocking(move || if_here(&state, account, status));
         self.or_elsewhere(at, read.await).await
     }
 
@@ -336,8 +353,8 @@ impl MailStore for Node {
         let state = shard.read().await?;
         let name = mailbox_name(&request.name)?;
         let at = request.shard;
-        let read = blocking(move || {
-            let account = AccountId(request.account);
+        let account = AccountId(request.account);
+        let select = move |state: &ShardState| {
             let info = state.mailbox(account, &name).map_err(storage_error)?.ok_or(MailError::NoSuchMailbox)?;
             let selection = state.select(account, info.id).map_err(selected_by_name)?;
             let info = &selection.info;
@@ -349,7 +366,8 @@ impl MailStore for Node {
                 recent: Some(uid_set_to_wire(&recent)),
                 keywords: info.keywords.iter().map(ToString::to_string).collect(),
             })
-        });
+        };
+        let read = blocking(move || if_here(&state, account, select));
         self.or_elsewhere(at, read.await).await
     }
 
@@ -401,7 +419,8 @@ impl MailStore for Node {
         if uids.ranges().len() > UID_RUNS_PER_COMMAND {
             // COPY is all or nothing (RFC 3501 §6.4.7), so it is one command.
             let state = self.read(request.shard).await?;
-            let filled = blocking(move || Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids))).await;
+            let fill = move |state: &ShardState| Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids));
+            let filled = blocking(move || if_here(&state, account, fill)).await;
             uids = self.or_elsewhere(request.shard, filled).await?;
         }
         if uids.ranges().len() > UID_RUNS_PER_COMMAND {
@@ -443,7 +462,10 @@ impl MailStore for Node {
         let shard = self.shard(request.shard)?;
         let state = shard.read().await?;
         let at = request.shard;
-        let read = cancellable(move |cancelled| changes(&shard, &state, &request, cancelled)).await;
+        let account = AccountId(request.account);
+        let read =
+            cancellable(move |cancelled| if_here(&state, account, |state| changes(&shard, state, &request, cancelled)));
+        let read = read.await;
         self.or_elsewhere(at, read).await
     }
 
@@ -469,17 +491,20 @@ impl MailStore for Node {
 
     async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
         let shard = self.shard(request.shard)?;
-        shard.group.read_barrier().await?;
-        let guard = shard.hold_maildrop(AccountId(request.account))?;
+        let account = AccountId(request.account);
+        let state = shard.read().await?;
+        blocking(move || state.check_here(account)).await?;
+        let guard = shard.hold_maildrop(account)?;
         let first = futures_util::stream::iter([Ok(Done {})]);
         // Holds the lock until the caller drops the stream, or until another node leads and has its own locks.
         let rest = futures_util::stream::once(async move {
-            tokio::select! {
-                () = shard.group.leads_no_more() => {}
-                () = shard.group.stepping_aside() => {}
-            }
+            let lost = tokio::select! {
+                () = shard.group.leads_no_more() => MailError::NotLeader { hint: None },
+                () = shard.group.stepping_aside() => MailError::NotLeader { hint: None },
+                () = shard.leaves(account) => MailError::NotHere,
+            };
             drop(guard);
-            Err(MailError::NotLeader { hint: None })
+            Err(lost)
         });
         Ok(Box::pin(first.chain(rest)))
     }

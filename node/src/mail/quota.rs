@@ -1,9 +1,10 @@
 //! What an account holds, and what it may hold, as the leader of its shard decides by it.
 
 use proto::wire::{AccountRequest, UsageReply};
+use storage::ShardState;
 use types::{AccountId, MailResult};
 
-use super::{blocking, storage_error};
+use super::{blocking, if_here, storage_error};
 use crate::Node;
 
 impl Node {
@@ -11,7 +12,8 @@ impl Node {
         let account = AccountId(request.account);
         let quota = self.check_account(account)?;
         let state = self.read(request.shard).await?;
-        let read = blocking(move || state.account_totals(account).map_err(storage_error)).await;
+        let totals = move |state: &ShardState| state.account_totals(account).map_err(storage_error);
+        let read = blocking(move || if_here(&state, account, totals)).await;
         let totals = self.or_elsewhere(request.shard, read).await?;
         Ok(UsageReply {
             octets: totals.bytes,

@@ -10,7 +10,7 @@ use storage::{MessageMeta, ShardState};
 use types::{AccountId, Keyword, MailError, MailResult, MailboxId, SystemFlags, UidSet};
 
 use super::fetch::{digest, read_range};
-use super::{Cancelled, cancellable, flagged};
+use super::{Cancelled, cancellable, flagged, if_here};
 use crate::Node;
 
 /// Nesting of keys; the router's parser allows less.
@@ -28,10 +28,12 @@ impl Node {
         let read = cancellable(move |cancelled| {
             let _turn = turn;
             let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
-            let selection = state.select(account, mailbox)?;
-            let recent = uid_set_from_wire(request.recent.as_ref())?;
-            let search = Search { state, account, mailbox, all: selection.uids, recent };
-            search.run(&program, cancelled)
+            if_here(&state, account, |state| {
+                let selection = state.select(account, mailbox)?;
+                let recent = uid_set_from_wire(request.recent.as_ref())?;
+                let search = Search { state: state.clone(), account, mailbox, all: selection.uids, recent };
+                search.run(&program, cancelled)
+            })
         });
         self.or_elsewhere(at, read.await).await
     }

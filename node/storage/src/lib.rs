@@ -55,9 +55,10 @@ pub use pace::ReadPace;
 pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
-    AccountTotals, BodyId, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta, Outcome,
-    PinnedBody, Recipient, SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp,
-    StoreAction, UPLOAD_CHUNKS_MAX,
+    AccountTotals, BodyId, BodyOf, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta,
+    MoveStep, Moved, MovedAccount, MovedFingerprint, MovedListing, MovedMailbox, MovedMessage, MovedPart, MovedPass,
+    MovedRequest, MovedSubscription, Outcome, Outline, PinnedBody, Place, Recipient, SUBSCRIPTIONS_MAX, Selection,
+    ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp, StoreAction, UPLOAD_CHUNKS_MAX, Whereabouts,
 };
 pub use table::Table;
 pub use volume::{Volume, VolumeStatistics};

@@ -56,6 +56,29 @@ pub(crate) struct AccountRecord {
     pub messages: u64,
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
+    /// How the account stands between two shards, as `moving::place` reads it.
+    #[prost(uint32, tag = "7")]
+    pub place: u32,
+    /// The last move that this shard has had a part in. Invariant: never falls; nothing of an earlier one is done any more.
+    #[prost(uint64, tag = "8")]
+    pub move_id: u64,
+    /// The move by which the account came here; 0 where it was made here. What is remembered of an earlier stay is void.
+    #[prost(uint64, tag = "9")]
+    pub arrived_by: u64,
+    /// While the account comes: who brings it.
+    #[prost(uint64, tag = "10")]
+    pub bringer: u64,
+    /// A modseq is a log index and this: so it does not fall when the account comes to a group with a shorter log.
+    #[prost(uint64, tag = "11")]
+    pub mod_seq_base: u64,
+    /// Of an account that is frozen, or that has come whole: no modseq of it is greater.
+    #[prost(uint64, tag = "12")]
+    pub mod_seq_last: u64,
+    /// Of an account that is leaving: nothing is left before this message of this mailbox.
+    #[prost(uint64, tag = "13")]
+    pub left_mailbox: u64,
+    #[prost(uint32, tag = "14")]
+    pub left_uid: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -173,6 +196,9 @@ pub(crate) struct FingerprintRecord {
     pub uid_validity: u32,
     #[prost(uint64, tag = "4")]
     pub unix_ms: u64,
+    /// The account's `arrived_by` of then.
+    #[prost(uint64, tag = "5")]
+    pub stay: u64,
 }
 
 #[cfg(test)]

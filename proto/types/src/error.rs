@@ -10,6 +10,9 @@ pub enum MailError {
     /// This replica does not lead the shard; ask the one named, if any.
     #[error("not the shard's leader")]
     NotLeader { hint: Option<NodeId> },
+    /// The account is between two shards, or has gone to another: look again where it is.
+    #[error("mailbox temporarily unavailable")]
+    NotHere,
     /// No leader, no majority, or no answer yet: try again later.
     #[error("mailbox temporarily unavailable")]
     Unavailable,
@@ -71,7 +74,7 @@ pub struct SmtpReply {
 impl MailError {
     /// Worth asking another replica, or the same one a little later, within the caller's deadline.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, MailError::NotLeader { .. } | MailError::Unavailable)
+        matches!(self, MailError::NotLeader { .. } | MailError::NotHere | MailError::Unavailable)
     }
 
     /// The gRPC status code (google.rpc.Code) that carries this error.
@@ -83,7 +86,7 @@ impl MailError {
             MailError::MailboxExists => 6,
             MailError::Denied => 7,
             MailError::Busy | MailError::OverQuota | MailError::DiskFull | MailError::Limit(_) => 8,
-            MailError::NotLeader { .. } | MailError::CannotDo(_) | MailError::InUse => 9,
+            MailError::NotLeader { .. } | MailError::NotHere | MailError::CannotDo(_) | MailError::InUse => 9,
             MailError::Internal(_) => 13,
             MailError::Unavailable => 14,
             MailError::Corrupt { .. } => 15,
@@ -93,7 +96,9 @@ impl MailError {
     /// RFC 5321 §4.2 and RFC 3463.
     pub fn smtp_reply(&self) -> SmtpReply {
         let (code, enhanced) = match self {
-            MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline => (451, "4.3.0"),
+            MailError::NotLeader { .. } | MailError::NotHere | MailError::Unavailable | MailError::Deadline => {
+                (451, "4.3.0")
+            }
             MailError::Busy => (451, "4.3.2"),
             MailError::InUse => (451, "4.2.0"),
             MailError::NoSuchAccount => (550, "5.1.1"),
@@ -113,9 +118,11 @@ impl MailError {
     /// The response code for a tagged NO (RFC 5530, RFC 9051 §7.1), without brackets.
     pub fn imap_code(&self) -> Option<&'static str> {
         match self {
-            MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline | MailError::Busy => {
-                Some("UNAVAILABLE")
-            }
+            MailError::NotLeader { .. }
+            | MailError::NotHere
+            | MailError::Unavailable
+            | MailError::Deadline
+            | MailError::Busy => Some("UNAVAILABLE"),
             MailError::NoSuchMailbox | MailError::MailboxGone => Some("NONEXISTENT"),
             MailError::MailboxExists => Some("ALREADYEXISTS"),
             MailError::MessagesGone => Some("EXPUNGEISSUED"),
@@ -134,9 +141,11 @@ impl MailError {
     pub fn pop3_code(&self) -> Option<&'static str> {
         match self {
             MailError::InUse => Some("IN-USE"),
-            MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline | MailError::Busy => {
-                Some("SYS/TEMP")
-            }
+            MailError::NotLeader { .. }
+            | MailError::NotHere
+            | MailError::Unavailable
+            | MailError::Deadline
+            | MailError::Busy => Some("SYS/TEMP"),
             MailError::Corrupt { .. } | MailError::Internal(_) => Some("SYS/PERM"),
             _ => None,
         }

@@ -2,14 +2,15 @@
 //! came whole, or within the section that was under way, as bodies never change.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::wire::fetch_item::Item;
 use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData};
-use proto::{ItemStream, uid_set_from_wire, uid_set_to_wire};
+use proto::{ItemStream, NodeApi, uid_set_from_wire, uid_set_to_wire};
 use types::{MailError, MailResult, ShardId, UidSet};
 
-use super::shards::ShardClient;
+use super::shards::{Place, ShardClient};
 
 /// Breaks in one fetch without an item between them.
 const BREAKS_MAX: u32 = 5;
@@ -81,9 +82,12 @@ impl FetchStream {
                 return Ok(None);
             }
             let request = self.next_request();
-            let shard = ShardId(request.shard);
-            let request = &request;
-            let open = self.client.open(shard, |node| async move { node.fetch(request.clone()).await });
+            let place = Place::of_account(request.shard, request.account);
+            let fetch = |node: Arc<dyn NodeApi>, shard: ShardId| {
+                let request = FetchRequest { shard: shard.0, ..request.clone() };
+                async move { node.fetch(request).await }
+            };
+            let open = self.client.open(place, fetch);
             self.stream = Some(open.await?);
             return Ok(None);
         };
@@ -102,9 +106,9 @@ impl FetchStream {
                 }
                 Ok(None)
             }
-            Some(Err(MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline))
-                if self.breaks < BREAKS_MAX =>
-            {
+            Some(Err(
+                MailError::NotLeader { .. } | MailError::NotHere | MailError::Unavailable | MailError::Deadline,
+            )) if self.breaks < BREAKS_MAX => {
                 self.breaks += 1;
                 self.stream = None;
                 if let Some(under_way) = &mut self.under_way {

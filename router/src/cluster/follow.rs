@@ -111,6 +111,7 @@ fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
         *next = Some(View::default());
     }
     let ends = event.changes.iter().any(ends_account);
+    let moves = event.changes.iter().any(moves_account);
     match next {
         Some(view) => event.changes.into_iter().for_each(|change| view.apply(change)),
         None => {
@@ -119,6 +120,9 @@ fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
             drop(view);
             if ends {
                 shared.endings.send_replace(());
+            }
+            if moves {
+                shared.moves.send_replace(());
             }
         }
     }
@@ -131,8 +135,13 @@ fn apply(shared: &Shared, next: &mut Option<View>, event: DirectoryEvent) {
         let old = std::mem::replace(&mut *shared.view.write(), view);
         drop(old);
         shared.endings.send_replace(());
+        shared.moves.send_replace(());
     }
     shared.revision.send_replace(Some(event.revision));
+}
+
+fn moves_account(change: &DirectoryChange) -> bool {
+    matches!(&change.change, Some(Change::Account(account)) if account.moving.is_some())
 }
 
 /// Whether sessions of an account may have to end.

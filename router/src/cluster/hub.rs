@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use proto::wire::{WatchEvent, WatchRequest};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::debug;
 use types::{AccountId, MailResult, MailboxId, ModSeq, ShardId};
@@ -40,6 +41,16 @@ pub struct Hub {
 struct Shared {
     client: ShardClient,
     shards: Mutex<HashMap<ShardId, Shard>>,
+    /// The task that listens for accounts that move, once somebody has subscribed.
+    mover: OnceLock<AbortOnDrop>,
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 struct Shard {
@@ -47,8 +58,9 @@ struct Shard {
     task: AbortHandle,
 }
 
-#[derive(Default)]
 struct Slot {
+    /// Changed only while [`Shared::shards`] is locked.
+    shard: AtomicU32,
     pending: Mutex<Pending>,
     notify: Notify,
 }
@@ -63,26 +75,27 @@ struct Pending {
 /// One session's ear. Dropping it unsubscribes.
 pub struct Subscription {
     shared: Arc<Shared>,
-    shard: ShardId,
     account: AccountId,
     slot: Arc<Slot>,
 }
 
 impl Hub {
     pub(super) fn new(client: ShardClient) -> Hub {
-        Hub { shared: Arc::new(Shared { client, shards: Mutex::default() }) }
+        Hub { shared: Arc::new(Shared { client, shards: Mutex::default(), mover: OnceLock::new() }) }
     }
 
-    /// Changes from here on. Subscribe before selecting: then nothing falls between.
+    /// Changes from here on, wherever the account goes. Subscribe before selecting: then nothing falls between.
     pub fn subscribe(&self, shard: ShardId, account: AccountId) -> Subscription {
-        let slot = Arc::new(Slot::default());
-        let mut shards = self.shared.shards.lock();
-        let entry = shards.entry(shard).or_insert_with(|| {
-            let task = tokio::spawn(watch(Arc::downgrade(&self.shared), shard)).abort_handle();
-            Shard { accounts: HashMap::new(), task }
+        let moves = self.shared.client.moves();
+        self.shared.mover.get_or_init(|| {
+            AbortOnDrop(tokio::spawn(listen_elsewhere(Arc::downgrade(&self.shared), moves)).abort_handle())
         });
-        entry.accounts.entry(account).or_default().push(slot.clone());
-        Subscription { shared: self.shared.clone(), shard, account, slot }
+        let mut shards = self.shared.shards.lock();
+        let shard = self.shared.client.shard_of(account).unwrap_or(shard);
+        let (pending, notify) = (Mutex::default(), Notify::new());
+        let slot = Arc::new(Slot { shard: AtomicU32::new(shard.0), pending, notify });
+        self.shared.listen(&mut shards, shard, account, [slot.clone()]);
+        Subscription { shared: self.shared.clone(), account, slot }
     }
 
     /// Shards with a watch stream.
@@ -125,7 +138,8 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut shards = self.shared.shards.lock();
-        let Entry::Occupied(mut shard) = shards.entry(self.shard) else { return };
+        let shard = ShardId(self.slot.shard.load(Ordering::Relaxed));
+        let Entry::Occupied(mut shard) = shards.entry(shard) else { return };
         let accounts = &mut shard.get_mut().accounts;
         if let Entry::Occupied(mut slots) = accounts.entry(self.account) {
             slots.get_mut().retain(|slot| !Arc::ptr_eq(slot, &self.slot));
@@ -160,6 +174,45 @@ impl Slot {
 }
 
 impl Shared {
+    fn listen(
+        self: &Arc<Shared>,
+        shards: &mut HashMap<ShardId, Shard>,
+        shard: ShardId,
+        account: AccountId,
+        slots: impl IntoIterator<Item = Arc<Slot>>,
+    ) {
+        let entry = shards.entry(shard).or_insert_with(|| {
+            let task = tokio::spawn(watch(Arc::downgrade(self), shard)).abort_handle();
+            Shard { accounts: HashMap::new(), task }
+        });
+        entry.accounts.entry(account).or_default().extend(slots);
+    }
+
+    /// Sessions of accounts that are on other shards now listen there, and ask for what they have missed.
+    fn listen_elsewhere(self: &Arc<Shared>) {
+        let mut shards = self.shards.lock();
+        let mut moved = Vec::new();
+        for (shard, listening) in shards.iter_mut() {
+            let elsewhere = |account: &AccountId| self.client.shard_of(*account).is_some_and(|now| now != *shard);
+            moved.extend(listening.accounts.extract_if(|account, _| elsewhere(account)));
+        }
+        shards.retain(|_, listening| {
+            let goes_on = !listening.accounts.is_empty();
+            if !goes_on {
+                listening.task.abort();
+            }
+            goes_on
+        });
+        for (account, slots) in moved {
+            let Some(shard) = self.client.shard_of(account) else { continue };
+            for slot in &slots {
+                slot.shard.store(shard.0, Ordering::Relaxed);
+                slot.resync();
+            }
+            self.listen(&mut shards, shard, account, slots);
+        }
+    }
+
     fn event(&self, shard: ShardId, event: &WatchEvent) {
         let shards = self.shards.lock();
         let slots = shards.get(&shard).and_then(|shard| shard.accounts.get(&AccountId(event.account)));
@@ -170,6 +223,13 @@ impl Shared {
         let shards = self.shards.lock();
         let accounts = shards.get(&shard).into_iter().flat_map(|shard| shard.accounts.values());
         accounts.flatten().for_each(|slot| slot.resync());
+    }
+}
+
+async fn listen_elsewhere(shared: Weak<Shared>, mut moves: watch::Receiver<()>) {
+    while moves.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        shared.listen_elsewhere();
     }
 }
 

@@ -48,6 +48,8 @@ struct Shared {
     revision: watch::Sender<Option<u64>>,
     /// Accounts may have ended: see [`Access`].
     endings: watch::Sender<()>,
+    /// Accounts may be on other shards than before.
+    moves: watch::Sender<()>,
     follower: Mutex<Option<AbortHandle>>,
 }
 
@@ -82,6 +84,7 @@ impl Cluster {
             view: RwLock::default(),
             revision: watch::Sender::new(None),
             endings: watch::Sender::new(()),
+            moves: watch::Sender::new(()),
             follower: Mutex::default(),
         });
         let shards = ShardClient::new(shared.clone(), OPERATION_DEFAULT);

@@ -15,9 +15,10 @@ use proto::wire::{
     SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, SubscribeRequest, WatchEvent, WatchRequest,
 };
 use proto::{Body, ItemStream, NodeApi, fresh_request_id};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
-use types::{MailError, MailResult, NodeId, ShardId};
+use types::{AccountId, MailError, MailResult, NodeId, ShardId};
 
 use super::Shared;
 use super::fetch::FetchStream;
@@ -28,6 +29,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// An operation gives up after this where some replica answers but most are known not to: that one is cut off from them,
 /// or they are gone, and nothing says that they come back soon.
 const MINORITY_MAX: Duration = Duration::from_millis(1_500);
+/// How often one looks for an account that is between two shards, unless the directory tells.
+const MOVE_LOOK: Duration = Duration::from_millis(50);
 /// How often an attempt that takes long looks whether it waits in vain. Most take less, and never look.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -53,16 +56,43 @@ enum Kind {
 macro_rules! operations {
     ($(read $name:ident($request:ty) -> $reply:ty;)* $(change $changes:ident($change:ty) -> $changed:ty;)*) => {
         $(pub async fn $name(&self, request: $request) -> MailResult<$reply> {
-            let request = &request;
-            self.call(Kind::Read, ShardId(request.shard), |node| async move { node.$name(request.clone()).await }).await
+            let place = Place::of_account(request.shard, request.account);
+            let read = |node: Arc<dyn NodeApi>, shard: ShardId| {
+                let mut request = request.clone();
+                request.shard = shard.0;
+                async move { node.$name(request).await }
+            };
+            self.call(Kind::Read, place, read).await
         })*
         $(pub async fn $changes(&self, mut request: $change) -> MailResult<$changed> {
             request.request_id = fresh_request_id()?;
-            let request = &request;
-            let change = |node: Arc<dyn NodeApi>| async move { node.$changes(request.clone()).await };
-            self.call(Kind::Change, ShardId(request.shard), change).await
+            let place = Place::of_account(request.shard, request.account);
+            let change = |node: Arc<dyn NodeApi>, shard: ShardId| {
+                let mut request = request.clone();
+                request.shard = shard.0;
+                async move { node.$changes(request).await }
+            };
+            self.call(Kind::Change, place, change).await
         })*
     };
+}
+
+/// Where an operation is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    shard: ShardId,
+    account: Option<AccountId>,
+}
+
+impl Place {
+    /// On that shard, or wherever the account has gone since.
+    pub(super) fn of_account(shard: u32, account: u64) -> Place {
+        Place { shard: ShardId(shard), account: Some(AccountId(account)) }
+    }
+
+    fn of_shard(shard: u32) -> Place {
+        Place { shard: ShardId(shard), account: None }
+    }
 }
 
 impl ShardClient {
@@ -75,7 +105,6 @@ impl ShardClient {
     }
 
     operations! {
-        read settle(SettleRequest) -> ();
         read open_account(AccountRequest) -> ();
         read mailboxes(AccountRequest) -> MailboxesReply;
         read status(MailboxNameRequest) -> Mailbox;
@@ -91,14 +120,37 @@ impl ShardClient {
         change expunge(ExpungeRequest) -> ExpungeReply;
     }
 
+    pub async fn settle(&self, request: SettleRequest) -> MailResult<()> {
+        let request = &request;
+        let settle = |node: Arc<dyn NodeApi>, _| async move { node.settle(request.clone()).await };
+        self.call(Kind::Read, Place::of_shard(request.shard), settle).await
+    }
+
     pub async fn watch(&self, request: WatchRequest) -> MailResult<ItemStream<WatchEvent>> {
-        self.open(ShardId(request.shard), |node| async move { node.watch(request).await }).await
+        self.open(Place::of_shard(request.shard), |node, _| async move { node.watch(request).await }).await
+    }
+
+    /// The shard that an account is on, as far as is known here.
+    pub fn shard_of(&self, account: AccountId) -> Option<ShardId> {
+        self.shared.view.read().shard_of(account)
+    }
+
+    /// Changes when accounts may be on other shards than before.
+    pub(super) fn moves(&self) -> watch::Receiver<()> {
+        self.shared.moves.subscribe()
+    }
+
+    /// An account is between two shards: waits until there may be news of it.
+    pub async fn await_move(&self) {
+        let mut moves = self.moves();
+        drop(tokio::time::timeout(MOVE_LOOK, moves.changed()).await);
     }
 
     /// The lock's stream; its first item, which says that the lock was granted, has come. A lock that was granted
     /// unheard is freed with its stream.
     pub async fn hold_maildrop(&self, request: AccountRequest) -> MailResult<ItemStream<Done>> {
-        let hold = |node: Arc<dyn NodeApi>| async move {
+        let hold = |node: Arc<dyn NodeApi>, shard: ShardId| async move {
+            let request = AccountRequest { shard: shard.0, ..request };
             let mut lock = node.hold_maildrop(request).await?;
             match lock.next().await {
                 Some(Ok(Done {})) => Ok(lock),
@@ -106,20 +158,24 @@ impl ShardClient {
                 None => Err(MailError::Unavailable),
             }
         };
-        self.open(ShardId(request.shard), hold).await
+        self.open(Place::of_account(request.shard, request.account), hold).await
     }
 
+    /// Recipients that have gone to another shard are answered so.
     pub async fn deliver(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         let (request, body) = (&request, &body);
-        let deliver = |node: Arc<dyn NodeApi>| async move { node.deliver(request.clone(), body.clone()).await };
-        self.call(Kind::Change, ShardId(request.shard), deliver).await
+        let deliver = |node: Arc<dyn NodeApi>, _| async move { node.deliver(request.clone(), body.clone()).await };
+        self.call(Kind::Change, Place::of_shard(request.shard), deliver).await
     }
 
     pub async fn append(&self, mut request: AppendRequest, body: Body) -> MailResult<AppendReply> {
         request.request_id = fresh_request_id()?;
-        let (request, body) = (&request, &body);
-        let append = |node: Arc<dyn NodeApi>| async move { node.append(request.clone(), body.clone()).await };
-        self.call(Kind::Change, ShardId(request.shard), append).await
+        let place = Place::of_account(request.shard, request.account);
+        let append = |node: Arc<dyn NodeApi>, shard: ShardId| {
+            let (request, body) = (AppendRequest { shard: shard.0, ..request.clone() }, body.clone());
+            async move { node.append(request, body).await }
+        };
+        self.call(Kind::Change, place, append).await
     }
 
     /// Messages in ascending UID order. Goes on after a change of leader, even within a section.
@@ -128,13 +184,13 @@ impl ShardClient {
     }
 
     /// Opens a stream at the shard's leader. Where it breaks, the next call looks for the leader anew.
-    pub(super) async fn open<T, F, A>(&self, shard: ShardId, attempt: A) -> MailResult<ItemStream<T>>
+    pub(super) async fn open<T, F, A>(&self, place: Place, attempt: A) -> MailResult<ItemStream<T>>
     where
         T: Send + 'static,
-        A: Fn(Arc<dyn NodeApi>) -> F,
+        A: Fn(Arc<dyn NodeApi>, ShardId) -> F,
         F: Future<Output = MailResult<ItemStream<T>>>,
     {
-        let (id, stream) = self.call_leader(Kind::Read, shard, attempt).await?;
+        let (id, shard, stream) = self.call_leader(Kind::Read, place, attempt).await?;
         let client = self.clone();
         Ok(Box::pin(stream.inspect(move |item| match item {
             Err(MailError::Unavailable | MailError::Deadline) => client.no_answer(shard, id),
@@ -146,19 +202,21 @@ impl ShardClient {
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
     /// the node bounds it, unless it waits in vain. [`MailError::Unavailable`]: certainly not done.
     /// [`MailError::Deadline`]: nobody knows.
-    async fn call<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<T>
+    async fn call<T, F, A>(&self, kind: Kind, place: Place, attempt: A) -> MailResult<T>
     where
-        A: Fn(Arc<dyn NodeApi>) -> F,
+        A: Fn(Arc<dyn NodeApi>, ShardId) -> F,
         F: Future<Output = MailResult<T>>,
     {
-        self.call_leader(kind, shard, attempt).await.map(|(_, done)| done)
+        self.call_leader(kind, place, attempt).await.map(|(.., done)| done)
     }
 
-    async fn call_leader<T, F, A>(&self, kind: Kind, shard: ShardId, attempt: A) -> MailResult<(NodeId, T)>
+    async fn call_leader<T, F, A>(&self, kind: Kind, place: Place, attempt: A) -> MailResult<(NodeId, ShardId, T)>
     where
-        A: Fn(Arc<dyn NodeApi>) -> F,
+        A: Fn(Arc<dyn NodeApi>, ShardId) -> F,
         F: Future<Output = MailResult<T>>,
     {
+        let shard_now = || place.account.and_then(|account| self.shard_of(account)).unwrap_or(place.shard);
+        let mut shard = shard_now();
         let deadline = Instant::now() + self.operation_max;
         let given_up_at = deadline.min(Instant::now() + MINORITY_MAX);
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
@@ -182,14 +240,24 @@ impl ShardClient {
             let spared = leader.filter(|leader| *leader == id);
             let answer = tokio::select! {
                 biased;
-                answer = attempt(node) => answer,
+                answer = attempt(node, shard) => answer,
                 () = self.waits_in_vain(shard, spared, given_up_at) => return Err(MailError::Deadline),
             };
             match answer {
                 Ok(done) => {
                     self.leaders.lock().insert(shard, id);
-                    return Ok((id, done));
+                    return Ok((id, shard, done));
                 }
+                Err(MailError::NotHere) if place.account.is_some() && Instant::now() + MOVE_LOOK < deadline => {
+                    self.leaders.lock().insert(shard, id);
+                    debug!(%shard, node = %id, "account is between two shards, or has gone to another");
+                    self.await_move().await;
+                    shard = shard_now();
+                    tour = Tour::new(self.leaders.lock().get(&shard).copied());
+                    continue;
+                }
+                // It is not here, whatever became of an attempt before.
+                Err(MailError::NotHere) if place.account.is_some() => return Err(gave_up(unknown)),
                 Err(MailError::NotLeader { hint }) => {
                     self.forget(shard, id);
                     tour.hint(hint);
@@ -258,6 +326,7 @@ fn is_of_all_attempts(error: &MailError) -> bool {
         | MailError::Invalid(_)
         | MailError::CannotDo(_) => true,
         MailError::NotLeader { .. }
+        | MailError::NotHere
         | MailError::Unavailable
         | MailError::Deadline
         | MailError::Busy

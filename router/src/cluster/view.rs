@@ -27,13 +27,14 @@ struct Node {
     removed: bool,
 }
 
-/// Some 200 octets an account.
+/// Some 220 octets an account.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     cluster: ClusterRecord,
     /// Each domain with its accounts by id, for the postmaster rule.
     domains: HashMap<Box<str>, BTreeMap<AccountId, ShardId>>,
     accounts: HashMap<Box<str>, Account>,
+    shards: HashMap<AccountId, ShardId>,
     aliases: HashMap<Box<str>, Box<[Box<str>]>>,
     nodes: BTreeMap<NodeId, Node>,
     placements: HashMap<ShardId, Replicas>,
@@ -82,6 +83,11 @@ impl View {
     /// Some account's hash, for work that takes as long as a true verification.
     pub fn sample_hash(&self) -> Option<Box<str>> {
         self.accounts.values().next().map(|account| account.password_hash.clone())
+    }
+
+    /// The shard that an account is on.
+    pub fn shard_of(&self, account: AccountId) -> Option<ShardId> {
+        self.shards.get(&account).copied()
     }
 
     pub(super) fn account_named(&self, name: &str) -> Option<&Account> {
@@ -159,11 +165,13 @@ impl View {
             // The directory adds domains before their accounts; in a dump they may come in any order.
             self.domains.entry(domain.into()).or_default().insert(account.id, account.shard);
         }
+        self.shards.insert(account.id, account.shard);
         self.accounts.insert(record.name.into(), account);
     }
 
     fn remove_account(&mut self, name: &str) {
         let Some(account) = self.accounts.remove(name) else { return };
+        self.shards.remove(&account.id);
         if let Some(accounts) = domain_of(name).and_then(|domain| self.domains.get_mut(domain)) {
             accounts.remove(&account.id);
         }
@@ -202,6 +210,7 @@ pub(super) mod tests {
             shard: (id % 4) as u32,
             enabled: true,
             created_unix_s: 0,
+            moving: None,
         })
     }
 

@@ -86,6 +86,48 @@ async fn an_operation_of_unknown_outcome_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn an_account_that_moves_is_waited_for_and_found_on_its_other_shard() {
+    let test = TestCluster::new();
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let id = test.id(ALICE);
+    let from = shard_of(id);
+    let mut subscription = cluster.hub().subscribe(ShardId(from), AccountId(id));
+    assert_eq!(notice(&mut subscription).await, Notice::Resync);
+    test.hold(ALICE);
+    let waiting = tokio::spawn({
+        let (cluster, create) = (cluster.clone(), create_for(&test, ALICE));
+        async move { cluster.shards().create_mailbox(create).await }
+    });
+    let asked = async {
+        while test.calls("create_mailbox") < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, asked).await.unwrap();
+    test.move_to(ALICE, 3);
+    assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().is_ok());
+    // Requests that name the old shard go to the new one at once, and its events are heard.
+    let calls = test.calls("status");
+    assert!(cluster.shards().status(status_of(&test, ALICE)).await.is_ok());
+    assert_eq!(test.calls("status"), calls + 1);
+    assert_eq!(notice(&mut subscription).await, Notice::Resync);
+    drop(test.events.send((3, WatchEvent { account: id, mailbox: 7, mod_seq: 3 })));
+    let heard = async {
+        // The watch of the new shard may have to come on first.
+        while notice(&mut subscription).await == Notice::Resync {
+            drop(test.events.send((3, WatchEvent { account: id, mailbox: 7, mod_seq: 3 })));
+        }
+    };
+    timeout(PATIENCE, heard).await.unwrap();
+    drop(subscription);
+    assert_eq!(cluster.hub().shards_watched(), 0);
+    // Nobody waits for ever.
+    test.hold(ALICE);
+    let cluster = followed(&test).await;
+    assert_eq!(cluster.shards().status(status_of(&test, ALICE)).await, Err(MailError::Unavailable));
+}
+
+#[tokio::test]
 async fn a_refusal_after_an_attempt_of_unknown_outcome_is_told_only_if_it_is_of_both() {
     let test = TestCluster::new();
     let cluster = followed_for(&test, Duration::from_secs(10)).await;

@@ -67,6 +67,25 @@ async fn recipients_are_accepted_or_refused_one_by_one() {
 }
 
 #[tokio::test]
+async fn mail_waits_for_an_account_that_is_between_two_shards_and_is_stored_once() {
+    let router = TestRouter::start().await;
+    let mut client = greeted(&router).await;
+    router.cluster.hold("alice@example.test");
+    let moving = async {
+        while router.cluster.calls("deliver") < 3 {
+            tokio::task::yield_now().await;
+        }
+        router.cluster.move_to("alice@example.test", 3);
+    };
+    let mail = client.mail("s@c.test", &["alice@example.test", "bob@example.test"], MESSAGE);
+    let (reply, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(mail, moving) }).await.unwrap();
+    assert!(reply.starts_with("250 "), "{reply}");
+    for name in ["alice@example.test", "bob@example.test"] {
+        assert_eq!(router.cluster.contents(name), [CONTENT]);
+    }
+}
+
+#[tokio::test]
 async fn an_alias_reaches_each_account_once() {
     let router = TestRouter::start().await;
     let mut client = greeted(&router).await;

@@ -7,9 +7,10 @@ use argon2::password_hash::PasswordHasher;
 use argon2::{Algorithm, Argon2, Params, Version};
 use parking_lot::Mutex;
 use proto::NodeApi;
+use proto::wire::account_move::Stage;
 use proto::wire::directory_change::Change;
 use proto::wire::{
-    AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord, NodeRecord,
+    AccountMove, AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord, NodeRecord,
     PlacementRecord, WatchEvent,
 };
 use router::Cluster;
@@ -69,6 +70,8 @@ pub struct State {
     pub locks: HashMap<u64, u64>,
     pub mod_seq: u64,
     pub over_quota: HashSet<u64>,
+    /// Accounts that are on another shard than at first; none: between two.
+    pub moved: HashMap<u64, Option<u32>>,
     directory: Vec<DirectoryChange>,
     names: HashMap<String, u64>,
 }
@@ -136,6 +139,7 @@ impl TestCluster {
             shard: (id % u64::from(SHARDS)) as u32,
             enabled: true,
             created_unix_s: 0,
+            moving: None,
         }));
         id
     }
@@ -149,6 +153,28 @@ impl TestCluster {
             shard: shard_of(id),
             enabled: false,
             created_unix_s: 0,
+            moving: None,
+        }));
+    }
+
+    /// Between two shards: nobody serves it.
+    pub fn hold(&self, name: &str) {
+        let id = self.id(name);
+        self.state.lock().moved.insert(id, None);
+    }
+
+    /// It is served there from now on.
+    pub fn move_to(&self, name: &str, shard: u32) {
+        let id = self.id(name);
+        self.state.lock().moved.insert(id, Some(shard));
+        self.change(Change::Account(AccountRecord {
+            id,
+            name: name.to_owned(),
+            password_hash: hash(PASSWORD),
+            shard,
+            enabled: true,
+            created_unix_s: 0,
+            moving: Some(AccountMove { stage: Stage::Switched.into(), to: shard, ..AccountMove::default() }),
         }));
     }
 
@@ -230,6 +256,15 @@ impl TestCluster {
 }
 
 impl State {
+    /// Whether an account is served on a shard.
+    pub fn check_here(&self, account: u64, shard: u32) -> Result<(), MailError> {
+        match self.moved.get(&account) {
+            Some(on) if *on != Some(shard) => Err(MailError::NotHere),
+            None if shard_of(account) != shard => Err(MailError::NotHere),
+            _ => Ok(()),
+        }
+    }
+
     pub fn settle(&mut self, fingerprints: &[bytes::Bytes]) {
         self.settled += fingerprints.len();
         self.fingerprints.retain(|(_, known)| !fingerprints.iter().any(|settled| settled == known));

@@ -10,10 +10,11 @@ use proto::wire::{
     AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
     ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
     CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ErrorDetail, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
-    FetchedSection, Flags, Identity, InternalDate, Mailbox, MailboxNameRequest, MailboxesReply, NodeStart,
-    NodeStatusReply, RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest,
-    ScrubEvent, ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
+    DirectoryWatchRequest, Done, ErrorDetail, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest,
+    FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity, InternalDate, Mailbox,
+    MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply,
+    RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
+    ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
     ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest, UsageReply, WatchEvent,
     WatchRequest,
 };
@@ -144,6 +145,7 @@ impl MailStore for Node {
             let known = state.accounts.contains_key(&recipient.account);
             let error = match known {
                 false => Some(MailError::NoSuchAccount),
+                true if state.check_here(recipient.account, request.shard).is_err() => Some(MailError::NotHere),
                 true if state.over_quota.contains(&recipient.account) => Some(MailError::OverQuota),
                 true => None,
             };
@@ -186,6 +188,7 @@ impl MailStore for Node {
 
     async fn create_mailbox(&self, request: CreateMailboxRequest) -> MailResult<CreateMailboxReply> {
         let fault = self.enter("create_mailbox", request.shard).await?;
+        self.cluster.state.lock().check_here(request.account, request.shard)?;
         self.leave(fault, CreateMailboxReply { id: 2 })
     }
 
@@ -203,6 +206,7 @@ impl MailStore for Node {
 
     async fn status(&self, request: MailboxNameRequest) -> MailResult<Mailbox> {
         let fault = self.enter("status", request.shard).await?;
+        self.cluster.state.lock().check_here(request.account, request.shard)?;
         let reply = Mailbox { id: INBOX, name: request.name, ..Mailbox::default() };
         self.leave(fault, reply)
     }
@@ -406,6 +410,14 @@ impl DirectoryStore for Node {
     }
 
     async fn rebalance(&self, _: RebalanceRequest) -> MailResult<RebalanceReply> {
+        unsupported()
+    }
+
+    async fn move_account(&self, _: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+        unsupported()
+    }
+
+    async fn export_account(&self, _: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>> {
         unsupported()
     }
 }

@@ -1,12 +1,15 @@
 //! `mailring account`, but for import.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
+use proto::wire::account_move::Stage;
 use proto::wire::admin_request::Request;
-use proto::wire::{AccountRecord, EnabledChange, NewAccount, NewAccounts, PasswordChange};
+use proto::wire::{AccountMove, AccountRecord, AccountShard, EnabledChange, NewAccount, NewAccounts, PasswordChange};
 use serde::Serialize;
+use tokio::time::sleep;
 use types::{AccountName, MailError};
 
 use crate::admin::client::AdminClient;
@@ -14,6 +17,9 @@ use crate::admin::import;
 use crate::cli::AccountVerb;
 use crate::failure::Failure;
 use crate::{names, password};
+
+/// Between looks at a move that is waited for.
+const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Serialize)]
 struct AccountRow {
@@ -23,6 +29,32 @@ struct AccountRow {
     enabled: bool,
     /// RFC 3339, UTC.
     created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moving: Option<MoveRow>,
+}
+
+/// A move to another shard that is under way.
+#[derive(Debug, Serialize)]
+struct MoveRow {
+    from: u32,
+    to: u32,
+    /// `copying`, `switched` (it is there, and its old copy is dropped) or `undone` (it stays, and the new copy is dropped).
+    stage: &'static str,
+}
+
+impl MoveRow {
+    fn new(moving: &AccountMove) -> MoveRow {
+        let stage = match moving.stage() {
+            Stage::Copying => "copying",
+            Stage::Switched => "switched",
+            Stage::Undone => "undone",
+        };
+        MoveRow { from: moving.from, to: moving.to, stage }
+    }
+
+    fn shown(&self) -> String {
+        format!("from shard {} to {}, {}", self.from, self.to, self.stage)
+    }
 }
 
 impl AccountRow {
@@ -34,6 +66,7 @@ impl AccountRow {
             shard: record.shard,
             enabled: record.enabled,
             created: created.unwrap_or_else(|_| record.created_unix_s.to_string()),
+            moving: record.moving.as_ref().map(MoveRow::new),
         }
     }
 
@@ -76,8 +109,11 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
                 None => view.accounts.values().map(AccountRow::new).collect(),
             };
             output.list(&["account", "id", "shard", "state", "created"], &rows, |row| {
-                let state = row.state().to_owned();
-                vec![row.account.clone(), row.id.to_string(), row.shard.to_string(), state, row.created.clone()]
+                let shard = match &row.moving {
+                    Some(moving) if moving.stage == "copying" => format!("{} -> {}", row.shard, moving.to),
+                    _ => row.shard.to_string(),
+                };
+                vec![row.account.clone(), row.id.to_string(), shard, row.state().to_owned(), row.created.clone()]
             })?;
         }
         AccountVerb::Show { account, output } => {
@@ -92,7 +128,8 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
                 aliases: view.aliases.iter().filter(|(_, to)| leads_here(to)).map(|(alias, _)| alias.clone()).collect(),
                 nodes: wanted.iter().map(|id| view.node_name(*id)).collect(),
             };
-            let fields = [
+            let moving = details.row.moving.as_ref().map(|moving| ("moving", moving.shown()));
+            let mut fields = vec![
                 ("account", details.row.account.clone()),
                 ("id", details.row.id.to_string()),
                 ("state", details.row.state().to_owned()),
@@ -101,7 +138,25 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
                 ("nodes", details.nodes.join(", ")),
                 ("aliases", details.aliases.join(", ")),
             ];
+            fields.extend(moving);
             output.show(&details, &fields)?;
+        }
+        AccountVerb::Move { account, shard, wait, abort: _, output } => {
+            let name = names::account(&account)?;
+            let request = match shard {
+                Some(shard) => Request::AccountMove(AccountShard { name: name.to_string(), shard }),
+                None => Request::AccountMoveAbort(name.to_string()),
+            };
+            client.administer(request).await?;
+            if wait {
+                wait_for_move(client, &name, shard).await?;
+            }
+            let text = match shard {
+                Some(shard) if wait => format!("account {name} is on shard {shard}"),
+                Some(shard) => format!("account {name} moves to shard {shard}"),
+                None => format!("the move of account {name} is undone"),
+            };
+            output.done(&Changed { account: name.as_str() }, &text)?;
         }
         AccountVerb::Set { account, enable, disable, postmaster, password, password_stdin, output } => {
             let name = names::account(&account)?;
@@ -141,6 +196,24 @@ pub async fn add(client: &mut AdminClient, accounts: Vec<NewAccount>) -> Result<
     }
     let results = reply.accounts.iter().map(|result| result.error.as_ref().map_or(Ok(()), |e| Err(e.into())));
     Ok(results.collect())
+}
+
+/// Until no move is under way. Refused if the account is then not where it was to be.
+async fn wait_for_move(client: &mut AdminClient, name: &AccountName, shard: Option<u32>) -> Result<(), Failure> {
+    loop {
+        let view = client.view().await?;
+        let record = view.accounts.get(name.as_str());
+        let record = record.ok_or_else(|| Failure::Refused(format!("account {name} was removed")))?;
+        if record.moving.is_none() {
+            return match shard {
+                Some(shard) if shard != record.shard => {
+                    Err(Failure::Refused(format!("the move was undone: account {name} is on shard {}", record.shard)))
+                }
+                _ => Ok(()),
+            };
+        }
+        sleep(LOOK).await;
+    }
 }
 
 fn confirm(name: &AccountName) -> Result<(), Failure> {

@@ -156,23 +156,25 @@ impl AdminClient {
     /// What an account holds, as the leader of its shard says; asked until there is one.
     pub async fn usage(&mut self, view: &DirectoryView, of: &AccountRecord) -> Result<UsageReply, Failure> {
         let deadline = Instant::now() + COMMAND_MAX;
-        // Those that should hold the shard, then the others: it may be on its way.
-        let wanted = view.placements.get(&of.shard).map(Vec::as_slice).unwrap_or_default();
-        let others = view.nodes.keys().filter(|node| !wanted.contains(node));
-        let nodes = wanted.iter().chain(others).filter_map(|node| view.nodes.get(node));
-        let nodes: Vec<&NodeRecord> = nodes.filter(|node| node.state() != State::Removed).collect();
+        let mut shard = of.shard;
         loop {
-            for node in &nodes {
-                let request = AccountRequest { shard: of.shard, account: of.id };
+            for node in holders(view, shard) {
+                let request = AccountRequest { shard, account: of.id };
                 let asked = self.at(&node.address)?;
                 match timeout(PROBE_MAX, asked.usage(request)).await.unwrap_or(Err(MailError::Deadline)) {
                     Ok(usage) => return Ok(usage),
                     Err(MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline) => {}
+                    Err(MailError::NotHere) => {
+                        // It is on its way to another shard, or has just got there.
+                        let now = self.view().await?;
+                        shard = now.accounts.get(&of.name).map_or(shard, |now| now.shard);
+                        break;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
             if Instant::now() >= deadline {
-                return Err(Failure::Unreachable(format!("shard {} has no leader that answers", of.shard)));
+                return Err(Failure::Unreachable(format!("shard {shard} has no leader that answers")));
             }
             sleep(RETRY).await;
         }
@@ -224,6 +226,14 @@ struct Found {
     leader: Option<GrpcNode>,
     /// Those that answered, the one that knows most first.
     others: Vec<GrpcNode>,
+}
+
+/// The nodes that should hold a shard, then the others: it may be on its way.
+fn holders(view: &DirectoryView, shard: u32) -> Vec<&NodeRecord> {
+    let wanted = view.placements.get(&shard).map(Vec::as_slice).unwrap_or_default();
+    let others = view.nodes.keys().filter(|node| !wanted.contains(node));
+    let nodes = wanted.iter().chain(others).filter_map(|node| view.nodes.get(node));
+    nodes.filter(|node| node.state() != State::Removed).collect()
 }
 
 pub fn directory_group(status: &NodeStatusReply) -> Option<&GroupStatus> {

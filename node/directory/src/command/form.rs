@@ -1,16 +1,24 @@
 //! The form of commands in the log. Tags are never reused; a new command gets a new tag, and a node that does not
 //! know it must stop rather than skip it, since its state would part from that of the others.
 
+mod messages;
 mod placements;
 
 use prost::{Message, Oneof};
-use types::{NodeId, ShardId, format};
+use types::{AccountId, NodeId, ShardId, format};
 
+use self::messages::{
+    AccountForm, Accounts, AliasForm, CreateCluster, Enabled, LimitForm, MoveStepForm, NamedShard, NodeAddress,
+    NodeForm, NodeShare, NodeStart, NodeStateForm, NodeVoter, Postmaster, QuotaForm,
+};
 use self::placements::{
     Ended, GiveUp, PlacementForm, Placements, Shards, StartRebalance, lists, numbers, placement_forms, shards,
 };
 use super::{Command, NewAccount, NewNode};
-use crate::record::{account_name, domain_name, rebalance_state_number, rebalance_state_of, state_number, state_of};
+use crate::record::{
+    account_name, domain_name, move_stage_number, move_stage_of, rebalance_state_number, rebalance_state_of,
+    state_number, state_of,
+};
 use crate::requests::{Request, RequestId};
 use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 
@@ -18,7 +26,7 @@ use crate::values::{ClusterId, PasswordHash, QuotaChange, Start};
 struct CommandForm {
     #[prost(
         oneof = "Kind",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 40, 50"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 30, 31, 40, 50"
     )]
     kind: Option<Kind>,
 }
@@ -73,6 +81,12 @@ enum Kind {
     NoteNodeStart(NodeStart),
     #[prost(message, tag = "24")]
     SetQuota(QuotaForm),
+    #[prost(message, tag = "25")]
+    StartAccountMove(NamedShard),
+    #[prost(string, tag = "26")]
+    AbortAccountMove(String),
+    #[prost(message, tag = "27")]
+    StepAccountMove(MoveStepForm),
     #[prost(message, tag = "30")]
     PreferLeaders(Placements),
     #[prost(message, tag = "31")]
@@ -81,142 +95,6 @@ enum Kind {
     SetFormat(u32),
     #[prost(message, tag = "50")]
     Once(Once),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreateCluster {
-    #[prost(bytes = "vec", tag = "1")]
-    id: Vec<u8>,
-    #[prost(uint32, tag = "2")]
-    shards: u32,
-    #[prost(uint32, tag = "3")]
-    replicas: u32,
-    #[prost(message, repeated, tag = "4")]
-    nodes: Vec<NodeForm>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeForm {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(string, tag = "2")]
-    name: String,
-    #[prost(string, tag = "3")]
-    address: String,
-    #[prost(string, tag = "4")]
-    zone: String,
-    #[prost(uint32, tag = "5")]
-    weight: u32,
-    #[prost(bool, tag = "6")]
-    voter: bool,
-    #[prost(uint32, tag = "7")]
-    format: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeAddress {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(string, tag = "2")]
-    address: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeStart {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(uint64, tag = "2")]
-    starts_before: u64,
-    #[prost(fixed64, tag = "3")]
-    run_before: u64,
-    #[prost(uint64, tag = "4")]
-    starts: u64,
-    #[prost(fixed64, tag = "5")]
-    run: u64,
-    #[prost(uint32, tag = "6")]
-    format: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeStateForm {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(uint32, tag = "2")]
-    state: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeVoter {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(bool, tag = "2")]
-    voter: bool,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeShare {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(string, tag = "2")]
-    zone: String,
-    #[prost(uint32, tag = "3")]
-    weight: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AccountForm {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    password_hash: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Accounts {
-    #[prost(message, repeated, tag = "1")]
-    accounts: Vec<AccountForm>,
-    #[prost(uint64, tag = "2")]
-    unix_s: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Enabled {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(bool, tag = "2")]
-    enabled: bool,
-}
-
-/// An absent limit stays as it is.
-#[derive(Clone, PartialEq, Message)]
-struct QuotaForm {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "2")]
-    octets: Option<LimitForm>,
-    #[prost(message, optional, tag = "3")]
-    messages: Option<LimitForm>,
-}
-
-#[derive(Clone, Copy, PartialEq, Message)]
-struct LimitForm {
-    /// Absent: no limit.
-    #[prost(uint64, optional, tag = "1")]
-    max: Option<u64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AliasForm {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, repeated, tag = "2")]
-    targets: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Postmaster {
-    #[prost(string, optional, tag = "1")]
-    account: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -289,6 +167,13 @@ fn kind(command: &Command) -> Kind {
             octets: change.octets.map(|max| LimitForm { max }),
             messages: change.messages.map(|max| LimitForm { max }),
         }),
+        Command::StartAccountMove { name, to } => {
+            Kind::StartAccountMove(NamedShard { name: name.to_string(), shard: to.0 })
+        }
+        Command::AbortAccountMove { name } => Kind::AbortAccountMove(name.to_string()),
+        Command::StepAccountMove { account, id, stage } => {
+            Kind::StepAccountMove(MoveStepForm { account: account.0, id: *id, stage: move_stage_number(*stage) })
+        }
         Command::CreateAlias { name, targets } => Kind::CreateAlias(AliasForm {
             name: name.to_string(),
             targets: targets.iter().map(ToString::to_string).collect(),
@@ -395,6 +280,15 @@ fn command(form: CommandForm) -> Result<Command, String> {
                 octets: form.octets.map(|limit| limit.max),
                 messages: form.messages.map(|limit| limit.max),
             },
+        },
+        Kind::StartAccountMove(form) => {
+            Command::StartAccountMove { name: account_name(&form.name)?, to: ShardId(form.shard) }
+        }
+        Kind::AbortAccountMove(name) => Command::AbortAccountMove { name: account_name(&name)? },
+        Kind::StepAccountMove(form) => Command::StepAccountMove {
+            account: AccountId(form.account),
+            id: form.id,
+            stage: move_stage_of(form.stage)?,
         },
         Kind::CreateAlias(form) => Command::CreateAlias {
             name: account_name(&form.name)?,

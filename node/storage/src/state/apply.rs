@@ -10,6 +10,7 @@ use super::Hints;
 use super::command::{BodySource, Command, Recipient, StoreAction};
 use super::edit::{Edit, Fault, Step};
 use super::mailbox::{flags_of, keyword_table, system};
+use super::moving;
 use super::outcome::{Delivered, Outcome};
 use super::quota::usage_of;
 use super::read;
@@ -42,11 +43,18 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
             sweep::uploads(edit, hints)?;
             return Ok(outcome);
         }
+        Command::Import { account, id, bringer, parts, body, digest } => {
+            let body = body.as_ref().map(|source| (source, digest));
+            return moving::import(edit, hints, (*account, *id, *bringer), parts, body, body_len);
+        }
         _ => {}
     }
     discard_own_body(edit, body_len);
     match command {
-        Command::Chunk { .. } | Command::Deliver { .. } | Command::Append { .. } => Ok(Outcome::Done),
+        Command::Chunk { .. } | Command::Deliver { .. } | Command::Append { .. } | Command::Import { .. } => {
+            Ok(Outcome::Done)
+        }
+        Command::MoveAccount { account, id, step } => moving::step(edit, *account, *id, *step),
         Command::DropUpload { upload } => edit.drop_upload(*upload).map(|()| Outcome::Done),
         Command::Mark { .. } => Ok(Outcome::Done),
         Command::CreateAccount { account } => edit.account(*account).map(|_| Outcome::Done),
@@ -81,12 +89,13 @@ pub(crate) fn discard_body(edit: &mut Edit<'_>, command: &Command, body_len: Opt
     discard_own_body(edit, body_len);
     match command {
         Command::Deliver { body: BodySource::Upload(upload), .. }
+        | Command::Import { body: Some(BodySource::Upload(upload)), .. }
         | Command::Append { body: BodySource::Upload(upload), .. } => edit.drop_upload(*upload),
         _ => Ok(()),
     }
 }
 
-fn discard_own_body(edit: &mut Edit<'_>, body_len: Option<u64>) {
+pub(super) fn discard_own_body(edit: &mut Edit<'_>, body_len: Option<u64>) {
     if let Some(len) = body_len {
         edit.discard(&[crate::records::ChunkRecord { index: edit.index, len }]);
     }
@@ -133,8 +142,12 @@ fn deliver_to(
     date: InternalDate,
 ) -> Step<Delivered> {
     let account = recipient.account;
+    edit.check_here(account)?;
+    let stay = edit.known_account(account)?.map_or(0, |record| record.arrived_by);
     let key = edit.key(Kind::Fingerprint).bytes(&recipient.fingerprint).account(account).done();
-    if let Some(seen) = edit.record::<FingerprintRecord>(&key)?
+    let seen = edit.record::<FingerprintRecord>(&key)?;
+    if let Some(seen) = &seen
+        && seen.stay == stay
         && !planted(Bug::SkipDuplicateCheck)
     {
         return Ok(Delivered {
@@ -153,13 +166,28 @@ fn deliver_to(
     edit.check_quota(account, recipient.quota, usage_of([&message]))?;
     let uid = edit.add_message(account, mailbox, message)?;
     let uid_validity = edit.mailbox(account, mailbox)?.record.uid_validity;
-    let unix_ms = edit.unix_ms();
-    let record = FingerprintRecord { mailbox: mailbox.0, uid, uid_validity, unix_ms };
-    edit.put(key, encode(&record));
-    let time = edit.key(Kind::FingerprintTime).u64(unix_ms).bytes(&recipient.fingerprint).account(account).done();
-    edit.put(time, encode_bytes(b""));
-    hints.fingerprints_from = hints.fingerprints_from.min(unix_ms);
+    let record = FingerprintRecord { mailbox: mailbox.0, uid, uid_validity, unix_ms: edit.unix_ms(), stay };
+    put_fingerprint(edit, hints, (&recipient.fingerprint, account), &record, seen.as_ref());
     Ok(Delivered { mailbox, uid: Uid(uid), uid_validity: UidValidity(uid_validity), duplicate: false })
+}
+
+/// Remembers where a delivery went, in the place of what was remembered of it `before`.
+pub(super) fn put_fingerprint(
+    edit: &mut Edit<'_>,
+    hints: &mut Hints,
+    (fingerprint, account): (&[u8; 32], AccountId),
+    record: &FingerprintRecord,
+    before: Option<&FingerprintRecord>,
+) {
+    let time = |unix_ms: u64| edit.key(Kind::FingerprintTime).u64(unix_ms).bytes(fingerprint).account(account).done();
+    let (old, new) = (before.map(|before| time(before.unix_ms)), time(record.unix_ms));
+    let key = edit.key(Kind::Fingerprint).bytes(fingerprint).account(account).done();
+    if let Some(old) = old {
+        edit.delete(old);
+    }
+    edit.put(key, encode(record));
+    edit.put(new, encode_bytes(b""));
+    hints.fingerprints_from = hints.fingerprints_from.min(record.unix_ms);
 }
 
 fn settle(edit: &mut Edit<'_>, fingerprints: &[[u8; 32]]) -> Step<Outcome> {
@@ -199,7 +227,7 @@ fn append(
     edit.check_quota(account, quota, usage_of([&message]))?;
     let uid = edit.add_message(account, mailbox, message)?;
     let uid_validity = edit.mailbox(account, mailbox)?.record.uid_validity;
-    let mod_seq = ModSeq(edit.index);
+    let mod_seq = ModSeq(edit.mod_seq(account));
     Ok(Outcome::Appended { mailbox, uid: Uid(uid), uid_validity: UidValidity(uid_validity), mod_seq })
 }
 
@@ -452,8 +480,8 @@ fn copy(
 
 /// The mailbox's highest modseq when this command is done.
 fn current_mod_seq(edit: &mut Edit<'_>, account: AccountId, id: MailboxId) -> Step<ModSeq> {
-    let index = edit.index;
+    let now = edit.mod_seq(account);
     let mailbox = edit.mailbox(account, id)?;
     let changed = !mailbox.changed.is_empty() || !mailbox.vanished.is_empty();
-    Ok(ModSeq(if changed { index } else { mailbox.record.mod_seq }))
+    Ok(ModSeq(if changed { now } else { mailbox.record.mod_seq }))
 }

@@ -20,6 +20,7 @@ pub struct PinnedBody {
     group: Arc<Inner>,
     chunks: Vec<ChunkRecord>,
     size: u64,
+    is_shared: bool,
 }
 
 impl ShardState {
@@ -34,11 +35,21 @@ impl ShardState {
             *pins.entry(chunk.index).or_default() += 1;
         }
         drop(pins);
-        Ok(Some(PinnedBody { group: self.group.clone(), chunks: record.chunks, size: record.size }))
+        let (group, is_shared) = (self.group.clone(), record.references > 1);
+        Ok(Some(PinnedBody { group, chunks: record.chunks, size: record.size, is_shared }))
     }
 }
 
 impl PinnedBody {
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Several messages have it.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// The bytes from `offset`, at most `len` of them, read from the chunks that hold them.
     pub fn read(&self, offset: u64, len: u64) -> Result<Vec<Bytes>, StorageError> {
         self.group.check()?;

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use types::{AccountId, Flags, InternalDate, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, UidSet, format};
 
+use super::moved::{MoveStep, MovedPart};
 use super::wire::{CommandRecord, from_wire, to_wire, u128_of};
 use crate::error::StorageError;
 
@@ -51,6 +52,24 @@ pub enum Command {
     /// Changes nothing: all replicas have the same when they have applied it, and can be compared.
     Mark {
         mark: u128,
+    },
+    /// A step of an account's move from one shard to another. Changes nothing where it makes no sense any more; answered
+    /// by [`Outcome::Placed`](super::Outcome::Placed) in any case.
+    MoveAccount {
+        account: AccountId,
+        /// Of the move: greater than that of every earlier move of the account.
+        id: u64,
+        step: MoveStep,
+    },
+    /// Some of an account that comes from another shard, by who brings it. `CannotDo` if somebody else does by now.
+    Import {
+        account: AccountId,
+        id: u64,
+        bringer: u64,
+        parts: Vec<MovedPart>,
+        /// Of the message among the parts that has one with it.
+        body: Option<BodySource>,
+        digest: Bytes,
     },
     CreateAccount {
         account: AccountId,
@@ -137,7 +156,9 @@ impl Command {
             | Command::Mark { .. }
             | Command::Deliver { .. }
             | Command::Settle { .. } => None,
-            Command::CreateAccount { account }
+            Command::MoveAccount { account, .. }
+            | Command::Import { account, .. }
+            | Command::CreateAccount { account }
             | Command::DropAccount { account }
             | Command::Append { account, .. }
             | Command::CreateMailbox { account, .. }
@@ -147,6 +168,14 @@ impl Command {
             | Command::Store { account, .. }
             | Command::Expunge { account, .. }
             | Command::Copy { account, .. } => Some(*account),
+        }
+    }
+
+    /// The account that must be here, and not between two shards, if the command is about one.
+    pub(super) fn needs_here(&self) -> Option<AccountId> {
+        match self {
+            Command::MoveAccount { .. } | Command::Import { .. } | Command::DropAccount { .. } => None,
+            _ => self.account(),
         }
     }
 

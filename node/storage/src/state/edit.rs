@@ -118,6 +118,11 @@ impl<'a> Edit<'a> {
         self.records.insert(key, None);
     }
 
+    /// The modseq of what this command changes in an account that it has looked at.
+    pub(crate) fn mod_seq(&self, account: AccountId) -> u64 {
+        self.index.saturating_add(self.accounts.get(&account).map_or(0, |record| record.mod_seq_base))
+    }
+
     /// Deletes every record with a prefix. None of them may have been put by this command.
     pub(crate) fn delete_all(&mut self, prefix: Key) {
         self.gone.delete_range(Family::State, prefix_range(&prefix.done()));
@@ -128,6 +133,31 @@ impl<'a> Edit<'a> {
     pub(crate) fn account_exists(&self, account: AccountId) -> Result<bool, StorageError> {
         Ok(self.accounts.contains_key(&account)
             || self.get(&self.key(Kind::Account).account(account).done())?.is_some())
+    }
+
+    /// `NotHere` while the account is between two shards, or when it has gone to another.
+    pub(crate) fn check_here(&self, account: AccountId) -> Step<()> {
+        match self.known_account(account)? {
+            Some(record) if record.place != 0 => Err(MailError::NotHere.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The account's record if there is one.
+    pub(crate) fn known_account(&self, account: AccountId) -> Result<Option<AccountRecord>, StorageError> {
+        match self.accounts.get(&account) {
+            Some(record) => Ok(Some(record.clone())),
+            None => self.record(&self.key(Kind::Account).account(account).done()),
+        }
+    }
+
+    /// An account that was not there, or nothing of which is left.
+    pub(crate) fn put_account(&mut self, account: AccountId, record: AccountRecord) -> Step<()> {
+        if let Some(before) = self.known_account(account)? {
+            self.accounts_before.entry(account).or_insert(before);
+        }
+        self.accounts.insert(account, record);
+        Ok(())
     }
 
     /// The account's record. An account's first command creates it, with the mailboxes that clients expect.
@@ -209,7 +239,7 @@ impl<'a> Edit<'a> {
             name: name.as_str().to_owned(),
             uid_validity: record.uid_validity_last,
             uid_next: 1,
-            mod_seq: self.index,
+            mod_seq: self.mod_seq(account),
             special_use: special_use_number(special_use),
             ..Default::default()
         };
@@ -254,7 +284,7 @@ impl<'a> Edit<'a> {
     /// Says that a mailbox is no more, to those who have it selected.
     pub(crate) fn mailbox_gone(&mut self, account: AccountId, mailbox: MailboxId) {
         self.mailboxes.remove(&(account, mailbox));
-        let kind = ShardEventKind::Mailbox { id: mailbox, mod_seq: ModSeq(self.index) };
+        let kind = ShardEventKind::Mailbox { id: mailbox, mod_seq: ModSeq(self.mod_seq(account)) };
         self.events.push(ShardEvent { account, kind });
     }
 
@@ -377,14 +407,14 @@ impl<'a> Edit<'a> {
                 self.discard(&record.chunks);
             }
         }
-        for (account, record) in std::mem::take(&mut self.accounts) {
-            let key = self.key(Kind::Account).account(account).done();
-            self.put(key, encode(&record));
-        }
         for ((account, id), mailbox) in std::mem::take(&mut self.mailboxes) {
             if let Some(kind) = self.finish_mailbox(account, id, mailbox)? {
                 events.push(ShardEvent { account, kind });
             }
+        }
+        for (account, record) in std::mem::take(&mut self.accounts) {
+            let key = self.key(Kind::Account).account(account).done();
+            self.put(key, encode(&record));
         }
         let lists =
             self.lists.iter().map(|account| ShardEvent { account: *account, kind: ShardEventKind::MailboxList });
@@ -416,11 +446,12 @@ impl<'a> Edit<'a> {
             }
         }
         let changed = !mailbox.changed.is_empty() || !mailbox.vanished.is_empty();
+        let mod_seq = self.mod_seq(account);
         if changed {
             let change = ChangeRecord { changed: flat(&mailbox.changed), vanished: flat(&mailbox.vanished) };
-            let key = self.key(Kind::Change).mailbox(account, id).u64(self.index).done();
+            let key = self.key(Kind::Change).mailbox(account, id).u64(mod_seq).done();
             self.put(key, encode(&change));
-            mailbox.record.mod_seq = self.index;
+            mailbox.record.mod_seq = mod_seq;
             mailbox.record.changes += 1;
             if mailbox.record.changes >= CHANGES_KEPT + CHANGES_TRIMMED {
                 self.trim_changes(account, id, &mut mailbox.record)?;
@@ -430,7 +461,7 @@ impl<'a> Edit<'a> {
             let key = self.key(Kind::Mailbox).mailbox(account, id).done();
             self.put(key, encode(&mailbox.record));
         }
-        Ok(changed.then_some(ShardEventKind::Mailbox { id, mod_seq: ModSeq(self.index) }))
+        Ok(changed.then_some(ShardEventKind::Mailbox { id, mod_seq: ModSeq(mod_seq) }))
     }
 
     fn trim_changes(

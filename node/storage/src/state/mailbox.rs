@@ -67,7 +67,7 @@ impl MailboxEdit {
         places.filter(|place| *place < 128).fold(0, |bits, place| bits | 1u128 << place)
     }
 
-    fn count(&mut self, system: SystemFlags, up: bool) {
+    pub(crate) fn count(&mut self, system: SystemFlags, up: bool) {
         let step = |counter: &mut u32| *counter = if up { *counter + 1 } else { counter.saturating_sub(1) };
         if !system.contains(SystemFlags::SEEN) {
             step(&mut self.record.unseen);
@@ -104,27 +104,34 @@ impl Edit<'_> {
 
     /// Adds a message and gives it its UID. Its body must exist; the keywords must be bits of this mailbox.
     pub(crate) fn add_message(&mut self, account: AccountId, id: MailboxId, mut message: MessageRecord) -> Step<u32> {
-        let index = self.index;
-        let system = system(&message);
-        let size = message.size;
         let mailbox = self.mailbox(account, id)?;
         let Ok(uid) = u32::try_from(mailbox.record.uid_next) else {
             return Err(MailError::Limit("the mailbox has no UIDs left".to_owned()).into());
         };
         // Invariant: uid_next is greater than every UID ever given out in this mailbox (RFC 9051 §2.3.1.1).
         mailbox.record.uid_next += 1;
-        mailbox.record.messages += 1;
-        mailbox.record.bytes += size;
-        mailbox.count(system, true);
         mailbox.changed.insert(uid);
+        self.account(account)?;
+        message.mod_seq = self.mod_seq(account);
+        self.put_in(account, id, uid, &message)?;
+        Ok(uid)
+    }
+
+    /// Adds a message that has its UID and its modseq already.
+    pub(crate) fn put_in(&mut self, account: AccountId, id: MailboxId, uid: u32, message: &MessageRecord) -> Step<()> {
+        let system = system(message);
+        let mailbox = self.mailbox(account, id)?;
+        mailbox.record.messages += 1;
+        mailbox.record.bytes += message.size;
+        mailbox.count(system, true);
+        mailbox.dirty = true;
         self.page(account, id, uid)?.set(uid, system);
         let totals = self.account(account)?;
         totals.messages += 1;
-        totals.bytes += size;
+        totals.bytes += message.size;
         self.refer(message.body)?;
-        message.mod_seq = index;
-        self.put_message(account, id, uid, &message);
-        Ok(uid)
+        self.put_message(account, id, uid, message);
+        Ok(())
     }
 
     pub(crate) fn remove_message(
@@ -135,13 +142,26 @@ impl Edit<'_> {
         message: &MessageRecord,
     ) -> Step<()> {
         let mailbox = self.mailbox(account, id)?;
-        mailbox.record.messages = mailbox.record.messages.saturating_sub(1);
-        mailbox.record.bytes = mailbox.record.bytes.saturating_sub(message.size);
-        mailbox.count(system(message), false);
         mailbox.vanished.insert(uid);
         if planted(Bug::ReuseUid) && mailbox.record.uid_next == u64::from(uid) + 1 {
             mailbox.record.uid_next = u64::from(uid);
         }
+        self.take_out(account, id, uid, message)
+    }
+
+    /// Removes a message, and tells nobody.
+    pub(crate) fn take_out(
+        &mut self,
+        account: AccountId,
+        id: MailboxId,
+        uid: u32,
+        message: &MessageRecord,
+    ) -> Step<()> {
+        let mailbox = self.mailbox(account, id)?;
+        mailbox.record.messages = mailbox.record.messages.saturating_sub(1);
+        mailbox.record.bytes = mailbox.record.bytes.saturating_sub(message.size);
+        mailbox.count(system(message), false);
+        mailbox.dirty = true;
         self.page(account, id, uid)?.clear(uid);
         let totals = self.account(account)?;
         totals.messages = totals.messages.saturating_sub(1);
@@ -162,14 +182,27 @@ impl Edit<'_> {
         flags: (SystemFlags, u128),
     ) -> Step<()> {
         let before = system(message);
-        let mailbox = self.mailbox(account, id)?;
-        mailbox.count(before, false);
-        mailbox.count(flags.0, true);
-        mailbox.changed.insert(uid);
-        self.page(account, id, uid)?.set(uid, flags.0);
+        self.mailbox(account, id)?.changed.insert(uid);
         message.system = u32::from(flags.0.bits());
         message.set_keywords(flags.1);
-        message.mod_seq = self.index;
+        message.mod_seq = self.mod_seq(account);
+        self.put_over(account, id, uid, before, message)
+    }
+
+    /// Writes a message with other flags than it had before.
+    pub(crate) fn put_over(
+        &mut self,
+        account: AccountId,
+        id: MailboxId,
+        uid: u32,
+        before: SystemFlags,
+        message: &MessageRecord,
+    ) -> Step<()> {
+        let mailbox = self.mailbox(account, id)?;
+        mailbox.count(before, false);
+        mailbox.count(system(message), true);
+        mailbox.dirty = true;
+        self.page(account, id, uid)?.set(uid, system(message));
         self.put_message(account, id, uid, message);
         Ok(())
     }

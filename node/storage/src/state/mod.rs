@@ -6,7 +6,10 @@ mod body;
 mod check;
 mod command;
 mod edit;
+mod leaving;
 mod mailbox;
+mod moved;
+mod moving;
 mod outcome;
 mod page;
 mod quota;
@@ -24,6 +27,11 @@ use types::MailError;
 pub use body::PinnedBody;
 pub(crate) use check::check_record;
 pub use command::{BodySource, Command, Recipient, Stamp, StoreAction};
+pub use leaving::{MovedListing, Outline};
+pub use moved::{
+    BodyOf, MoveStep, Moved, MovedAccount, MovedFingerprint, MovedMailbox, MovedMessage, MovedPart, MovedPass,
+    MovedRequest, MovedSubscription, Place, Whereabouts,
+};
 pub use outcome::{
     AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent,
     ShardEventKind, ShardTotals,
@@ -123,7 +131,12 @@ impl ShardState {
             Fault::Mail(error) => StorageError::corrupt("request", error),
         };
         let mut edit = Edit::new(self.group.latest(), index, stamp);
-        let result = match requests::known(&mut edit, request, command).map_err(storage)? {
+        let answer = match command.needs_here().map_or(Ok(()), |account| edit.check_here(account)) {
+            Ok(()) => requests::known(&mut edit, request, command).map_err(storage)?,
+            Err(Fault::Mail(refused)) => Some(Err(refused)),
+            Err(Fault::Storage(error)) => return Err(error),
+        };
+        let result = match answer {
             Some(answer) => {
                 apply::discard_body(&mut edit, command, body_len).map_err(storage)?;
                 answer

@@ -5,6 +5,8 @@ use types::{
     UidValidity,
 };
 
+use super::moved::Whereabouts;
+
 /// A body: the log index of the entry that completed it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct BodyId(pub u64);
@@ -40,6 +42,8 @@ pub enum Outcome {
         to_mailbox: MailboxId,
         mod_seq: ModSeq,
     },
+    /// Of a step of a move: how the account stands after it.
+    Placed(Whereabouts),
     Done,
 }
 

@@ -283,7 +283,7 @@ pub(crate) fn names_under(
 }
 
 /// The name in the key of a name or a subscription.
-fn name_in(key: &[u8]) -> Result<MailboxName, StorageError> {
+pub(super) fn name_in(key: &[u8]) -> Result<MailboxName, StorageError> {
     let text = std::str::from_utf8(key.get(13..).unwrap_or_default()).ok();
     let name = text.and_then(|text| MailboxName::parse(text).ok());
     name.ok_or_else(|| StorageError::corrupt(printable(Family::State, key), "not a mailbox name"))

@@ -1,18 +1,20 @@
 //! Requests that were done already: a caller that lost the answer asks again under the same id, and is told what it was
 //! told then, refusals included. Kept for a while by the commands' own stamps, so all replicas agree.
 
+use bytes::Bytes;
 use prost::Message;
 use types::{AccountId, MailError, MailboxId, ModSeq, Uid, UidSet, UidValidity};
 
-use super::Hints;
 use super::apply;
 use super::command::Command;
 use super::edit::{Edit, Step};
+use super::moved::MovedRequest;
 use super::outcome::Outcome;
 use super::sweep;
-use super::wire::{flat, ranges};
+use super::wire::{flat, ranges, u128_of};
+use super::{Hints, ShardState};
 use crate::error::StorageError;
-use crate::keys::{Key, Kind, printable, u128_at};
+use crate::keys::{Key, Kind, prefix_range, printable, u64_at, u128_at};
 use crate::planted::{Bug, planted};
 use crate::records::{decode, encode, encode_bytes};
 use crate::store::Family;
@@ -74,6 +76,8 @@ fn number(command: &Command) -> u32 {
         Command::Chunk { .. }
         | Command::DropUpload { .. }
         | Command::Mark { .. }
+        | Command::MoveAccount { .. }
+        | Command::Import { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
         | Command::Deliver { .. }
@@ -125,6 +129,8 @@ pub(crate) fn known(edit: &mut Edit<'_>, request: u128, command: &Command) -> St
         | Command::Chunk { .. }
         | Command::DropUpload { .. }
         | Command::Mark { .. }
+        | Command::MoveAccount { .. }
+        | Command::Import { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
         | Command::Deliver { .. }
@@ -166,14 +172,51 @@ pub(crate) fn remember(
             (record.uids, record.others) = (flat(from), flat(to));
             (record.mailbox, record.uid_validity, record.mod_seq) = (to_mailbox.0, uid_validity.0, mod_seq.0);
         }
-        Ok(Outcome::Done | Outcome::Delivered(_)) => {}
+        Ok(Outcome::Done | Outcome::Delivered(_) | Outcome::Placed(_)) => {}
     }
-    let unix_ms = edit.unix_ms();
+    put(edit, hints, (request, edit.unix_ms()), encode(&record));
+    Ok(())
+}
+
+fn put(edit: &mut Edit<'_>, hints: &mut Hints, (request, unix_ms): (u128, u64), record: Bytes) {
     let (own, time) = (key(edit, request).done(), edit.key(Kind::RequestTime).u64(unix_ms).u128(request).done());
-    edit.put(own, encode(&record));
+    edit.put(own, record);
     edit.put(time, encode_bytes(b""));
     hints.requests_from = hints.requests_from.min(unix_ms);
+}
+
+/// Remembers what another shard was asked for, of an account that comes from there.
+pub(super) fn bring(edit: &mut Edit<'_>, hints: &mut Hints, part: &MovedRequest) -> Step<()> {
+    let request = u128_of(&part.request).ok_or_else(|| MailError::Invalid("not a request id".to_owned()))?;
+    let record = RequestRecord::decode(&part.record[..]).map_err(|error| MailError::Invalid(error.to_string()))?;
+    // It is known here where the account has been here before.
+    if edit.get(&key(edit, request).done())?.is_none() {
+        put(edit, hints, (request, part.unix_ms), encode(&record));
+    }
     Ok(())
+}
+
+impl ShardState {
+    /// What is remembered of an account's requests since a time, in milliseconds since 1970.
+    pub fn moved_requests(&self, account: AccountId, since_ms: u64) -> Result<Vec<MovedRequest>, StorageError> {
+        let view = self.view()?;
+        let mut found = Vec::new();
+        let range =
+            (view.key(Kind::RequestTime).u64(since_ms).done(), prefix_range(&view.key(Kind::RequestTime).done()).1);
+        view.scan_range(range, |time, _| {
+            let Some((unix_ms, request)) = u64_at(time, 5).zip(u128_at(time, 13)) else { return Ok(true) };
+            let own = view.key(Kind::Request).u128(request).done();
+            // Forgotten between the two.
+            let Some(value) = view.get(&own)? else { return Ok(true) };
+            let record: RequestRecord = decode(Family::State, &own, &value)?;
+            if record.account == account.0 {
+                let record = record.encode_to_vec().into();
+                found.push(MovedRequest { request: request.to_be_bytes().to_vec(), unix_ms, record });
+            }
+            Ok(true)
+        })?;
+        Ok(found)
+    }
 }
 
 /// With every command, so that they end also where deliveries are all that comes.
@@ -203,6 +246,7 @@ impl RefusedRecord {
             MailError::CannotDo(text) => (8, text.as_str()),
             MailError::MessagesGone => (9, ""),
             MailError::NotLeader { .. }
+            | MailError::NotHere
             | MailError::Unavailable
             | MailError::Deadline
             | MailError::Busy

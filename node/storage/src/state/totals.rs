@@ -4,6 +4,7 @@
 use types::AccountId;
 
 use super::ShardState;
+use super::moving::has_gone;
 use super::outcome::ShardTotals;
 use crate::error::StorageError;
 use crate::keys::{Kind, printable, u64_at};
@@ -30,13 +31,13 @@ pub(crate) struct Grown {
 
 impl Grown {
     pub(crate) fn came(&mut self, record: &AccountRecord) {
-        self.accounts += 1;
+        self.accounts += i64::from(!has_gone(record));
         self.messages += record.messages as i64;
         self.bytes += record.bytes as i64;
     }
 
     pub(crate) fn went(&mut self, record: &AccountRecord) {
-        self.accounts -= 1;
+        self.accounts -= i64::from(!has_gone(record));
         self.messages -= record.messages as i64;
         self.bytes -= record.bytes as i64;
     }

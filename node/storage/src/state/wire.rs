@@ -7,6 +7,7 @@ use types::{
 };
 
 use super::command::{BodySource, Command, Recipient, StoreAction};
+use super::moved::{ImportRecord, MoveRecord, Moved};
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct CommandRecord {
@@ -16,7 +17,7 @@ pub(crate) struct CommandRecord {
     pub seed: u64,
     #[prost(bytes = "vec", tag = "3")]
     pub request: Vec<u8>,
-    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub body: Option<Wire>,
 }
 
@@ -52,6 +53,10 @@ pub(crate) enum Wire {
     Copy(CopyRecord),
     #[prost(bytes = "vec", tag = "18")]
     Mark(Vec<u8>),
+    #[prost(message, tag = "19")]
+    MoveAccount(MoveRecord),
+    #[prost(message, tag = "20")]
+    Import(ImportRecord),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -250,6 +255,15 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
         Command::Chunk { upload } => Wire::Chunk(upload.to_be_bytes().to_vec()),
         Command::DropUpload { upload } => Wire::DropUpload(upload.to_be_bytes().to_vec()),
         Command::Mark { mark } => Wire::Mark(mark.to_be_bytes().to_vec()),
+        Command::MoveAccount { account, id, step } => Wire::MoveAccount(MoveRecord::new(*account, *id, *step)),
+        Command::Import { account, id, bringer, parts, body, digest } => Wire::Import(ImportRecord {
+            account: account.0,
+            id: *id,
+            bringer: *bringer,
+            parts: parts.iter().map(|part| Moved { part: Some(part.clone()) }).collect(),
+            body: body.as_ref().map(source_to_wire),
+            digest: digest.clone(),
+        }),
         Command::CreateAccount { account } => Wire::CreateAccount(account.0),
         Command::DropAccount { account } => Wire::DropAccount(account.0),
         Command::Deliver { recipients, body, digest, date, settle } => Wire::Deliver(DeliverRecord {
@@ -324,6 +338,21 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
         Wire::Chunk(upload) => Command::Chunk { upload: u128_of(&upload)? },
         Wire::DropUpload(upload) => Command::DropUpload { upload: u128_of(&upload)? },
         Wire::Mark(mark) => Command::Mark { mark: u128_of(&mark)? },
+        Wire::MoveAccount(record) => {
+            let (account, id, step) = record.read()?;
+            Command::MoveAccount { account, id, step }
+        }
+        Wire::Import(record) => Command::Import {
+            account: AccountId(record.account),
+            id: record.id,
+            bringer: record.bringer,
+            parts: record.parts.into_iter().map(|moved| moved.part).collect::<Option<_>>()?,
+            body: match record.body {
+                Some(source) => Some(source_from_wire(&source)?),
+                None => None,
+            },
+            digest: record.digest,
+        },
         Wire::CreateAccount(account) => Command::CreateAccount { account: AccountId(account) },
         Wire::DropAccount(account) => Command::DropAccount { account: AccountId(account) },
         Wire::Deliver(record) => Command::Deliver {

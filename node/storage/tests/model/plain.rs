@@ -160,6 +160,7 @@ impl Model {
                 Ok(Outcome::Done)
             }
             Command::Mark { .. } => Ok(Outcome::Done),
+            Command::MoveAccount { .. } | Command::Import { .. } => panic!("the model knows one shard"),
             Command::CreateAccount { account } => {
                 self.account(index, now, *account);
                 Ok(Outcome::Done)

@@ -16,12 +16,13 @@ use proto::wire::{
     AccountRecord, AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest,
     ChangeVolumeRequest, ChangesReply, ChangesRequest, ClusterRecord, CompareShardReply, CompareShardRequest,
     CopyReply, CopyRequest, CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply,
-    DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done, ExpungeReply,
-    ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Identity, Mailbox, MailboxNameRequest,
-    MailboxesReply, NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest,
-    RegisterNodeRequest, RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section,
-    SectionData, SelectReply, SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply,
-    StoreRequest, SubscribeRequest, UsageReply, WatchEvent, WatchRequest,
+    DigestShardRequest, DirectoryChange, DirectoryEvent, DirectoryWatchRequest, DomainRecord, Done,
+    ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest, FetchItem, FetchRequest, FetchedMessage,
+    FetchedSection, Identity, Mailbox, MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest,
+    NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
+    RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply,
+    SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
+    UsageReply, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
@@ -97,7 +98,7 @@ impl MemoryNode {
 pub fn account_record(id: u64, name: &str, enabled: bool) -> AccountRecord {
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
     let password_hash = argon2.hash_password_with_salt(PASSWORD.as_bytes(), b"some salt").unwrap().to_string();
-    AccountRecord { id, name: name.to_owned(), password_hash, shard: 0, enabled, created_unix_s: 0 }
+    AccountRecord { id, name: name.to_owned(), password_hash, shard: 0, enabled, created_unix_s: 0, moving: None }
 }
 
 fn unsupported<T>() -> MailResult<T> {
@@ -457,6 +458,14 @@ impl DirectoryStore for MemoryNode {
     }
 
     async fn rebalance(&self, _: RebalanceRequest) -> MailResult<RebalanceReply> {
+        unsupported()
+    }
+
+    async fn move_account(&self, _: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+        unsupported()
+    }
+
+    async fn export_account(&self, _: ExportAccountRequest) -> MailResult<ItemStream<ExportedPart>> {
         unsupported()
     }
 }

@@ -1,0 +1,255 @@
+//! Moves accounts from one shard to another. The directory says which account moves where and how far it is; the leader of
+//! the shard that it goes to conducts the move ([`conduct`]), brings what there is ([`bring`]), and has the source's leader
+//! do its part ([`step`], [`export`]). Every step can be repeated, and names its move: whoever leads next goes on from what
+//! the directory and the two shards say (docs/decisions/0010-account-move.md).
+
+mod ask;
+mod bring;
+mod export;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use directory::{AccountMove, Command as DirectoryCommand, MoveStage};
+use proto::wire::move_account_request::Step;
+use proto::wire::{AccountMoveFigures, MoveAccountReply, MoveAccountRequest};
+use storage::{Command, MoveStep, Outcome, Place, Whereabouts};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use types::{AccountId, MailError, MailResult, ShardId};
+
+use crate::Node;
+use crate::bootstrap::propose;
+use crate::shard::Shard;
+
+pub use self::export::export;
+
+/// Between rounds, and before a move that was broken off goes on.
+const ROUND: Duration = Duration::from_millis(500);
+/// Accounts that come to the shards of one node at a time; others wait.
+const MOVES_MAX: usize = 4;
+/// What the directory's leader says comes to every node within milliseconds.
+const HEARS_MAX: Duration = Duration::from_secs(1);
+/// Between two steps by which a copy is dropped, so that mail comes first.
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Since the start.
+#[derive(Default)]
+pub struct Figures {
+    arrived: AtomicU64,
+    held_ms_max: AtomicU64,
+}
+
+impl Figures {
+    pub fn to_wire(&self) -> AccountMoveFigures {
+        AccountMoveFigures {
+            arrived: self.arrived.load(Ordering::Relaxed),
+            held_ms_max: self.held_ms_max.load(Ordering::Relaxed),
+        }
+    }
+}
+
+pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
+    let mut revisions = node.groups().directory_state.revisions();
+    let mut moves = Moves::default();
+    loop {
+        let under_way = under_way(&node);
+        moves.end(&under_way);
+        for (account, moving) in under_way {
+            if is_undone(&moving) {
+                thaw(&node, account, moving).await;
+            }
+            let leads = |shard: &Arc<Shard>| shard.group.leads_majority();
+            if let Some(target) = node.groups().shard(moving.to).ok().filter(leads) {
+                moves.begin(&node, target, account, moving);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            changed = revisions.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn under_way(node: &Node) -> Vec<(AccountId, AccountMove)> {
+    let directory = node.groups().directory_state.read();
+    let moving = |id| Some((id, directory.account_by_id(id)?.moving?));
+    directory.moving_accounts().filter_map(moving).collect()
+}
+
+/// Those that are conducted from here.
+#[derive(Default)]
+struct Moves {
+    tasks: JoinSet<()>,
+    /// From which stage on.
+    accounts: BTreeMap<AccountId, (AccountMove, AbortHandle)>,
+}
+
+impl Moves {
+    /// Lets those go that have ended, and ends those that are to be undone, or whose account was removed.
+    fn end(&mut self, under_way: &[(AccountId, AccountMove)]) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "move of an account broken off");
+            }
+        }
+        self.accounts.retain(|_, (_, task)| !task.is_finished());
+        for (account, (begun, task)) in &self.accounts {
+            let now = under_way.iter().find(|(moving, _)| moving == account).map(|(_, moving)| moving);
+            let goes_on = |now: &AccountMove| now.id == begun.id && (now.stage == begun.stage || !is_undone(now));
+            if !now.is_some_and(goes_on) {
+                task.abort();
+            }
+        }
+    }
+
+    fn begin(&mut self, node: &Node, target: Arc<Shard>, account: AccountId, moving: AccountMove) {
+        if self.tasks.len() >= MOVES_MAX || self.accounts.contains_key(&account) {
+            return;
+        }
+        let task = self.tasks.spawn(conduct_on(node.clone(), target, account, moving));
+        self.accounts.insert(account, (moving, task));
+    }
+}
+
+/// Until the move is over, or another node leads the target.
+async fn conduct_on(node: Node, target: Arc<Shard>, account: AccountId, mut moving: AccountMove) {
+    let mut told = None;
+    while let Err(error) = conduct(&node, &target, account, moving).await {
+        if told.as_ref() != Some(&error) {
+            tracing::info!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
+            told = Some(error);
+        }
+        tokio::time::sleep(ROUND).await;
+        match stands(&node, account) {
+            Some(now) if now.id == moving.id && target.group.leads_majority() => moving = now,
+            _ => return,
+        }
+    }
+}
+
+fn stands(node: &Node, account: AccountId) -> Option<AccountMove> {
+    node.groups().directory_state.read().account_by_id(account)?.moving
+}
+
+/// Whether this node comes to know within a moment that the move is where it is to be.
+async fn hears(node: &Node, account: AccountId, is_it: impl Fn(Option<AccountMove>) -> bool) -> bool {
+    let mut revisions = node.groups().directory_state.revisions();
+    let heard = async {
+        while !is_it(stands(node, account)) {
+            if revisions.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(HEARS_MAX, heard).await);
+    is_it(stands(node, account))
+}
+
+fn is_undone(moving: &AccountMove) -> bool {
+    moving.stage == MoveStage::Undone
+}
+
+/// From the stage that a move is at to its end.
+async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: AccountMove) -> MailResult<()> {
+    let AccountMove { id, from, to, stage } = moving;
+    let of_source = |step| MoveAccountRequest { shard: from.0, account: account.0, id, step: Step::into(step) };
+    match stage {
+        MoveStage::Copying => {
+            let held_since = bring::bring(node, target, account, moving).await?;
+            ask::directory(node, of_source(Step::Switch)).await?;
+            admit(target, account, id).await?;
+            let held_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
+            let figures = node.account_moves();
+            figures.arrived.fetch_add(1, Ordering::Relaxed);
+            figures.held_ms_max.fetch_max(held_ms, Ordering::Relaxed);
+            tracing::info!(account = account.0, from = from.0, to = to.0, held_ms, "account moved");
+        }
+        MoveStage::Switched => admit(target, account, id).await?,
+        MoveStage::Undone => {
+            while take(target, account, id, MoveStep::Leave).await?.place == Place::Leaving {
+                tokio::time::sleep(LEAVE_PAUSE).await;
+            }
+        }
+    }
+    let last = if is_undone(&moving) { Step::Thaw } else { Step::Leave };
+    while !ask::source(node, of_source(last)).await?.done {
+        tokio::time::sleep(LEAVE_PAUSE).await;
+    }
+    ask::directory(node, of_source(Step::End)).await?;
+    hears(node, account, |now| now.is_none_or(|now| now.id != id)).await;
+    tracing::info!(account = account.0, from = from.0, to = to.0, undone = is_undone(&moving), "move is over");
+    Ok(())
+}
+
+/// The directory has the account here: it is served from now on.
+async fn admit(target: &Shard, account: AccountId, id: u64) -> MailResult<()> {
+    let now = take(target, account, id, MoveStep::Admit).await?;
+    match now.place {
+        Place::Here if now.move_id >= id => Ok(()),
+        place => Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
+    }
+}
+
+/// Nobody is to wait for the target's leader, which may be gone.
+async fn thaw(node: &Node, account: AccountId, moving: AccountMove) {
+    let Ok(source) = node.groups().shard(moving.from) else { return };
+    let state = source.state();
+    let looked = crate::mail::blocking(move || Ok(state.whereabouts(account)?)).await;
+    let is_frozen = looked.is_ok_and(|now| now.place == Place::Frozen && now.move_id == moving.id);
+    if is_frozen
+        && source.group.leads_majority()
+        && let Err(error) = take(&source, account, moving.id, MoveStep::Thaw).await
+    {
+        tracing::debug!(account = account.0, %error, "account stays frozen for now");
+    }
+}
+
+/// As a shard's leader.
+async fn take(shard: &Shard, account: AccountId, id: u64, step: MoveStep) -> MailResult<Whereabouts> {
+    match shard.propose(&Command::MoveAccount { account, id, step }, None).await? {
+        Outcome::Placed(now) => Ok(now),
+        _ => Err(MailError::Internal("another command's outcome".to_owned())),
+    }
+}
+
+/// As the leader of the shard that an account leaves, or of the directory.
+pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
+    let (account, id) = (AccountId(request.account), request.id);
+    let (step, stage) = match request.step() {
+        Step::Freeze => (MoveStep::Freeze, MoveStage::Copying),
+        Step::Thaw => (MoveStep::Thaw, MoveStage::Undone),
+        Step::Leave => (MoveStep::Leave, MoveStage::Switched),
+        Step::Switch => return change_stage(node, account, id, Some(MoveStage::Switched)).await,
+        Step::End => return change_stage(node, account, id, None).await,
+    };
+    let shard = node.groups().shard(ShardId(request.shard))?;
+    let is_it =
+        |now: Option<AccountMove>| now.is_some_and(|now| (now.id, now.stage, now.from) == (id, stage, shard.id));
+    if !hears(node, account, is_it).await {
+        return Err(MailError::CannotDo("the move is at another stage".to_owned()));
+    }
+    let now = take(&shard, account, id, step).await?;
+    let done = now.move_id == id
+        && match step {
+            MoveStep::Freeze => now.place == Place::Frozen,
+            MoveStep::Thaw => now.place == Place::Here,
+            _ => now.place == Place::Gone,
+        };
+    Ok(MoveAccountReply { done, mod_seq_last: now.mod_seq_last })
+}
+
+async fn change_stage(
+    node: &Node,
+    account: AccountId,
+    id: u64,
+    stage: Option<MoveStage>,
+) -> MailResult<MoveAccountReply> {
+    propose(node, &DirectoryCommand::StepAccountMove { account, id, stage }).await?;
+    Ok(MoveAccountReply { done: true, mod_seq_last: 0 })
+}
