@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const HEAVY: &str = "heavy@example.test";
 const LIGHT: &str = "light@example.test";
 /// Of the heavy account; some are large.
-const MESSAGES: usize = 300;
+const MESSAGES: usize = 150;
 /// Logged by the leader of the shard that an account comes to, when it is held.
 const HELD: &str = "account is held for its last pass";
 
@@ -230,7 +230,7 @@ fn held(cluster: &Cluster) -> Result<usize> {
 #[test]
 fn processes_die_while_accounts_move() -> Result<()> {
     let options = ClusterOptions { move_octets_per_s: Some(4_000_000), ..ClusterOptions::default() };
-    let (mut scenario, seed, rounds) = Scenario::seeded(options, 303, 4)?;
+    let (mut scenario, seed, rounds) = Scenario::seeded(options, 303, 3)?;
     let mut random = Random::new(seed, 3);
     fill(&scenario.cluster)?;
     let mut before = picture(&scenario.cluster, HEAVY)?;

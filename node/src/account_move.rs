@@ -55,9 +55,8 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut moves = Moves::default();
     loop {
-        let under_way = under_way(&node);
-        moves.end(&under_way);
-        for (account, moving) in under_way {
+        moves.end(&node);
+        for (account, moving) in under_way(&node) {
             if is_undone(&moving) {
                 thaw(&node, account, moving).await;
             }
@@ -90,7 +89,7 @@ struct Moves {
 
 impl Moves {
     /// Lets those go that have ended, and ends those that are to be undone, or whose account was removed.
-    fn end(&mut self, under_way: &[(AccountId, AccountMove)]) {
+    fn end(&mut self, node: &Node) {
         while let Some(ended) = self.tasks.try_join_next() {
             if let Err(error) = ended
                 && !error.is_cancelled()
@@ -100,9 +99,10 @@ impl Moves {
         }
         self.accounts.retain(|_, (_, task)| !task.is_finished());
         for (account, (begun, task)) in &self.accounts {
-            let now = under_way.iter().find(|(moving, _)| moving == account).map(|(_, moving)| moving);
-            let goes_on = |now: &AccountMove| now.id == begun.id && (now.stage == begun.stage || !is_undone(now));
-            if !now.is_some_and(goes_on) {
+            let directory = node.groups().directory_state.read();
+            let now = directory.account_by_id(*account).map(|account| account.moving);
+            let is_to_end = |now: Option<AccountMove>| now.is_some_and(|now| is_undone(&now) && !is_undone(begun));
+            if now.is_none_or(is_to_end) {
                 task.abort();
             }
         }
