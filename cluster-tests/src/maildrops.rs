@@ -30,7 +30,11 @@ impl Cluster {
         for (number, uid) in
             [uids.first().map(|uid| (1, *uid)), uids.last().map(|uid| (uids.len(), *uid))].into_iter().flatten()
         {
-            let body = imap.body(uid)?.with_context(|| format!("no UID {uid}"))?;
+            let mut body = imap.body(uid)?.with_context(|| format!("no UID {uid}"))?;
+            if !body.ends_with(b"\r\n") {
+                // Over POP3 the last line is a line, too (RFC 1939 section 3).
+                body.extend_from_slice(b"\r\n");
+            }
             ensure!(pop3.retrieve(number)? == body, "message {number} has other octets than UID {uid}");
         }
         pop3.command("QUIT").map(drop)

@@ -28,8 +28,15 @@ pub use self::export::export;
 
 /// Between rounds, and before a move that was broken off goes on.
 const ROUND: Duration = Duration::from_millis(500);
-/// Accounts that come to the shards of one node at a time; others wait.
+/// The longest pause before one that is still copied goes on: what keeps it from going on may last.
+const ROUND_MAX: Duration = Duration::from_secs(10);
+/// Accounts that are copied to the shards of one node at a time; others wait.
 const MOVES_MAX: usize = 4;
+/// With those whose copy is admitted or dropped.
+const TASKS_MAX: usize = 64;
+/// An account that is held for longer is served again where it is, and its move is undone: the target may lack room, or a
+/// majority. Longer than an election.
+const HOLD_MAX: Duration = Duration::from_secs(20);
 /// What the directory's leader says comes to every node within milliseconds.
 const HEARS_MAX: Duration = Duration::from_secs(1);
 /// Between two steps by which a copy is dropped, so that mail comes first.
@@ -53,12 +60,16 @@ impl Figures {
 
 pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
-    let mut moves = Moves::default();
+    let (mut moves, mut holds) = (Moves::default(), Holds::default());
     loop {
         moves.end(&node);
-        for (account, moving) in under_way(&node) {
-            if is_undone(&moving) {
-                thaw(&node, account, moving).await;
+        let under_way = under_way(&node);
+        holds.0.retain(|account, _| under_way.iter().any(|(moving, _)| moving == account));
+        for (account, moving) in under_way {
+            match moving.stage {
+                MoveStage::Undone => thaw(&node, account, moving).await,
+                MoveStage::Copying if holds.is_too_long(&node, account, moving).await => undo(&node, account, moving),
+                MoveStage::Copying | MoveStage::Switched => {}
             }
             let leads = |shard: &Arc<Shard>| shard.group.leads_majority();
             if let Some(target) = node.groups().shard(moving.to).ok().filter(leads) {
@@ -77,6 +88,48 @@ fn under_way(node: &Node) -> Vec<(AccountId, AccountMove)> {
     let directory = node.groups().directory_state.read();
     let moving = |id| Some((id, directory.account_by_id(id)?.moving?));
     directory.moving_accounts().filter_map(moving).collect()
+}
+
+/// Accounts that are frozen in shards that this node leads: by which move, and since when.
+#[derive(Default)]
+struct Holds(BTreeMap<AccountId, (u64, Instant)>);
+
+impl Holds {
+    /// Notes how it stands; true once in [`HOLD_MAX`].
+    async fn is_too_long(&mut self, node: &Node, account: AccountId, moving: AccountMove) -> bool {
+        let source = node.groups().shard(moving.from).ok().filter(|source| source.group.leads_majority());
+        let is_frozen = match source {
+            Some(source) => is_frozen(&source, account, moving.id).await,
+            None => false,
+        };
+        if !is_frozen {
+            self.0.remove(&account);
+            return false;
+        }
+        let now = Instant::now();
+        let (id, since) = self.0.entry(account).or_insert((moving.id, now));
+        if *id != moving.id {
+            (*id, *since) = (moving.id, now);
+        }
+        let is_too_long = since.elapsed() > HOLD_MAX;
+        if is_too_long {
+            *since = now;
+        }
+        is_too_long
+    }
+}
+
+/// Not waited for: the directory may have no leader.
+fn undo(node: &Node, account: AccountId, moving: AccountMove) {
+    let node = node.clone();
+    tokio::spawn(async move {
+        let (id, shard) = (moving.id, moving.from.0);
+        let request = MoveAccountRequest { shard, account: account.0, id, step: Step::Undo.into() };
+        match ask::directory(&node, request).await {
+            Ok(_) => tracing::warn!(account = account.0, "account was held for too long, its move is undone"),
+            Err(error) => tracing::info!(account = account.0, %error, "account is held for too long"),
+        }
+    });
 }
 
 /// Those that are conducted from here.
@@ -109,7 +162,11 @@ impl Moves {
     }
 
     fn begin(&mut self, node: &Node, target: Arc<Shard>, account: AccountId, moving: AccountMove) {
-        if self.tasks.len() >= MOVES_MAX || self.accounts.contains_key(&account) {
+        let is_copied = |moving: &AccountMove| moving.stage == MoveStage::Copying;
+        let copied = self.accounts.values().filter(|(begun, _)| is_copied(begun)).count();
+        // One that has switched is served nowhere until it is admitted, and waits for no copy of another.
+        let is_full = is_copied(&moving) && copied >= MOVES_MAX || self.tasks.len() >= TASKS_MAX;
+        if is_full || self.accounts.contains_key(&account) {
             return;
         }
         let task = self.tasks.spawn(conduct_on(node.clone(), target, account, moving));
@@ -119,17 +176,18 @@ impl Moves {
 
 /// Until the move is over, or another node leads the target.
 async fn conduct_on(node: Node, target: Arc<Shard>, account: AccountId, mut moving: AccountMove) {
-    let mut told = None;
+    let (mut told, mut pause) = (None, ROUND);
     while let Err(error) = conduct(&node, &target, account, moving).await {
         if told.as_ref() != Some(&error) {
             tracing::info!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
             told = Some(error);
         }
-        tokio::time::sleep(ROUND).await;
+        tokio::time::sleep(pause).await;
         match stands(&node, account) {
             Some(now) if now.id == moving.id && target.group.leads_majority() => moving = now,
             _ => return,
         }
+        pause = if moving.stage == MoveStage::Copying { (pause * 2).min(ROUND_MAX) } else { ROUND };
     }
 }
 
@@ -199,15 +257,19 @@ async fn admit(target: &Shard, account: AccountId, id: u64) -> MailResult<()> {
 /// Nobody is to wait for the target's leader, which may be gone.
 async fn thaw(node: &Node, account: AccountId, moving: AccountMove) {
     let Ok(source) = node.groups().shard(moving.from) else { return };
-    let state = source.state();
-    let looked = crate::mail::blocking(move || Ok(state.whereabouts(account)?)).await;
-    let is_frozen = looked.is_ok_and(|now| now.place == Place::Frozen && now.move_id == moving.id);
-    if is_frozen
+    if is_frozen(&source, account, moving.id).await
         && source.group.leads_majority()
         && let Err(error) = take(&source, account, moving.id, MoveStep::Thaw).await
     {
         tracing::debug!(account = account.0, %error, "account stays frozen for now");
     }
+}
+
+/// Whether an account is held by this move.
+async fn is_frozen(source: &Shard, account: AccountId, id: u64) -> bool {
+    let state = source.state();
+    let looked = crate::mail::blocking(move || Ok(state.whereabouts(account)?)).await;
+    looked.is_ok_and(|now| now.place == Place::Frozen && now.move_id == id)
 }
 
 /// As a shard's leader.
@@ -227,6 +289,7 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
         Step::Leave => (MoveStep::Leave, MoveStage::Switched),
         Step::Switch => return change_stage(node, account, id, Some(MoveStage::Switched)).await,
         Step::End => return change_stage(node, account, id, None).await,
+        Step::Undo => return change_stage(node, account, id, Some(MoveStage::Undone)).await,
     };
     let shard = node.groups().shard(ShardId(request.shard))?;
     let is_it =

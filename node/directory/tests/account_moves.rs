@@ -42,18 +42,24 @@ fn a_move_goes_from_stage_to_stage_and_the_shard_changes_with_the_switch() {
     let step = |id, stage| Command::StepAccountMove { account, id, stage };
     // Not over before it is switched or undone; and of no other move.
     assert!(matches!(story.apply(step(id, None)), Err(DirectoryError::Invalid(_))));
-    assert!(matches!(story.apply(step(id, Some(MoveStage::Undone))), Err(DirectoryError::Invalid(_))));
+    assert!(matches!(story.apply(step(id + 1, Some(MoveStage::Undone))), Err(DirectoryError::NotFound(_))));
     assert!(matches!(story.apply(step(id + 1, Some(MoveStage::Switched))), Err(DirectoryError::NotFound(_))));
     story.must(step(id, Some(MoveStage::Switched)));
     assert_eq!(stands(&story), (to, at(MoveStage::Switched)));
-    assert!(matches!(story.apply(step(id, Some(MoveStage::Switched))), Err(DirectoryError::Invalid(_))));
+    for late in [MoveStage::Switched, MoveStage::Undone] {
+        assert!(matches!(story.apply(step(id, Some(late))), Err(DirectoryError::Invalid(_))));
+    }
     assert!(matches!(story.apply(abort()), Err(DirectoryError::InUse(_))));
     story.must(step(id, None));
     assert_eq!(stands(&story), (to, None));
     assert!(matches!(story.apply(step(id, None)), Err(DirectoryError::NotFound(_))));
-    // And back, under another number.
+    // And back, under another number, until the source gives it up.
     story.must(start(from));
-    assert!(stands(&story).1.unwrap().id > id);
+    let back = stands(&story).1.unwrap().id;
+    assert!(back > id);
+    story.must(step(back, Some(MoveStage::Undone)));
+    assert_eq!(stands(&story), (to, Some(AccountMove { id: back, from: to, to: from, stage: MoveStage::Undone })));
+    assert!(matches!(story.apply(step(back, Some(MoveStage::Switched))), Err(DirectoryError::Invalid(_))));
 }
 
 #[test]

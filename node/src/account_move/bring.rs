@@ -93,6 +93,9 @@ pub async fn bring(
             break;
         }
     }
+    if target.volume.space.is_full() {
+        return Err(MailError::DiskFull);
+    }
     let held_since = Instant::now();
     let freeze = MoveAccountRequest { shard: from.0, account: account.0, id, step: Step::Freeze.into() };
     if !ask::source(node, freeze).await?.done {
@@ -158,6 +161,19 @@ fn part(moved: &Bytes) -> MailResult<MovedPart> {
     Moved::decode(&moved[..]).ok().and_then(|moved| moved.part).ok_or_else(unexpected)
 }
 
+/// The next part, or nothing once all have come: a stream may end early without an error where its task was stopped.
+async fn next(stream: &mut ItemStream<proto::wire::ExportedPart>) -> MailResult<Option<Part>> {
+    match stream.next().await.ok_or(MailError::Unavailable)??.part {
+        Some(Part::End(_)) => Ok(None),
+        Some(part) => Ok(Some(part)),
+        None => Err(unexpected()),
+    }
+}
+
+fn octets_of(part: &MovedPart) -> usize {
+    Moved { part: Some(part.clone()) }.encoded_len()
+}
+
 impl Bringing<'_> {
     /// Once over all that has changed since the pass before.
     async fn pass(&mut self) -> MailResult<Pass> {
@@ -200,17 +216,17 @@ impl Bringing<'_> {
     async fn outlined(&self) -> MailResult<Outlined> {
         let mut stream = self.export(What::Outline(Done {})).await?;
         let (mut outlined, mut came) = (Outlined::default(), false);
-        while let Some(item) = stream.next().await {
-            match item?.part {
-                Some(Part::Outline(outline)) => {
+        while let Some(part_of) = next(&mut stream).await? {
+            match part_of {
+                Part::Outline(outline) => {
                     came = true;
                     outlined.frozen_at = outline.frozen.then_some(outline.mod_seq_last);
                 }
-                Some(Part::Mailbox(mailbox)) => match part(&mailbox.moved)? {
+                Part::Mailbox(mailbox) => match part(&mailbox.moved)? {
                     MovedPart::Mailbox(moved) => outlined.mailboxes.push((moved, mailbox.mod_seq)),
                     _ => return Err(unexpected()),
                 },
-                Some(Part::Moved(moved)) => match part(&moved)? {
+                Part::Moved(moved) => match part(&moved)? {
                     MovedPart::Account(account) => outlined.account = account,
                     MovedPart::Subscription(subscription) => drop(outlined.subscriptions.insert(subscription.name)),
                     _ => return Err(unexpected()),
@@ -234,12 +250,12 @@ impl Bringing<'_> {
         let asked = ExportMailbox { mailbox: id.0, since, known: Some(uid_set_to_wire(&known)) };
         let mut stream = self.export(What::Mailbox(asked)).await?;
         // Nothing: it has just been deleted, as the next pass will say.
-        let Some(first) = stream.next().await else { return Ok(0) };
-        let Some(Part::Listing(listing)) = first?.part else { return Err(unexpected()) };
+        let Some(first) = next(&mut stream).await? else { return Ok(0) };
+        let Part::Listing(listing) = first else { return Err(unexpected()) };
         let mut window = Window::default();
         let (mut parts, mut octets) = (Vec::new(), 0);
-        while let Some(item) = stream.next().await {
-            let Some(Part::Message(message)) = item?.part else { return Err(unexpected()) };
+        while let Some(part_of) = next(&mut stream).await? {
+            let Part::Message(message) = part_of else { return Err(unexpected()) };
             if message.body == 0 {
                 octets += message.moved.len();
                 parts.push(part(&message.moved)?);
@@ -270,8 +286,7 @@ impl Bringing<'_> {
         }
         let mut body = BytesMut::new();
         loop {
-            let item = stream.next().await.ok_or_else(unexpected)??;
-            let Some(Part::Body(piece)) = item.part else { return Err(unexpected()) };
+            let Some(Part::Body(piece)) = next(stream).await? else { return Err(unexpected()) };
             body.extend_from_slice(&piece);
             if body.len() as u64 >= message.octets {
                 break;
@@ -314,6 +329,13 @@ impl Bringing<'_> {
         listing: ExportedListing,
     ) -> MailResult<u64> {
         let there = uid_set_from_wire(listing.uids.as_ref())?;
+        // Once the pass is noted nobody asks for what it lacks. Before the hold some of it may have gone in the meantime.
+        let (state, account) = (self.target.state(), self.account);
+        let brought = blocking(move || Ok(state.uids(account, id)?)).await?;
+        let missing = there.difference(&brought).len();
+        if self.is_held && missing > 0 {
+            return Err(MailError::CannotDo(format!("{missing} messages of a mailbox have not come")));
+        }
         let changed = uid_set_from_wire(listing.changed.as_ref())?;
         let told = listing.vanished.as_ref().map(|set| uid_set_from_wire(Some(set))).transpose()?;
         let messages = changed.len();
@@ -347,11 +369,15 @@ impl Bringing<'_> {
     async fn parts(&self, what: What) -> MailResult<u64> {
         let mut stream = self.export(what).await?;
         let (mut parts, mut newest) = (Vec::new(), 0);
-        while let Some(item) = stream.next().await {
-            let Some(Part::Moved(moved)) = item?.part else { return Err(unexpected()) };
+        while let Some(part_of) = next(&mut stream).await? {
+            let Part::Moved(moved) = part_of else { return Err(unexpected()) };
             let part = part(&moved)?;
             if let MovedPart::Request(request) = &part {
                 newest = newest.max(request.unix_ms);
+                // Of a change of many thousand messages, which done again changes nothing.
+                if request.record.len() > PARTS_OCTETS {
+                    continue;
+                }
             }
             parts.push(part);
         }
@@ -362,7 +388,7 @@ impl Bringing<'_> {
     async fn import_all(&self, parts: Vec<MovedPart>) -> MailResult<()> {
         let (mut some, mut octets) = (Vec::new(), 0);
         for part in parts {
-            let part_octets = Moved { part: Some(part.clone()) }.encoded_len();
+            let part_octets = octets_of(&part);
             if octets + part_octets > PARTS_OCTETS {
                 octets = 0;
                 self.import(std::mem::take(&mut some)).await?;
@@ -377,6 +403,9 @@ impl Bringing<'_> {
         if parts.is_empty() {
             return Ok(());
         }
+        let octets = parts.iter().map(octets_of).sum();
+        self.target.volume.space.admit(octets as u64)?;
+        self.pace(octets).await;
         let (account, id, bringer) = (self.account, self.id, self.bringer);
         let command = Command::Import { account, id, bringer, parts, body: None, digest: Bytes::new() };
         self.target.propose(&command, None).await.map(|_| ())

@@ -9,7 +9,7 @@ use prost::Message;
 use proto::wire::export_account_request::What;
 use proto::wire::exported_part::Part;
 use proto::wire::{
-    ExportAccountRequest, ExportMailbox, ExportedListing, ExportedMailbox, ExportedMessage, ExportedOutline,
+    Done, ExportAccountRequest, ExportMailbox, ExportedListing, ExportedMailbox, ExportedMessage, ExportedOutline,
     ExportedPart,
 };
 use proto::{BODY_PIECE_OCTETS, ItemStream, uid_set_from_wire, uid_set_to_wire};
@@ -33,9 +33,9 @@ pub async fn export(node: &Node, request: ExportAccountRequest) -> MailResult<It
     let export = Export { state: shard.read().await?, account: AccountId(request.account) };
     let (sender, receiver) = mpsc::channel(PARTS_QUEUED);
     tokio::spawn(async move {
-        if let Err(error) = export.send(what, &sender).await {
-            drop(sender.send(Err(error)).await);
-        }
+        let end = export.send(what, &sender).await.map(|()| ExportedPart { part: Some(Part::End(Done {})) });
+        // Nobody may be there to hear.
+        drop(sender.send(end).await);
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }

@@ -60,7 +60,7 @@ impl Directory {
         let moving = account.moving.filter(|moving| moving.id == id).ok_or_else(over)?;
         let next = stage.map(|stage| AccountMove { stage, ..moving });
         match (moving.stage, stage) {
-            (MoveStage::Copying, Some(MoveStage::Switched)) => changed(account, next),
+            (MoveStage::Copying, Some(MoveStage::Switched | MoveStage::Undone)) => changed(account, next),
             (MoveStage::Switched | MoveStage::Undone, None) => changed(account, None),
             _ => Err(DirectoryError::Invalid(format!("the move of account {} is at another stage", account.name))),
         }

@@ -71,8 +71,10 @@ impl ShardState {
     }
 
     fn view(&self) -> Result<View<'_>, StorageError> {
+        let view = self.group.view();
+        // Looked at behind the snapshot: a replica that is dropped amid this would be taken for an empty one.
         self.group.check()?;
-        Ok(self.group.view())
+        Ok(view)
     }
 
     /// Applies the command of log entry `index`. `body_len` is the length of the body that came with the entry.

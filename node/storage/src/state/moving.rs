@@ -309,7 +309,9 @@ fn fingerprint(
     let fingerprint: &[u8; 32] = part.fingerprint[..].try_into().map_err(|_| invalid("not a fingerprint"))?;
     let key = edit.key(Kind::Fingerprint).bytes(fingerprint).account(account).done();
     let before = edit.record::<FingerprintRecord>(&key)?;
-    let MovedFingerprint { mailbox, uid, uid_validity, unix_ms, .. } = *part;
+    let MovedFingerprint { mailbox, uid, uid_validity, .. } = *part;
+    // By the clock of this shard, as it forgets.
+    let unix_ms = edit.unix_ms();
     let record = FingerprintRecord { mailbox, uid, uid_validity, unix_ms, stay };
     apply::put_fingerprint(edit, hints, (fingerprint, account), &record, before.as_ref());
     Ok(())

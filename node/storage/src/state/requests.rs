@@ -189,9 +189,10 @@ fn put(edit: &mut Edit<'_>, hints: &mut Hints, (request, unix_ms): (u128, u64), 
 pub(super) fn bring(edit: &mut Edit<'_>, hints: &mut Hints, part: &MovedRequest) -> Step<()> {
     let request = u128_of(&part.request).ok_or_else(|| MailError::Invalid("not a request id".to_owned()))?;
     let record = RequestRecord::decode(&part.record[..]).map_err(|error| MailError::Invalid(error.to_string()))?;
-    // It is known here where the account has been here before.
+    // It is known here where the account has been here before. Each shard has a clock of its own, and forgets by that.
     if edit.get(&key(edit, request).done())?.is_none() {
-        put(edit, hints, (request, part.unix_ms), encode(&record));
+        let now = edit.unix_ms();
+        put(edit, hints, (request, now), encode(&record));
     }
     Ok(())
 }
