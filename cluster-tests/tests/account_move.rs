@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Idlers, Link, Random, Scenario, eventually, message};
+use cluster_tests::{Cluster, ClusterOptions, Idlers, Random, Scenario, eventually, message};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
@@ -188,48 +188,6 @@ fn what_cannot_be_is_refused_and_a_move_can_be_undone() -> Result<()> {
         Ok(())
     })?;
     cluster.compare_replicas().map(drop)
-}
-
-/// The leader of the new shard cannot reach the directory's: the account is held, and never changes over.
-#[test]
-fn an_account_that_is_held_in_vain_is_served_again_where_it_was() -> Result<()> {
-    // Between hand-overs of leaders the nodes stay what they are.
-    let options = ClusterOptions { replicas: 1, proxied: true, leaders_look_s: Some(0), ..ClusterOptions::default() };
-    let cluster = Cluster::start(options)?;
-    fill(&cluster)?;
-    cluster.wait_led()?;
-    let (before, shard) = (picture(&cluster, HEAVY)?, shard_of(&cluster, HEAVY)?);
-    let source = Victim::Source.node(&cluster, shard, 0)?;
-    let directory = cluster.directory_leader()?;
-    let on = |target: &u64| {
-        let node = Victim::Target.node(&cluster, shard, *target);
-        node.is_ok_and(|node| node != source && node != directory)
-    };
-    let target = (0..u64::from(options.shards)).find(on).context("no shard on a third node")?;
-    let conductor = Victim::Target.node(&cluster, shard, target)?;
-    let name = |node: usize| Some(cluster.nodes[node].name.as_str());
-    cluster.proxy.set(name(conductor), name(directory), Link::Cut);
-    let target = target.to_string();
-    cluster.admin(&["account", "move", HEAVY, &target])?;
-    eventually("the account is held", PATIENCE, || {
-        ensure!(held(&cluster)? > 0);
-        Ok(())
-    })?;
-    eventually("its move is undone", PATIENCE, || {
-        let undone = "account was held for too long";
-        ensure!(cluster.nodes[source].logged(undone)? > 0, "{}", cluster.json(&["account", "show", HEAVY])?);
-        Ok(())
-    })?;
-    let after = eventually("it is served", PATIENCE, || picture(&cluster, HEAVY))?;
-    check_same(&before, &after)?;
-    ensure!(shard_of(&cluster, HEAVY)? == shard);
-    cluster.proxy.heal();
-    eventually("it moves when it can", PATIENCE, || {
-        cluster.admin(&["account", "move", HEAVY, &target, "--wait"]).map(drop)
-    })?;
-    check_same(&before, &picture(&cluster, HEAVY)?)?;
-    ensure!(messages(&cluster, &shard.to_string())? == if shard == shard_of(&cluster, LIGHT)? { 5 } else { 0 });
-    Ok(())
 }
 
 fn is(value: &Value, number: &str) -> bool {

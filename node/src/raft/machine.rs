@@ -44,6 +44,12 @@ impl Received {
         self.0.as_mut().map_or(Err(storage::StorageError::Closed), |installer| installer.push(block))
     }
 
+    /// An error where it is not all there: a sender that was stopped ends its stream as one that is done does.
+    pub fn check(&self, meta: &SnapshotMeta) -> Result<(), storage::StorageError> {
+        let marker = marker_of(meta).encode();
+        self.0.as_ref().map_or(Err(storage::StorageError::Closed), |installer| installer.check(&marker))
+    }
+
     fn finish(mut self, marker: Bytes) -> Result<(), storage::StorageError> {
         self.0.take().map_or(Err(storage::StorageError::Closed), |installer| installer.finish(marker))
     }
@@ -57,6 +63,10 @@ impl Drop for Received {
             runtime.spawn_blocking(move || drop(installer));
         }
     }
+}
+
+fn marker_of(meta: &SnapshotMeta) -> Marker {
+    Marker { applied: meta.last_log_id, membership: meta.last_membership.clone() }
 }
 
 #[derive(Clone)]
@@ -161,7 +171,7 @@ impl RaftStateMachine<Types> for Machine {
         let SnapshotData::Received(received) = snapshot else {
             return Err(io::Error::other("a snapshot that was not received cannot be installed"));
         };
-        let marker = Marker { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        let marker = marker_of(meta);
         let machine = self.clone();
         let installed = tokio::task::spawn_blocking(move || {
             received.finish(marker.encode()).map_err(io::Error::other)?;

@@ -122,6 +122,8 @@ impl<G: RaftGroups> raft_server::Raft for RaftService<G> {
                 .await?
                 .map_err(|e| Status::data_loss(e.to_string()))?;
         }
+        // Not openraft's to find out: an install that fails ends its group here.
+        received.check(&meta).map_err(|e| Status::data_loss(e.to_string()))?;
         reach(Failpoint::SnapshotReceived, group);
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let reply = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| Status::unavailable(e.to_string()))?;

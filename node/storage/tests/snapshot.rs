@@ -106,12 +106,15 @@ fn damaged_reordered_cut_and_foreign_snapshots_are_refused_and_the_old_state_kep
         installer.push(&blocks[0]).unwrap();
         assert!(matches!(installer.push(&blocks[0]), Err(StorageError::Block(_))), "repeated");
         assert!(matches!(installer.push(blocks.last().unwrap()), Err(StorageError::Block(_))), "the end too early");
+        assert!(matches!(installer.check(&exported), Err(StorageError::Block(_))), "cut");
         assert!(matches!(installer.finish(exported.clone()), Err(StorageError::Block(_))), "cut");
     }
     assert_eq!(before, common::blocks(&group));
     {
         let mut installer = group.installer(last).unwrap();
         blocks.iter().for_each(|block| installer.push(block).unwrap());
+        assert_eq!(installer.check(&exported), Ok(()));
+        assert!(matches!(installer.check(&marker(1)), Err(StorageError::Block(_))), "another marker");
         assert!(matches!(installer.finish(marker(1)), Err(StorageError::Block(_))), "another marker");
     }
     {

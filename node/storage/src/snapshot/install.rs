@@ -114,16 +114,23 @@ impl Installer {
         Ok(())
     }
 
+    /// An error where the last block has not come, or says that the blocks are another snapshot's than this marker's.
+    pub fn check(&self, marker: &[u8]) -> Result<(), StorageError> {
+        match &self.totals {
+            None => Err(StorageError::Block("the last block has not come".to_owned())),
+            Some(totals) if totals.marker != marker => {
+                Err(StorageError::Block("the snapshot has another marker than the one expected".to_owned()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Makes the snapshot the group's state, durable on return. After an error or a crash at any point the state is
     /// wholly the old one or wholly the new one.
     pub fn finish(mut self, marker: Bytes) -> Result<(), StorageError> {
         self.group.check()?;
-        let Some(totals) = self.totals.take() else {
-            return Err(StorageError::Block("the last block has not come".to_owned()));
-        };
-        if totals.marker != marker {
-            return Err(StorageError::Block("the snapshot has another marker than the one expected".to_owned()));
-        }
+        self.check(&marker)?;
+        let Some(totals) = self.totals.take() else { return Err(StorageError::Closed) };
         let Some(spool) = self.spool.take() else { return Err(StorageError::Closed) };
         let file = spool.into_inner().map_err(|error| self.spool_error(error.error()))?;
         let mut filling = Filling::new(&self.group, &self.install);
