@@ -7,24 +7,25 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::process::{eventually, mailring, run, said};
+use crate::process::{eventually, mailring, said};
 
 /// Bounds only how long a test waits before it gives up.
 const LOOK_UP_MAX: Duration = Duration::from_secs(60);
 /// The exit code of a command that nobody has answered.
 const NOBODY: i32 = 3;
+/// What it says if nothing came of it for certain.
+const NOTHING: &str = "nothing was changed";
 
 impl Cluster {
     /// An admin command's standard output; its failure is an error with what it said. A look-up is made again while nobody
-    /// answers it: nodes may be dead, and the machine busy.
+    /// answers it, and a change while nobody has made it: nodes may be dead, and the machine busy.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.admin_command(arguments)?;
-        if !is_look_up(arguments) {
-            return run(&mut command);
-        }
         let output = eventually("somebody answers", LOOK_UP_MAX, || {
             let output = command.output()?;
-            ensure!(output.status.code() != Some(NOBODY), "{}", String::from_utf8_lossy(&output.stderr));
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_undone = is_look_up(arguments) || !waits(arguments) && text.contains(NOTHING);
+            ensure!(output.status.code() != Some(NOBODY) || !is_undone, "{text}");
             Ok(output)
         })?;
         said(&command, &output)
@@ -42,6 +43,11 @@ impl Cluster {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
         Ok(serde_json::from_str(&self.admin(&arguments)?)?)
     }
+}
+
+/// Whether a command waits for what comes of a change: then it may have been made all the same.
+fn waits(arguments: &[&str]) -> bool {
+    arguments.contains(&"--wait")
 }
 
 /// Whether a command changes nothing.

@@ -13,7 +13,7 @@ use crate::process::eventually;
 const OCTETS: u64 = 1024 * 1024 * 1024;
 /// What nodes on such disks keep free.
 pub const DISK_RESERVE_OCTETS: u64 = 128 * 1024 * 1024;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// EXT4_IOC_SHUTDOWN (linux/fs/ext4/ext4.h) without a flush of the log: what is not on the disk yet is lost.
 const CUT: &str = "import fcntl, os, struct, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)

@@ -88,6 +88,12 @@ impl ImapClient {
         uid.with_context(|| format!("APPEND was answered {tagged:?}"))?.parse().context("the UID of APPENDUID")
     }
 
+    /// Makes a mailbox, which may be there from an attempt whose answer was lost.
+    pub fn create(&mut self, mailbox: &str) -> Result<()> {
+        let created = self.ok(&format!("CREATE {mailbox}"));
+        created.or_else(|_| self.ok(&format!("STATUS {mailbox} (MESSAGES)"))).map(drop)
+    }
+
     /// EXISTS of a mailbox that is selected by this.
     pub fn select(&mut self, mailbox: &str) -> Result<u32> {
         let untagged = self.ok(&format!("SELECT {mailbox}"))?;

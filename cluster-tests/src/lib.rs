@@ -59,7 +59,7 @@ pub use process::{Process, binary, eventually, planted_binary};
 pub use proxy::{Link, Proxy};
 pub use quantiles::Quantiles;
 pub use rows::{Row, Step, play_rows};
-pub use scenario::{PROVEN, Scenario, command_again, is_long, setting};
+pub use scenario::{PROVEN, Scenario, command_again, is_long, rounds, setting};
 pub use service::Service;
 pub use smtp::{SmtpClient, dot_stuffed};
 pub use system_calls::Injection;

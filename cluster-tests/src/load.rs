@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::cluster::PASSWORD;
 use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
+use crate::process::{START_MAX, eventually};
 use crate::reading::read_mailbox;
 use crate::service::Service;
 use crate::smtp::SmtpClient;
@@ -21,7 +22,7 @@ use crate::smtp::SmtpClient;
 /// Beside INBOX.
 pub const MAILBOXES: [&str; 2] = ["Work", "Archive/2026"];
 /// A sending server tries the same message again until then; longer than any fault of a test.
-const RESEND_MAX: Duration = Duration::from_secs(120);
+const RESEND_MAX: Duration = Duration::from_secs(300);
 /// Between attempts of a client whose server does not answer.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Of a writer between changes while nobody waits for them, and of a reader between whole mailboxes: the processes under test have
@@ -56,10 +57,10 @@ impl Load {
     /// Makes the mailboxes and starts the workers.
     pub fn start(options: LoadOptions) -> Result<Load> {
         for account in &options.accounts {
-            let mut client = ImapClient::login(options.imap[0], account, PASSWORD)?;
-            for mailbox in MAILBOXES {
-                client.ok(&format!("CREATE {mailbox}"))?;
-            }
+            eventually("the account has its mailboxes", START_MAX, || {
+                let mut client = ImapClient::login(options.imap[0], account, PASSWORD)?;
+                MAILBOXES.iter().try_for_each(|mailbox| client.create(mailbox))
+            })?;
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
         let (service, waiting) = (Arc::new(Service::default()), Arc::new(AtomicUsize::new(0)));

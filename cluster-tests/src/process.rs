@@ -18,6 +18,7 @@ use crate::proxy::Proxy;
 /// The whole cluster comes up within this even on a busy machine.
 pub(crate) const START_MAX: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
+const POLL_MAX: Duration = Duration::from_millis(500);
 
 /// A process of the cluster: its configuration stays, the child comes and goes.
 pub struct Process {
@@ -39,14 +40,16 @@ pub struct Process {
     pub(crate) failpoints: Option<Failpoints>,
 }
 
-/// Waits for a condition; the error says what never came true.
+/// Waits for a condition; the error says what never came true. Looks take half of the time at most: many are commands that
+/// need the processors of what is waited for.
 pub fn eventually<T>(what: &str, max: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + max;
     loop {
+        let began = Instant::now();
         match condition() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => return Err(error.context(format!("not in {max:?}: {what}"))),
-            Err(_) => std::thread::sleep(POLL),
+            Err(_) => std::thread::sleep(began.elapsed().clamp(POLL, POLL_MAX)),
         }
     }
 }

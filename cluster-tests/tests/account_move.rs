@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Idlers, Random, Scenario, eventually, message};
+use cluster_tests::{Cluster, ClusterOptions, Idlers, Random, Scenario, eventually, message, rounds};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
@@ -90,7 +90,7 @@ fn check_same(before: &[String], after: &[String]) -> Result<()> {
 
 #[test]
 fn a_heavy_account_moves_back_and_forth_and_no_client_notices() -> Result<()> {
-    let (mut scenario, seed, rounds) = Scenario::seeded(ClusterOptions::default(), 301, 2)?;
+    let (mut scenario, seed, rounds) = Scenario::seeded(ClusterOptions::default(), 301, rounds(1, 2))?;
     let mut random = Random::new(seed, 3);
     fill(&scenario.cluster)?;
     let idlers = Idlers::start(scenario.cluster.imap(0), &[HEAVY.to_owned()], 3)?;
@@ -230,7 +230,7 @@ fn held(cluster: &Cluster) -> Result<usize> {
 #[test]
 fn processes_die_while_accounts_move() -> Result<()> {
     let options = ClusterOptions { move_octets_per_s: Some(4_000_000), ..ClusterOptions::default() };
-    let (mut scenario, seed, rounds) = Scenario::seeded(options, 303, 3)?;
+    let (mut scenario, seed, rounds) = Scenario::seeded(options, 303, rounds(2, 3))?;
     let mut random = Random::new(seed, 3);
     fill(&scenario.cluster)?;
     let mut before = picture(&scenario.cluster, HEAVY)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, ClusterOptions, ImapClient, PASSWORD, SmtpClient, eventually, noise};
 
 /// How long a test waits before it gives up; not a claim about how long things take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 const SHARDS: u32 = 6;
 /// Small, so that a few dozen messages are past it.
 const LOG_ENTRIES_KEPT: u64 = 16;

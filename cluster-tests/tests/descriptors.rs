@@ -39,6 +39,7 @@ fn a_router_out_of_descriptors_turns_clients_away_and_recovers() -> Result<()> {
                 Ok(line) => {
                     ensure!(line.starts_with(refusal), "client {round}: {line}");
                     turned_away += 1;
+                    client.set_patience(PATIENCE)?;
                     ensure!(client.closes(), "client {round} is not let go");
                 }
                 // Its close may overtake its words.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    ClusterOptions, Injection, LOGS, Scenario, TABLES, check_large, eventually, files_of, fill, letter, setting,
+    ClusterOptions, Injection, LOGS, Scenario, TABLES, check_large, eventually, files_of, fill, letter, rounds, setting,
 };
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
@@ -18,6 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn no_errors(scenario: &Scenario) -> Result<()> {
     ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
     Ok(())
+}
+
+fn is_in_use(scenario: &Scenario, half: usize) -> Result<bool> {
+    let rows = scenario.cluster.volumes("node1")?;
+    Ok(rows.iter().any(|row| row["half"] == letter(half) && row["state"] == "current"))
 }
 
 /// The half has been dropped and counted, and by nobody's fault but its disk's.
@@ -44,6 +49,10 @@ fn a_half_that_cannot_be_read_is_dropped_and_nobody_notices() -> Result<()> {
         let Some(errors) = Injection::begin(process, "pread64", "error=EIO", &files)? else { return Ok(()) };
         let began = Instant::now();
         check_large(&scenario.cluster, seed)?;
+        if is_in_use(&scenario, half)? {
+            // Reads have left it for the other one, as they do when they take long. A scrub reads both.
+            scenario.cluster.scrub_known(&[])?;
+        }
         dropped(&scenario, half, round + 1)?;
         println!("half {} is dropped {:?} after it could not be read any more", letter(half), began.elapsed());
         drop(errors);
@@ -63,7 +72,7 @@ fn a_half_that_cannot_be_read_is_dropped_and_nobody_notices() -> Result<()> {
 
 #[test]
 fn a_half_whose_sync_fails_once_is_dropped_and_nobody_notices() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 92), setting("MAILRING_ROUNDS", 4));
+    let (seed, rounds) = (setting("MAILRING_SEED", 92), setting("MAILRING_ROUNDS", rounds(2, 4)));
     let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
     let mut drops = 0;
     for round in 0..rounds {
@@ -79,7 +88,8 @@ fn a_half_whose_sync_fails_once_is_dropped_and_nobody_notices() -> Result<()> {
         drop(once);
         scenario.progress()?;
         no_errors(&scenario)?;
-        if round / 2 % 2 == 0 {
+        // Both ways for either half in four rounds, each once in two.
+        if (round + round / 2).is_multiple_of(2) {
             scenario.cluster.admin(&["volume", "resilver", "node1", "1", "--half", letter(half), "--wait"])?;
             no_errors(&scenario)?;
         } else {
@@ -101,8 +111,10 @@ fn a_half_whose_sync_fails_once_is_dropped_and_nobody_notices() -> Result<()> {
 
 #[test]
 fn what_a_disk_without_a_mirror_cannot_read_is_served_by_others_and_made_anew() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 93), setting("MAILRING_ROUNDS", 2));
-    let mut scenario = Scenario::start(ClusterOptions::DEFAULT, seed, rounds)?;
+    let (seed, rounds) = (setting("MAILRING_SEED", 93), setting("MAILRING_ROUNDS", rounds(1, 2)));
+    // Who leads stays where it is: it is to meet the errors.
+    let options = ClusterOptions { leaders_look_s: Some(0), ..ClusterOptions::DEFAULT };
+    let mut scenario = Scenario::start(options, seed, rounds)?;
     fill(&scenario.cluster, seed)?;
     for _ in 0..rounds {
         scenario.progress()?;
@@ -116,8 +128,12 @@ fn what_a_disk_without_a_mirror_cannot_read_is_served_by_others_and_made_anew() 
         let files = files_of(&scenario.cluster.disk(victim), &["blob"])?;
         let errors = Injection::begin(node.pid().context("not running")?, "pread64", "error=EIO", &files)?;
         let Some(errors) = errors else { return Ok(()) };
-        check_large(&scenario.cluster, seed)?;
-        ensure!(node.logged("record is damaged")? > told, "nothing was read there");
+        // Another may lead for a moment, on a busy machine: then nothing is read there yet.
+        eventually("its records are read", PATIENCE, || {
+            let served = check_large(&scenario.cluster, seed);
+            ensure!(served.is_err() || node.logged("record is damaged")? > told, "nothing was read there");
+            Ok(served)
+        })??;
         ensure!(node.logged("Input/output error")? > 0, "the log does not say why");
         eventually("the replica is made anew", PATIENCE, || {
             ensure!(node.logged("replica begun")? > 0, "it is not begun");

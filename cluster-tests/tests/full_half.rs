@@ -6,12 +6,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, letter};
+use cluster_tests::{
+    Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, letter, rounds,
+};
 
 const MIRROR: ClusterOptions =
     ClusterOptions { nodes: 1, replicas: 1, mirror: true, own_disks: true, ..ClusterOptions::DEFAULT };
 const DROPPED: &str = "mailring_node_volume_halves_dropped";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Below the reserve, and next to nothing.
 const LEFT_OCTETS: [u64; 2] = [DISK_RESERVE_OCTETS / 2, 2 * 1024 * 1024];
 /// Above the reserve, and too little to go on with alone.
@@ -35,9 +37,9 @@ fn a_half_that_fills_up_is_given_up_and_nobody_notices() -> Result<()> {
     if !disks_possible() {
         return Ok(());
     }
-    let (mut scenario, _, rounds) = Scenario::seeded(MIRROR, 95, 4)?;
+    let (mut scenario, _, rounds) = Scenario::seeded(MIRROR, 95, rounds(2, 4))?;
     for round in 0..rounds {
-        let (half, left) = ((round % 2) as usize, LEFT_OCTETS[(round / 2 % 2) as usize]);
+        let (half, left) = ((round % 2) as usize, LEFT_OCTETS[((round + round / 2) % 2) as usize]);
         scenario.progress()?;
         scenario.cluster.disks[half].fill(left)?;
         scenario.cluster.wait_half("node1", half, "stale")?;

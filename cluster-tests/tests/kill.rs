@@ -6,14 +6,14 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use cluster_tests::{ClusterOptions, PROVEN, Random, Scenario, setting};
+use cluster_tests::{ClusterOptions, PROVEN, Random, Scenario, rounds, setting};
 
 const SHARDS: u32 = ClusterOptions::DEFAULT.shards;
 const PAIRS: [[usize; 2]; 3] = [[0, 1], [1, 2], [2, 0]];
 
 #[test]
 fn nodes_killed_under_load_lose_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 1), setting("MAILRING_ROUNDS", 6));
+    let (seed, rounds) = (setting("MAILRING_SEED", 1), setting("MAILRING_ROUNDS", rounds(3, 6)));
     let mut random = Random::new(seed, u64::MAX);
     let mut scenario = Scenario::start(ClusterOptions { routers: 2, ..ClusterOptions::default() }, seed, rounds)?;
     let mut led = 0;
@@ -55,7 +55,7 @@ fn victim(scenario: &Scenario, random: &mut Random, of: &[usize]) -> Result<usiz
 
 #[test]
 fn everything_killed_under_load_loses_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 2), setting("MAILRING_ROUNDS", 3));
+    let (seed, rounds) = (setting("MAILRING_SEED", 2), setting("MAILRING_ROUNDS", rounds(2, 3)));
     let mut scenario = Scenario::start(ClusterOptions::default(), seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress()?;
@@ -71,7 +71,7 @@ fn everything_killed_under_load_loses_nothing() -> Result<()> {
 
 #[test]
 fn a_single_replica_killed_under_load_loses_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 3), setting("MAILRING_ROUNDS", 4));
+    let (seed, rounds) = (setting("MAILRING_SEED", 3), setting("MAILRING_ROUNDS", rounds(2, 4)));
     let options = ClusterOptions { nodes: 1, replicas: 1, ..ClusterOptions::default() };
     let mut scenario = Scenario::start(options, seed, rounds)?;
     for _ in 0..rounds {
@@ -88,7 +88,7 @@ fn a_single_replica_killed_under_load_loses_nothing() -> Result<()> {
 
 #[test]
 fn a_router_killed_under_load_loses_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 4), setting("MAILRING_ROUNDS", 3));
+    let (seed, rounds) = (setting("MAILRING_SEED", 4), setting("MAILRING_ROUNDS", rounds(2, 3)));
     let options = ClusterOptions { nodes: 1, replicas: 1, routers: 2, ..ClusterOptions::default() };
     let mut scenario = Scenario::start(options, seed, rounds)?;
     for round in 0..rounds {

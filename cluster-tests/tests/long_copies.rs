@@ -10,9 +10,9 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(180);
 const USER: &str = "user0@example.test";
 
-/// One shard, which takes a minute to copy, and a session of its one account.
+/// One shard, which takes half a minute to copy, and a session of its one account.
 fn start(options: ClusterOptions) -> Result<(Cluster, ImapClient)> {
-    let cluster = Cluster::start(ClusterOptions { shards: 1, move_octets_per_s: Some(100_000), ..options })?;
+    let cluster = Cluster::start(ClusterOptions { shards: 1, move_octets_per_s: Some(200_000), ..options })?;
     cluster.add_accounts(&["user0"])?;
     let mut imap = cluster.imap_client(USER)?;
     for seed in 1..=12 {

@@ -9,12 +9,12 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use cluster_tests::{
     ClusterOptions, PROVEN, Random, Scenario, TABLES, check_large, delete_disk, disks_possible, eventually, fill, flip,
-    letter, setting,
+    letter, rounds, setting,
 };
 
 const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 const BIT_FLIPS: usize = 1_000;
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 #[test]
 fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled() -> Result<()> {
@@ -35,7 +35,7 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
         scenario.cluster.admin(&["volume", "replace", "node1", "1", "--half", letter(half), "--wait"])?;
         println!("half {} filled after {:?}", letter(half), began.elapsed());
         scenario.progress()?;
-        scenario.cluster.admin(&["status"])?;
+        eventually("all is well", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
     }
     ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
     // Each half alone holds everything.
@@ -68,7 +68,7 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
 
 #[test]
 fn a_node_with_a_mirror_killed_under_load_loses_nothing() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 6));
+    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", rounds(3, 6)));
     let mut scenario = Scenario::start(MIRROR, seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress_by(PROVEN)?;
@@ -114,7 +114,7 @@ fn both_halves_lose_power_at_once_under_load_and_nothing_is_lost() -> Result<()>
     if !disks_possible() {
         return Ok(());
     }
-    let (seed, rounds) = (setting("MAILRING_SEED", 64), setting("MAILRING_ROUNDS", 3));
+    let (seed, rounds) = (setting("MAILRING_SEED", 64), setting("MAILRING_ROUNDS", rounds(2, 3)));
     let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..MIRROR }, seed, rounds)?;
     for round in 0..rounds {
         scenario.progress()?;
@@ -155,7 +155,8 @@ fn a_half_with_a_thousand_flipped_bits_is_healed_under_load() -> Result<()> {
         scenario.progress()?;
         ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());
         // What nobody has read is found too, so that the damaged half is whole before the other one's turn.
-        scenario.cluster.admin(&["scrub"])?;
+        let found = scenario.cluster.scrub_known(&[])?;
+        ensure!(found["mended"] == true, "{found:#}");
         scenario.cluster.wait_whole("node1")?;
         println!("half {} is whole again {:?} after its bits were flipped", letter(half), began.elapsed());
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Random, Scenario, eventually};
+use cluster_tests::{ClusterOptions, Random, Scenario, eventually, is_long, rounds};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
@@ -43,7 +43,8 @@ fn come_and_go(options: ClusterOptions, seed: u64, rounds: u64) -> Result<()> {
 
 #[test]
 fn nodes_come_and_go_under_load_and_no_client_sees_an_error() -> Result<()> {
-    come_and_go(ClusterOptions { log_entries_kept: Some(60), ..ClusterOptions::default() }, 91, 1)
+    let shards = if is_long() { ClusterOptions::DEFAULT.shards } else { 4 };
+    come_and_go(ClusterOptions { shards, log_entries_kept: Some(60), ..ClusterOptions::default() }, 91, 1)
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn wait_for(scenario: &Scenario, moment: &Moment) -> Result<()> {
 #[test]
 fn processes_die_while_shards_move() -> Result<()> {
     let options = ClusterOptions { log_entries_kept: Some(60), ..ClusterOptions::default() };
-    let (mut scenario, seed, rounds) = Scenario::seeded(options, 94, 4)?;
+    let (mut scenario, seed, rounds) = Scenario::seeded(options, 94, rounds(2, 4))?;
     let mut random = Random::new(seed, 7);
     let joined = scenario.cluster.add_node()?;
     let name = scenario.cluster.nodes[joined].name.clone();
@@ -142,7 +143,8 @@ fn processes_die_while_shards_move() -> Result<()> {
 
 #[test]
 fn a_leader_paused_while_its_shard_moves_away_acknowledges_nothing_when_it_goes_on() -> Result<()> {
-    let (mut scenario, _, rounds) = Scenario::seeded(ClusterOptions { nodes: 4, ..ClusterOptions::default() }, 95, 2)?;
+    let options = ClusterOptions { nodes: 4, ..ClusterOptions::default() };
+    let (mut scenario, _, rounds) = Scenario::seeded(options, 95, rounds(1, 2))?;
     for _ in 0..rounds {
         scenario.progress()?;
         let paused = scenario.cluster.first_leader()?;

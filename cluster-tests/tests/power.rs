@@ -4,7 +4,7 @@
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
 use anyhow::Result;
-use cluster_tests::{ClusterOptions, Random, Scenario, disks_possible, setting};
+use cluster_tests::{ClusterOptions, Random, Scenario, disks_possible, rounds, setting};
 
 /// Cuts the power of these nodes' disks, one right after the other, and brings everything back.
 fn cut(scenario: &mut Scenario, nodes: &[usize]) -> Result<()> {
@@ -25,7 +25,7 @@ fn all_disks_of_three_nodes_lose_power_at_once_and_nothing_is_lost() -> Result<(
     if !disks_possible() {
         return Ok(());
     }
-    let (seed, rounds) = (setting("MAILRING_SEED", 31), setting("MAILRING_ROUNDS", 3));
+    let (seed, rounds) = (setting("MAILRING_SEED", 31), setting("MAILRING_ROUNDS", rounds(2, 3)));
     let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..ClusterOptions::default() }, seed, rounds)?;
     for _ in 0..rounds {
         scenario.progress()?;
@@ -40,7 +40,7 @@ fn the_disk_of_one_of_three_nodes_loses_power_and_nobody_notices() -> Result<()>
     if !disks_possible() {
         return Ok(());
     }
-    let (seed, rounds) = (setting("MAILRING_SEED", 32), setting("MAILRING_ROUNDS", 2));
+    let (seed, rounds) = (setting("MAILRING_SEED", 32), setting("MAILRING_ROUNDS", rounds(1, 2)));
     let mut random = Random::new(seed, u64::MAX);
     let mut scenario = Scenario::start(ClusterOptions { own_disks: true, ..ClusterOptions::default() }, seed, rounds)?;
     for _ in 0..rounds {
@@ -59,7 +59,7 @@ fn the_only_disk_of_a_single_replica_loses_power_and_nothing_is_lost() -> Result
     if !disks_possible() {
         return Ok(());
     }
-    let (seed, rounds) = (setting("MAILRING_SEED", 33), setting("MAILRING_ROUNDS", 3));
+    let (seed, rounds) = (setting("MAILRING_SEED", 33), setting("MAILRING_ROUNDS", rounds(2, 3)));
     let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, ..ClusterOptions::default() };
     let mut scenario = Scenario::start(options, seed, rounds)?;
     for _ in 0..rounds {

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Link, Scenario, check_large, eventually, fill};
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Link, Scenario, check_large, eventually, fill};
 
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -13,13 +13,68 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const COPY_OCTETS_PER_S: u64 = 2 << 20;
 /// Below this no copy falls: it would never catch up.
 const LEAST_OCTETS_PER_S: u64 = 1 << 20;
+const COPIED: &str = "mailring_node_copied_octets";
 /// Each way between nodes: below what a heartbeat may take there and back.
 const DELAY: Duration = Duration::from_millis(300);
 
+/// Copies of the large shard: on a busy machine mail may be slow without them too, and one ends before it has yielded.
+const COPIES_MAX: usize = 4;
+
+/// A figure of all nodes together: another may lead the shard for a while.
+fn total(cluster: &Cluster, figure: &str) -> Result<u64> {
+    cluster.nodes.iter().map(|node| node.metric(figure)).sum()
+}
+
+/// That a node sends a copy as slowly as may be since mail is slow, and had it wait.
+fn check_yields(cluster: &Cluster) -> Result<()> {
+    let mut seen = Vec::new();
+    for node in &cluster.nodes {
+        let slowed = node.metric("mailring_node_copies_slowed")?;
+        let rate = node.metric("mailring_node_copy_octets_per_second")?;
+        if slowed > 0 && rate == LEAST_OCTETS_PER_S && node.metric("mailring_node_copy_waits")? > 0 {
+            return Ok(());
+        }
+        seen.push((slowed, rate));
+    }
+    bail!("slowed so many times, to so many octets a second: {seen:?}")
+}
+
+fn has_moved(cluster: &Cluster) -> Result<()> {
+    let status = cluster.json(&["rebalance", "status"])?;
+    ensure!(status["moves"].as_array().is_some_and(Vec::is_empty), "{status}");
+    Ok(())
+}
+
+/// Copies the shard from one node to the other while mail between the founders is slow. Whether the copy has yielded: if
+/// not, it is over.
+fn copy_yields(scenario: &Scenario, shard: &str, from: &str, to: &str) -> Result<bool> {
+    let cluster = &scenario.cluster;
+    // What mail takes without copies is known by now.
+    scenario.progress()?;
+    let copied = total(cluster, COPIED)?;
+    cluster.admin(&["shard", "move", shard, "--from", from, "--to", to])?;
+    eventually("the copy is on its way", PATIENCE, || {
+        ensure!(total(cluster, COPIED)? > copied, "nothing is copied");
+        Ok(())
+    })?;
+    let founders = ["node1", "node2", "node3"];
+    for (place, one) in founders.iter().enumerate() {
+        founders.iter().skip(place + 1).for_each(|other| cluster.proxy.between(one, other, Link::Delay(DELAY)));
+    }
+    eventually("it yields, or is over", PATIENCE, || match check_yields(cluster) {
+        Ok(()) => Ok(true),
+        Err(error) => has_moved(cluster).map(|()| false).map_err(|_| error),
+    })
+}
+
 #[test]
 fn copies_yield_while_mail_is_slow() -> Result<()> {
-    let options =
-        ClusterOptions { proxied: true, move_octets_per_s: Some(COPY_OCTETS_PER_S), ..ClusterOptions::DEFAULT };
+    let options = ClusterOptions {
+        proxied: true,
+        move_octets_per_s: Some(COPY_OCTETS_PER_S),
+        leaders_look_s: Some(0),
+        ..ClusterOptions::DEFAULT
+    };
     let (mut scenario, seed, _) = Scenario::seeded(options, 99, 1)?;
     fill(&scenario.cluster, seed)?;
     let target = scenario.cluster.add_node()?;
@@ -28,42 +83,26 @@ fn copies_yield_while_mail_is_slow() -> Result<()> {
     let accounts = cluster.json(&["account", "list"])?;
     let user = accounts.as_array().context("accounts")?.iter().find(|one| one["account"] == "user0@example.test");
     let large = user.context("user0")?["shard"].as_u64().context("shard")?.to_string();
-    let (leader, follower) = eventually("it is led where it should be", PATIENCE, || {
+    let follower = eventually("it is led where it should be", PATIENCE, || {
         let shard = cluster.json(&["shard", "show", &large])?;
         ensure!(shard["leader"] == shard["wanted"][0], "{shard}");
-        let name = |of: &serde_json::Value| of.as_str().map(str::to_owned).context("a name");
-        Ok((name(&shard["leader"])?, name(&shard["wanted"][1])?))
+        shard["wanted"][1].as_str().map(str::to_owned).context("a name")
     })?;
-    let leader = cluster.nodes.iter().find(|node| node.name == leader).context("the leader")?;
-    // What mail takes without copies is known by now.
-    scenario.progress()?;
-    cluster.admin(&["shard", "move", &large, "--from", &follower, "--to", target])?;
-    eventually("the copy is on its way", PATIENCE, || {
-        ensure!(leader.metric("mailring_node_copied_octets")? > 0, "nothing is copied");
-        Ok(())
-    })?;
-    let founders = ["node1", "node2", "node3"];
-    for (place, one) in founders.iter().enumerate() {
-        founders.iter().skip(place + 1).for_each(|other| cluster.proxy.between(one, other, Link::Delay(DELAY)));
+    let mut way = (follower.as_str(), target);
+    let mut copies = 1;
+    while !copy_yields(&scenario, &large, way.0, way.1)? {
+        ensure!(copies < COPIES_MAX, "none of {copies} copies has yielded");
+        cluster.proxy.heal();
+        (way, copies) = ((way.1, way.0), copies + 1);
     }
-    let (copied, rate) = eventually("it yields", PATIENCE, || {
-        let slowed = leader.metric("mailring_node_copies_slowed")?;
-        let rate = leader.metric("mailring_node_copy_octets_per_second")?;
-        ensure!(slowed > 0 && rate == LEAST_OCTETS_PER_S, "slowed {slowed} times, to {rate} octets a second");
-        ensure!(leader.metric("mailring_node_copy_waits")? > 0, "it never waited");
-        Ok((leader.metric("mailring_node_copied_octets")?, rate))
-    })?;
+    let copied = total(cluster, COPIED)?;
     eventually("it goes on nevertheless", PATIENCE, || {
-        ensure!(leader.metric("mailring_node_copied_octets")? > copied, "nothing more is copied");
+        ensure!(total(cluster, COPIED)? > copied || has_moved(cluster).is_ok(), "nothing more is copied");
         Ok(())
     })?;
-    println!("{copied} octets were copied when the rate had fallen to {rate} octets a second");
+    println!("copy {copies} yielded; {copied} octets were copied until then");
     cluster.proxy.heal();
-    eventually("the shard has moved", PATIENCE, || {
-        let status = cluster.json(&["rebalance", "status"])?;
-        ensure!(status["moves"].as_array().is_some_and(Vec::is_empty), "{status}");
-        Ok(())
-    })?;
+    eventually("the shard has moved", PATIENCE, || has_moved(cluster))?;
     check_large(cluster, seed)?;
     scenario.finish()
 }

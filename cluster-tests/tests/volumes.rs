@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Scenario, delete_disk, disks_possible, eventually, setting};
+use cluster_tests::{Cluster, ClusterOptions, Scenario, delete_disk, disks_possible, eventually, rounds, setting};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -19,7 +19,7 @@ fn volumes(scenario: &Scenario) -> Result<Vec<(u64, bool)>> {
 
 #[test]
 fn a_lost_volume_takes_only_its_replicas_along_and_they_come_back_from_others() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 71), setting("MAILRING_ROUNDS", 2));
+    let (seed, rounds) = (setting("MAILRING_SEED", 71), setting("MAILRING_ROUNDS", rounds(1, 2)));
     let options = ClusterOptions { volumes: 3, shards: 9, ..ClusterOptions::default() };
     let mut scenario = Scenario::start(options, seed, rounds)?;
     eventually("shards are spread evenly", PATIENCE, || {
@@ -82,7 +82,11 @@ fn a_volume_that_comes_back_after_its_replicas_were_rebuilt_brings_nothing_back(
         fs::rename(&aside, &disk)?;
         scenario.cluster.start_all()?;
         scenario.cluster.wait_ready()?;
-        ensure!(volumes(&scenario)? == [(6, false), (0, false)], "{:?}", volumes(&scenario)?);
+        eventually("the volume is back, with nothing in it", PATIENCE, || {
+            let found = volumes(&scenario)?;
+            ensure!(found == [(6, false), (0, false)], "{found:?}");
+            Ok(())
+        })?;
         eventually("all is well", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
     }
     scenario.progress()?;

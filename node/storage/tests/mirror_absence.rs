@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::flips::flip_body;
 use common::mirror::{
-    EIO, Failure, Script, assert_entries, body, is_current, mirror_options, open_mirror, put, status, wait_until,
-    wait_whole, write_entries,
+    EIO, Failure, Script, assert_entries, body, delete, is_current, mirror_options, open_mirror, put, status,
+    wait_until, wait_whole, write_entries,
 };
 use common::{SHARD, entry, marker, open};
 use storage::{HalfName, HalfState, Operation, Volume, VolumeOptions};
@@ -26,7 +26,7 @@ fn a_half_that_goes_from_an_idle_mirror_is_noticed() {
     let volume = open_mirror(root.path());
     let group = volume.group(SHARD).unwrap();
     put(&group, 1);
-    std::fs::remove_dir_all(root.path().join("b")).unwrap();
+    delete(&root.path().join("b"));
     wait_until("b is noticed", || is_stale(&volume, HalfName::B));
     assert!(is_current(&volume, HalfName::A));
     put(&group, 2);
@@ -40,7 +40,7 @@ fn a_half_that_has_gone_can_be_replaced_at_once() {
     let root = tempfile::tempdir().unwrap();
     let volume = open_mirror(root.path());
     put(&volume.group(SHARD).unwrap(), 1);
-    std::fs::remove_dir_all(root.path().join("b")).unwrap();
+    delete(&root.path().join("b"));
     std::fs::create_dir(root.path().join("b")).unwrap();
     volume.resilver(HalfName::B).unwrap();
     wait_whole(&volume);
@@ -51,7 +51,7 @@ fn the_disk_of_an_idle_volume_that_goes_is_noticed() {
     let root = tempfile::tempdir().unwrap();
     let volume = open(root.path());
     put(&volume.group(SHARD).unwrap(), 1);
-    std::fs::remove_dir_all(root.path().join("db")).unwrap();
+    delete(&root.path().join("db"));
     wait_until("it is noticed", || volume.check().is_err());
 }
 
@@ -123,7 +123,7 @@ fn with_an_empty_b(root: &Path, script: &Arc<Script>) -> Volume {
     let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..mirror_options(root) }).unwrap();
     let group = volume.group(SHARD).unwrap();
     (1..=20).for_each(|index| put(&group, index));
-    std::fs::remove_dir_all(root.join("b")).unwrap();
+    delete(&root.join("b"));
     (21..=40).for_each(|index| put(&group, index));
     wait_until("b is dropped", || is_stale(&volume, HalfName::B));
     std::fs::create_dir(root.join("b")).unwrap();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::mirror::{
-    EIO, ENOSPC, Failure, Script, assert_entries, body, copy_half, head, is_current, mirror_options, newest_wal,
-    open_mirror, put, status,
+    EIO, ENOSPC, Failure, Script, assert_entries, body, copy_half, delete, head, is_current, mirror_options,
+    newest_wal, open_mirror, put, status,
 };
 use common::{SHARD, done, entry, marker};
 use storage::{GroupId, HalfName, HalfState, Operation, StorageError, Volume, VolumeOptions};
@@ -48,19 +48,20 @@ fn fails_under_load(name: HalfName, operation: Operation, failure: Failure) {
     let written = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (volume, written) = (&volume, &written);
+            let (volume, written, script) = (&volume, &written, &script);
             scope.spawn(move || {
                 let group = volume.group(GroupId(thread)).unwrap();
                 for index in 1..=100 {
                     put(&group, index);
                     group.set_applied(marker(index)).unwrap();
                     assert_eq!(group.applied().unwrap(), Some(marker(index)));
-                    written.fetch_add(1, Ordering::Relaxed);
+                    // By one of them: whoever looks from outside may come when all is written.
+                    if written.fetch_add(1, Ordering::Relaxed) == 80 {
+                        script.set(name, operation, failure);
+                    }
                 }
             });
         }
-        common::mirror::wait_until("some load", || written.load(Ordering::Relaxed) > 80);
-        script.set(name, operation, failure);
     });
     assert!(matches!(status(&volume, name).state, HalfState::Stale { .. }), "{what}: {:?}", volume.halves());
     assert!(is_current(&volume, name.other()), "{what}");
@@ -238,7 +239,7 @@ fn a_half_whose_directory_is_deleted_is_dropped_while_serving_goes_on() {
         let volume = open_mirror(root.path());
         let group = volume.group(SHARD).unwrap();
         (1..=20).for_each(|index| put(&group, index));
-        std::fs::remove_dir_all(directory(root.path(), name)).unwrap();
+        delete(&directory(root.path(), name));
         (21..=40).for_each(|index| put(&group, index));
         assert!(matches!(status(&volume, name).state, HalfState::Stale { .. }), "{:?}", volume.halves());
         assert_entries(&group, 40);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use common::mirror::{
-    EIO, Failure, Script, Stop, assert_entries, assert_equal_halves, copy_half, copy_mirror, is_current,
+    EIO, Failure, Script, Stop, assert_entries, assert_equal_halves, copy_half, copy_mirror, delete, is_current,
     mirror_options, newest_wal, open_mirror, put, status, wait_until, wait_whole,
 };
 use common::{SHARD, marker};
@@ -205,7 +205,7 @@ fn a_half_that_was_made_anew_is_level_with_its_source_on_the_disk() {
         let volume = open_mirror(root.path());
         let group = volume.group(SHARD).unwrap();
         fill(&group, 1, 20);
-        std::fs::remove_dir_all(directory(root.path(), lost)).unwrap();
+        delete(&directory(root.path(), lost));
         put(&group, 21);
         wait_until("the loss is noticed", || !is_current(&volume, lost));
         group.set_applied(marker(21)).unwrap(); // no sync takes it along
@@ -237,7 +237,7 @@ fn an_empty_disk_put_in_place_is_filled_when_somebody_asks() {
         let group = volume.group(SHARD).unwrap();
         fill(&group, 1, 20);
         assert!(matches!(volume.resilver(name), Err(StorageError::Misuse(_))), "it is in use");
-        std::fs::remove_dir_all(directory(root.path(), name)).unwrap();
+        delete(&directory(root.path(), name));
         fill(&group, 21, 40);
         std::fs::create_dir(directory(root.path(), name)).unwrap();
         volume.resilver(name).unwrap();
@@ -255,7 +255,7 @@ fn what_belongs_to_another_volume_is_not_overwritten() {
     let volume = open_mirror(root.path());
     let group = volume.group(SHARD).unwrap();
     fill(&group, 1, 20);
-    std::fs::remove_dir_all(directory(root.path(), HalfName::B)).unwrap();
+    delete(&directory(root.path(), HalfName::B));
     fill(&group, 21, 25);
     copy_half(&directory(other.path(), HalfName::B), &directory(root.path(), HalfName::B));
     volume.resilver(HalfName::B).unwrap();

@@ -122,7 +122,7 @@ fn a_half_that_is_dropped_beside_a_damaged_one_is_made_anew_with_what_it_had() {
     let script = Script::new();
     let faults: Arc<dyn storage::Faults> = script.clone();
     // So slow that half `a` is not made anew before `b` is dropped.
-    let slow = VolumeOptions { faults: Some(faults), resilver_bytes_per_s: 8 << 20, ..small(root.path()) };
+    let slow = VolumeOptions { faults: Some(faults), resilver_bytes_per_s: 2 << 20, ..small(root.path()) };
     let volume = Volume::open(slow).unwrap();
     let group = volume.group(SHARD).unwrap();
     assert_eq!(group.read(EARLY, EARLY + 1, 1).unwrap()[0].body, Some(body(EARLY)));
@@ -140,7 +140,7 @@ fn a_half_without_room_is_kept_until_a_damaged_one_beside_it_is_made_anew() {
     let root = tempfile::tempdir().unwrap();
     damaged(root.path());
     // So slow that half `a` is not made anew before.
-    let volume = Volume::open(VolumeOptions { resilver_bytes_per_s: 8 << 20, ..small(root.path()) }).unwrap();
+    let volume = Volume::open(VolumeOptions { resilver_bytes_per_s: 2 << 20, ..small(root.path()) }).unwrap();
     let group = volume.group(SHARD).unwrap();
     assert_eq!(group.read(EARLY, EARLY + 1, 1).unwrap()[0].body, Some(body(EARLY)));
     assert!(!volume.drop_full(HalfName::B, "its disk is full").unwrap());

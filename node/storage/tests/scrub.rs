@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use common::flips::{Random, files_of, flip_body, flip_some};
+use common::flips::{Random, files_of, flip_body, flip_some, seeds};
 use common::mirror::{
     EIO, Failure, Script, Stop, assert_entries, assert_equal_halves, body, copy_mirror, head, mirror_options,
     wait_until, wait_whole, write_entries,
@@ -25,8 +25,6 @@ const ENTRIES: u64 = 2400;
 const OTHER: GroupId = GroupId(9);
 /// Records of two groups: entries, bodies, marker and space.
 const WHOLE: u64 = 2 * (ENTRIES + ENTRIES * 2 / 3 + 2);
-/// To repeat a failure: it prints its seed.
-const SEEDS: std::ops::Range<u64> = 1..9;
 
 /// Small memtables, so that there are tables and blob files.
 fn small(options: VolumeOptions) -> VolumeOptions {
@@ -78,7 +76,7 @@ fn flipped_bits_in_one_half_are_found_and_the_half_is_made_anew() {
     fill(&volume);
     drop(volume);
     let mut found = 0;
-    for seed in SEEDS {
+    for seed in seeds() {
         for (half, extension) in [("a", "sst"), ("a", "blob"), ("b", "sst"), ("b", "blob")] {
             let copy = tempfile::tempdir().unwrap();
             copy_mirror(root.path(), copy.path());
@@ -104,7 +102,7 @@ fn flipped_bits_in_one_half_are_found_and_the_half_is_made_anew() {
         }
     }
     // A flip may lie in what was replaced.
-    assert!(found > 3 * SEEDS.count(), "{found}");
+    assert!(found > 2 * seeds().count(), "{found}");
 }
 
 #[test]
@@ -142,7 +140,7 @@ fn damaged_blocks_of_one_disk_are_told_and_the_rest_is_read() {
     let mut compared = 0;
     // How many open depends on which tables the writes have made.
     for seed in 1..100 {
-        if compared == SEEDS.count() {
+        if compared == seeds().count() {
             return;
         }
         let copy = tempfile::tempdir().unwrap();
@@ -207,7 +205,7 @@ fn with_both_halves_damaged_in_different_places_all_is_healed() {
     let volume = open_mirror(root.path());
     fill(&volume);
     drop(volume);
-    for seed in SEEDS {
+    for seed in seeds() {
         let copy = tempfile::tempdir().unwrap();
         copy_mirror(root.path(), copy.path());
         println!("seed {seed}");

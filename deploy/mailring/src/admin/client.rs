@@ -30,6 +30,8 @@ const PROBE_MAX: Duration = Duration::from_secs(2);
 /// Longer than an election: a change waits for a new leader, then gives up.
 const COMMAND_MAX: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_millis(200);
+/// Where this machine, or theirs, stands still for a moment, all nodes are silent at once: that is no cluster that is down.
+const SURVEYS_MAX: u32 = 3;
 
 pub struct AdminClient {
     tls: Arc<ClientConfig>,
@@ -180,17 +182,27 @@ impl AdminClient {
         }
     }
 
-    /// Who answers, and who leads the directory. An error if nobody answers.
+    /// Who answers, and who leads the directory. An error if nobody answers: at once if all refuse, else after three times
+    /// two seconds.
     async fn survey(&mut self) -> Result<Found, Failure> {
         let addresses: Vec<String> = self.nodes.keys().cloned().collect();
-        let statuses = self.statuses(addresses.iter().map(String::as_str)).await;
         let mut answers = Vec::new();
         let mut silent = Vec::new();
-        for (address, status) in statuses {
-            match status {
-                Ok(status) => answers.push((address, status)),
-                Err(MailError::Denied) => return Err(MailError::Denied.into()),
-                Err(error) => silent.push(format!("  {address}: {}", reason(&error))),
+        for _ in 0..SURVEYS_MAX {
+            silent.clear();
+            let mut some_are_late = false;
+            for (address, status) in self.statuses(addresses.iter().map(String::as_str)).await {
+                match status {
+                    Ok(status) => answers.push((address, status)),
+                    Err(MailError::Denied) => return Err(MailError::Denied.into()),
+                    Err(error) => {
+                        some_are_late |= matches!(error, MailError::Deadline);
+                        silent.push(format!("  {address}: {}", reason(&error)));
+                    }
+                }
+            }
+            if !answers.is_empty() || !some_are_late {
+                break;
             }
         }
         if answers.is_empty() {

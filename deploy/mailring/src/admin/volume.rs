@@ -18,6 +18,8 @@ use crate::output::{counted, octets};
 
 /// Between two looks at a resilver that is waited for.
 const LOOK: Duration = Duration::from_millis(500);
+/// One after the other: a node that is busy may miss one.
+const SILENT_LOOKS_MAX: u32 = 10;
 
 /// With fewer a node's lost replicas are not made anew: too few would be left to go on without them.
 const REPLICAS_TO_COPY_FROM: u32 = 3;
@@ -239,10 +241,17 @@ async fn until_whole(
     replicas: u32,
     output: OutputArgs,
 ) -> Result<(), Failure> {
+    let mut silent_looks = 0;
     loop {
         let Ok(status) = api.node_status().await else {
-            return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
+            silent_looks += 1;
+            if silent_looks == SILENT_LOOKS_MAX {
+                return Err(Failure::Unreachable(format!("{node} does not answer; the resilver may go on")));
+            }
+            sleep(LOOK).await;
+            continue;
         };
+        silent_looks = 0;
         let Some(volume) = status.volumes.iter().find(|found| found.number == volume) else {
             return Err(Failure::Refused(format!("{node} has no volume {volume}")));
         };

@@ -82,6 +82,14 @@ pub fn wait_whole(volume: &Volume) {
     });
 }
 
+/// Deletes a directory of a volume that may be open: until that notices, it makes files there.
+pub fn delete(directory: &Path) {
+    wait_until("it is deleted", || match std::fs::remove_dir_all(directory) {
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+        Ok(()) => true,
+    });
+}
+
 /// Ends a load when the test ends, be it by a panic.
 pub struct Stop<'a>(pub &'a std::sync::atomic::AtomicBool);
 
