@@ -28,7 +28,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Of a writer between changes while nobody waits for them, and of a reader between whole mailboxes: the processes under test have
 /// the same processors.
 const WRITER_RESTS: Duration = Duration::from_millis(10);
-const READER_RESTS: Duration = Duration::from_millis(100);
+const READER_RESTS: Duration = Duration::from_millis(250);
 /// Flag values; a mailbox has room for 128 keywords.
 const VALUES: u64 = 24;
 
