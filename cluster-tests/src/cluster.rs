@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::ClusterTlsFiles;
@@ -114,6 +115,9 @@ struct Listeners {
 
 /// The disk below the test's own, which others use too, gave no answer for seconds.
 const OF_THE_MACHINE: [&str; 1] = ["disk does not answer"];
+
+/// Bounds only how long a test waits before it gives up.
+const HEARD_MAX: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Starts a cluster and waits until every process is ready.
@@ -271,8 +275,12 @@ impl Cluster {
     }
 
     /// That no process logged a WARN or ERROR, which would have somebody look. `allowed`: texts of those that must come
-    /// in this test.
+    /// in this test. A node that was silent for a while has its time to answer again.
     pub fn check_logs(&self, allowed: &[&str]) -> Result<()> {
+        eventually("no log calls for somebody", HEARD_MAX, || self.check_logs_now(allowed))
+    }
+
+    fn check_logs_now(&self, allowed: &[&str]) -> Result<()> {
         for process in self.nodes.iter().chain(&self.routers) {
             let alarms = process.alarms()?;
             let unlisted: Vec<&String> = alarms
