@@ -61,8 +61,7 @@ async fn mail_goes_in_and_out_over_the_network_and_past_a_dead_node() {
         seeds.push(address);
         servers.push(server);
     }
-    let mut settings = settings(dir.path());
-    settings.limits.operation_ms = 10_000;
+    let settings = settings(dir.path());
     let router = Router::start(settings, Cluster::connect(&seeds, &tls(ROLE_ROUTER))).await.unwrap();
     timeout(PATIENCE, router.cluster().wait_ready()).await.unwrap();
 
