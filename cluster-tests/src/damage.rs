@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
-use crate::load::Random;
+use crate::random::Random;
 
 /// More than the database keeps in memory before it writes tables.
 pub const LARGE_MESSAGES: usize = 30;

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::cluster::PASSWORD;
 use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
+use crate::process::eventually;
+use crate::random::Random;
 use crate::reading::read_mailbox;
 use crate::service::Service;
 use crate::smtp::SmtpClient;
@@ -56,9 +58,15 @@ impl Load {
     /// Makes the mailboxes and starts the workers.
     pub fn start(options: LoadOptions) -> Result<Load> {
         for account in &options.accounts {
-            let mut client = ImapClient::login(options.imap[0], account, PASSWORD)?;
             for mailbox in MAILBOXES {
-                client.ok(&format!("CREATE {mailbox}"))?;
+                eventually("the mailbox is made", RESEND_MAX, || {
+                    let mut client = ImapClient::login(options.imap[0], account, PASSWORD)?;
+                    // It may be there from an attempt whose answer was lost.
+                    client
+                        .ok(&format!("CREATE {mailbox}"))
+                        .or_else(|_| client.ok(&format!("STATUS {mailbox} (MESSAGES)")))
+                        .map(drop)
+                })?;
             }
         }
         let (history, stop) = (Arc::new(History::default()), Arc::new(AtomicBool::new(false)));
@@ -460,28 +468,6 @@ pub fn message(marker: &str) -> Vec<u8> {
         message.extend_from_slice(format!(".{word:016x} {marker} {word:020} {:x}\r\n", !word).as_bytes());
     }
     message
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64, stream: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03))
-    }
-
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 up to, not including, `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.draw() % bound.max(1)
-    }
 }
 
 #[cfg(test)]
