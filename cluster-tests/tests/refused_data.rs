@@ -372,7 +372,7 @@ fn a_node_by_itself_takes_no_old_copy_of_one_of_its_volumes() -> Result<()> {
     let mut cluster = Cluster::start(options)?;
     let users = add_users(&cluster)?;
     // All at once: who is not served is told so only after a while.
-    let served = |cluster: &Cluster, fits: fn(usize) -> bool| {
+    let served = |cluster: &Cluster, fits: fn(usize) -> bool| -> Result<()> {
         let found = eventually("so many accounts are served", PATIENCE, || {
             let found: Vec<usize> = std::thread::scope(|scope| {
                 let asking: Vec<_> = users.iter().map(|user| scope.spawn(move || messages(cluster, user))).collect();
