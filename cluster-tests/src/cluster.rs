@@ -221,8 +221,12 @@ impl Cluster {
         ImapClient::login(self.imap(0), user, PASSWORD)
     }
 
+    /// The lock of a session that has just ended may be on its way to be freed.
     pub fn pop3_client(&self, user: &str) -> Result<Pop3Client> {
-        Pop3Client::login(self.pop3(0), user, PASSWORD)
+        eventually("the maildrop is free", HEARD_MAX, || match Pop3Client::login(self.pop3(0), user, PASSWORD) {
+            Err(error) if error.to_string().contains("[IN-USE]") => Err(error),
+            answer => Ok(answer),
+        })?
     }
 
     /// Adds `example.test` and accounts in it, and waits until the routers know them.
