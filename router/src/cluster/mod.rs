@@ -296,3 +296,26 @@ pub struct LocalRecipient {
     pub shard: ShardId,
     pub account: AccountId,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+    use tokio::time::{Instant, advance};
+
+    use super::{PROBE_LATE, await_fairly};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_its_time_again_where_this_process_stood_still() {
+        let began = Instant::now();
+        assert_eq!(await_fairly(PROBE_LATE, Box::pin(pending::<()>())).await, None);
+        assert!(began.elapsed() < PROBE_LATE * 2);
+        let (answer, answered) = oneshot::channel();
+        let waiting = tokio::spawn(await_fairly(PROBE_LATE, answered));
+        tokio::task::yield_now().await;
+        advance(PROBE_LATE * 3).await;
+        answer.send(7).unwrap();
+        assert_eq!(waiting.await.unwrap(), Some(Ok(7)));
+    }
+}
