@@ -13,19 +13,22 @@ use crate::process::{eventually, mailring, said};
 const LOOK_UP_MAX: Duration = Duration::from_secs(60);
 /// The exit code of a command that nobody has answered.
 const NOBODY: i32 = 3;
-/// What it says if nothing came of it for certain.
-const NOTHING: &str = "nothing was changed";
+/// What such a command says where it has asked for nothing yet, and where nothing came of it for certain: a busy machine may
+/// let seconds go by, and the same command may be given again.
+const NOTHING_ASKED: &str = "no node answers";
+const NOTHING_DONE: &str = "nothing was changed";
 
 impl Cluster {
     /// An admin command's standard output; its failure is an error with what it said. A look-up is made again while nobody
-    /// answers it, and a change while nobody has made it: nodes may be dead, and the machine busy.
+    /// answers it: nodes may be dead, and the machine busy. So is a change while nobody has made it.
     pub fn admin(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.admin_command(arguments)?;
         let output = eventually("somebody answers", LOOK_UP_MAX, || {
             let output = command.output()?;
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            let is_undone = is_look_up(arguments) || !waits(arguments) && text.contains(NOTHING);
-            ensure!(output.status.code() != Some(NOBODY) || !is_undone, "{text}");
+            let is_undone = text.contains(NOTHING_ASKED) || !waits(arguments) && text.contains(NOTHING_DONE);
+            let is_in_vain = output.status.code() == Some(NOBODY) && (is_look_up(arguments) || is_undone);
+            ensure!(!is_in_vain, "{text}");
             Ok(output)
         })?;
         said(&command, &output)

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::ClusterTlsFiles;
@@ -116,6 +117,9 @@ struct Listeners {
 const OF_THE_MACHINE: [&str; 3] =
     ["disk does not answer", "reads of a mirror half are slow", "node does not answer, others are asked"];
 
+/// Bounds only how long a test waits before it gives up.
+const HEARD_MAX: Duration = Duration::from_secs(30);
+
 impl Cluster {
     /// Starts a cluster and waits until every process is ready.
     pub fn start(options: ClusterOptions) -> Result<Cluster> {
@@ -218,8 +222,12 @@ impl Cluster {
         ImapClient::login(self.imap(0), user, PASSWORD)
     }
 
+    /// The lock of a session that has just ended may be on its way to be freed.
     pub fn pop3_client(&self, user: &str) -> Result<Pop3Client> {
-        Pop3Client::login(self.pop3(0), user, PASSWORD)
+        eventually("the maildrop is free", HEARD_MAX, || match Pop3Client::login(self.pop3(0), user, PASSWORD) {
+            Err(error) if error.to_string().contains("[IN-USE]") => Err(error),
+            answer => Ok(answer),
+        })?
     }
 
     /// Adds `example.test` and accounts in it, and waits until the routers know them.
@@ -272,8 +280,12 @@ impl Cluster {
     }
 
     /// That no process logged a WARN or ERROR, which would have somebody look. `allowed`: texts of those that must come
-    /// in this test.
+    /// in this test. A node that was silent for a while has its time to answer again.
     pub fn check_logs(&self, allowed: &[&str]) -> Result<()> {
+        eventually("no log calls for somebody", HEARD_MAX, || self.check_logs_now(allowed))
+    }
+
+    fn check_logs_now(&self, allowed: &[&str]) -> Result<()> {
         for process in self.nodes.iter().chain(&self.routers) {
             let alarms = process.alarms()?;
             let unlisted: Vec<&String> = alarms

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
-use crate::load::Random;
 use crate::process::{START_MAX, eventually};
+use crate::random::Random;
 
 /// More than the database keeps in memory before it writes tables.
 pub const LARGE_MESSAGES: usize = 30;

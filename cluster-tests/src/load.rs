@@ -15,6 +15,7 @@ use crate::cluster::PASSWORD;
 use crate::history::{Change, History, Outcome, Place, Tally};
 use crate::imap::ImapClient;
 use crate::process::{START_MAX, eventually};
+use crate::random::Random;
 use crate::reading::read_mailbox;
 use crate::service::Service;
 use crate::smtp::SmtpClient;
@@ -461,28 +462,6 @@ pub fn message(marker: &str) -> Vec<u8> {
         message.extend_from_slice(format!(".{word:016x} {marker} {word:020} {:x}\r\n", !word).as_bytes());
     }
     message
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64, stream: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03))
-    }
-
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 up to, not including, `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.draw() % bound.max(1)
-    }
 }
 
 #[cfg(test)]

@@ -184,13 +184,10 @@ impl Process {
         Ok(fs::read_to_string(&self.log)?.lines().filter(|line| line.contains(text)).count())
     }
 
-    /// The lines of the log at WARN and ERROR, those of every start.
-    pub(crate) fn alarms(&self) -> Result<Vec<String>> {
-        let log = fs::read_to_string(&self.log)?;
-        // The level is the second word: "2026-01-01T00:00:00.000000Z  WARN router: text".
-        let level = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
-        let alarming = |line: &&str| matches!(level(line).as_deref(), Some("WARN" | "ERROR"));
-        Ok(log.lines().filter(alarming).map(str::to_owned).collect())
+    /// The lines of the log at WARN and ERROR, those of every start. Not those of a node that was silent and has answered
+    /// since: on a machine that stood still for seconds that is no more than true.
+    pub fn alarms(&self) -> Result<Vec<String>> {
+        Ok(alarms(&fs::read_to_string(&self.log)?))
     }
 
     /// A figure of its metrics, summed up over all labels.
@@ -260,6 +257,26 @@ pub(crate) fn said(command: &Command, output: &Output) -> Result<String> {
     Ok(said)
 }
 
+const SILENT: &str = "node does not answer, others are asked";
+const HEARD_AGAIN: &str = "node answers again";
+
+fn alarms(log: &str) -> Vec<String> {
+    // The level is the second word: "2026-01-01T00:00:00.000000Z  WARN router: text".
+    let is_alarm = |line: &&str| matches!(line.split_whitespace().nth(1), Some("WARN" | "ERROR"));
+    let node = |line: &str| line.split_whitespace().find(|word| word.starts_with("node=")).map(str::to_owned);
+    let mut alarms: Vec<String> = Vec::new();
+    for line in log.lines() {
+        if is_alarm(&line) {
+            alarms.push(line.to_owned());
+        } else if line.contains(HEARD_AGAIN)
+            && let Some(at) = alarms.iter().rposition(|alarm| alarm.contains(SILENT) && node(alarm) == node(line))
+        {
+            alarms.remove(at);
+        }
+    }
+    alarms
+}
+
 fn http_ok(address: SocketAddr, path: &str) -> Result<()> {
     http(address, path).map(drop)
 }
@@ -271,4 +288,22 @@ fn http(address: SocketAddr, path: &str) -> Result<LineClient> {
     let status = client.line()?;
     ensure!(status.contains(" 200 "), "{path}: {status}");
     Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alarms;
+
+    #[test]
+    fn a_node_that_was_silent_is_an_alarm_until_it_answers_again() {
+        let line = |level: &str, text: &str| format!("2026-01-01T00:00:00.000000Z {level} router::cluster: {text}\n");
+        let silent = |node: u32| line(" WARN", &format!("node does not answer, others are asked node={node}"));
+        let again = |node: u32| line(" INFO", &format!("node answers again node={node} silent_for=2.6s"));
+        let other = line("ERROR", "volume failed");
+        assert_eq!(alarms(&[silent(1), other.clone(), again(1)].concat()), [other.trim_end()]);
+        assert_eq!(alarms(&[silent(1), again(2)].concat()).len(), 1);
+        // Once each time.
+        assert_eq!(alarms(&[silent(1), silent(1), again(1)].concat()).len(), 1);
+        assert_eq!(alarms(&[silent(1), again(1), silent(1)].concat()).len(), 1);
+    }
 }

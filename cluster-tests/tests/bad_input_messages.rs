@@ -1,12 +1,19 @@
 //! Hostile messages: each is stored byte-exact or refused cleanly, and what is asked of it afterwards costs little.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, ImapClient, SmtpClient};
+use cluster_tests::{Cluster, ClusterOptions, ImapClient, SmtpClient, eventually};
 
 /// The aim is 1 s; our own code is built with overflow checks and the machine may be slow.
 const CPU_SECONDS_MAX: f64 = 5.0;
+/// What takes more is asked again: the database may be at work meanwhile, and a virtual machine is charged with time that
+/// others took from it. What costs too much does so each time.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Hostile {
     name: &'static str,
@@ -98,11 +105,18 @@ fn cpu_seconds(process: &cluster_tests::Process) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) / 100.0)
 }
 
-fn timed<T>(cluster: &Cluster, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+fn timed<T>(cluster: &Cluster, mut work: impl FnMut() -> Result<T>) -> Result<f64> {
     let all = || -> Result<f64> { Ok(cpu_seconds(&cluster.routers[0])? + cpu_seconds(&cluster.nodes[0])?) };
-    let before = all()?;
-    let done = work()?;
-    Ok((done, all()? - before))
+    let mut least = f64::INFINITY;
+    for _ in 0..ATTEMPTS_MAX {
+        let before = all()?;
+        work()?;
+        least = least.min(all()? - before);
+        if least < CPU_SECONDS_MAX {
+            break;
+        }
+    }
+    Ok(least)
 }
 
 #[test]
@@ -114,8 +128,13 @@ fn hostile_messages_are_stored_as_they_are_and_cost_little() -> Result<()> {
     imap.ok("CREATE Appended")?;
     let mut worst = (0.0, String::new());
     for Hostile { name, bytes } in messages() {
-        let mut smtp = SmtpClient::connect(cluster.smtp(0))?;
-        let (code, text) = smtp.deliver_binary("s@x.test", &[user], &bytes).with_context(|| name.to_owned())?;
+        // What is deferred, as a slow disk may have it, is sent again.
+        let (code, text) = eventually(name, PATIENCE, || {
+            let mut smtp = SmtpClient::connect(cluster.smtp(0))?;
+            let (code, text) = smtp.deliver_binary("s@x.test", &[user], &bytes)?;
+            ensure!(!(400..500).contains(&code), "{code} {text}");
+            Ok((code, text))
+        })?;
         let mut stored = Vec::new();
         if code == 250 {
             imap.select("INBOX")?;
@@ -133,11 +152,11 @@ fn hostile_messages_are_stored_as_they_are_and_cost_little() -> Result<()> {
             let body = imap.body(uid)?.with_context(|| format!("{name}: no body in {mailbox}"))?;
             ensure!(body.ends_with(&bytes), "{name} came back changed from {mailbox}");
             for item in ["ENVELOPE", "BODYSTRUCTURE", "BODY.PEEK[1]", "BODY.PEEK[HEADER.FIELDS (SUBJECT TO)]"] {
-                let (_, seconds) = timed(&cluster, || imap.ok(&format!("UID FETCH {uid} {item}")))?;
+                let seconds = timed(&cluster, || imap.ok(&format!("UID FETCH {uid} {item}")))?;
                 judge(name, item, seconds, &mut worst)?;
             }
             for key in ["TEXT needle", "BODY needle", "SUBJECT needle"] {
-                let (_, seconds) = timed(&cluster, || imap.ok(&format!("UID SEARCH UID {uid} {key}")))?;
+                let seconds = timed(&cluster, || imap.ok(&format!("UID SEARCH UID {uid} {key}")))?;
                 judge(name, key, seconds, &mut worst)?;
             }
         }

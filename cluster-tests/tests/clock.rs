@@ -3,11 +3,15 @@
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, ImapClient, PASSWORD, Process, Random, Scenario, no_clocks_because, setting,
+    Cluster, ClusterOptions, ImapClient, PASSWORD, Process, Random, Scenario, eventually, no_clocks_because, setting,
 };
 
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 /// 2038-01-20: beyond what fits into 31 bits of seconds.
@@ -44,7 +48,13 @@ fn start(seed: u64, rounds: u64) -> Result<Scenario> {
 
 /// The UIDVALIDITY of a mailbox that is made now, and gone again.
 fn fresh_uid_validity(cluster: &Cluster) -> Result<u32> {
+    eventually("a mailbox is made", PATIENCE, || fresh_uid_validity_now(cluster))
+}
+
+fn fresh_uid_validity_now(cluster: &Cluster) -> Result<u32> {
     let mut imap = ImapClient::login(cluster.imap(0), "user0@example.test", PASSWORD)?;
+    // It may be there from an attempt whose answer was lost.
+    imap.command("DELETE fresh")?;
     imap.ok("CREATE fresh")?;
     let said = imap.ok("STATUS fresh (UIDVALIDITY)")?;
     imap.ok("DELETE fresh")?;

@@ -137,9 +137,12 @@ fn known_accounts_are_served_while_the_directory_has_no_quorum() -> Result<()> {
     cluster.nodes[1].kill()?;
     cluster.nodes[2].kill()?;
     for name in &served {
-        let mut client = cluster.smtp_client()?;
-        let (code, text) = client.deliver("s@example.test", &[name], &message("without a directory"))?;
-        ensure!(code == 250, "{name}: {code} {text}");
+        eventually("the account is served", SERVICE_BACK_MAX, || {
+            let mut client = cluster.smtp_client()?;
+            let (code, text) = client.deliver("s@example.test", &[name], &message("without a directory"))?;
+            ensure!(code == 250, "{name}: {code} {text}");
+            Ok(())
+        })?;
         let mut imap = cluster_tests::ImapClient::login(cluster.imap(0), name, PASSWORD)?;
         ensure!(imap.select("INBOX")? == 1, "{name}");
     }

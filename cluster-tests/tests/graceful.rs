@@ -9,8 +9,9 @@ use anyhow::{Result, ensure};
 use cluster_tests::{ClusterOptions, ImapClient, Outcome, PASSWORD, Scenario, SmtpClient, setting};
 
 const ACCOUNT: &str = "user0@example.test";
-/// Hand-over, the calls under way, and the volume's close: seconds.
-const STOP_MAX: Duration = Duration::from_secs(20);
+/// Hand-over, the calls under way, and the volume's close: seconds, which are printed. A busy machine and its disk get
+/// more.
+const STOP_MAX: Duration = Duration::from_secs(60);
 
 /// Changes whose outcome clients do not know.
 fn unknown(scenario: &Scenario) -> usize {

@@ -65,7 +65,10 @@ fn busy_shards_of_one_node_come_to_be_led_by_three() -> Result<()> {
         clients.push(busy(&cluster, account.with_context(|| format!("no account in shard {shard}"))?, stop.clone()));
     }
     eventually("each node leads one busy shard, and as many shards as before", PATIENCE, || {
-        ensure!(clients.iter().all(|client| !client.is_finished()), "a client ended");
+        if clients.iter().any(JoinHandle::is_finished) {
+            // It tells below what it has met.
+            return Ok(());
+        }
         let now = shards(&cluster)?;
         let mut leaders: Vec<&str> = now
             .iter()

@@ -97,8 +97,15 @@ fn a_move_that_is_asked_for_again_under_its_id_is_done_already() -> Result<()> {
     let ask = |id: u8| -> Result<MailResult<RebalanceReply>> {
         let action = Action::MoveShard(MoveShard { shard: 0, from: from.clone(), to: to.clone() });
         let request = RebalanceRequest { action: Some(action), request_id: vec![id; 16].into(), ..Default::default() };
-        let leader = cluster.grpc(cluster.directory_leader()?);
-        runtime.block_on(async { Ok(node(&cluster, leader)?.rebalance(request).await) })
+        eventually("the directory's leader answers", PATIENCE, || {
+            let leader = cluster.grpc(cluster.directory_leader()?);
+            match runtime.block_on(async { anyhow::Ok(node(&cluster, leader)?.rebalance(request.clone()).await) })? {
+                Err(again @ (MailError::NotLeader { .. } | MailError::Unavailable | MailError::Deadline)) => {
+                    bail!(again)
+                }
+                answered => Ok(answered),
+            }
+        })
     };
     ask(1)??;
     let mut id = 1;

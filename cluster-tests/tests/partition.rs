@@ -168,7 +168,11 @@ fn a_paused_leader_with_a_mirror_has_both_halves_when_it_goes_on() -> Result<()>
     for round in 0..rounds {
         let paused = pause_the_leader(&scenario, pause(round))?;
         scenario.progress()?;
-        let rows = scenario.cluster.volumes(&scenario.cluster.nodes[paused].name)?;
+        let rows = eventually("the node tells of its volumes", PATIENCE, || {
+            let rows = scenario.cluster.volumes(&scenario.cluster.nodes[paused].name)?;
+            ensure!(!rows.is_empty(), "it does not answer");
+            Ok(rows)
+        })?;
         ensure!(rows.len() == 2 && rows.iter().all(|row| row["state"] == "current"), "{rows:?}");
     }
     scenario.finish()
@@ -210,9 +214,12 @@ fn a_leader_whose_followers_are_paused_acknowledges_nothing_until_they_go_on() -
         others.iter().try_for_each(|node| scenario.cluster.nodes[*node].signal("CONT"))?;
         scenario.service_back_after("the followers went on", resumed)?;
         // The sender's next attempt finds what may have been stored meanwhile.
-        let (code, text) =
-            scenario.cluster.smtp_client()?.deliver("probe@example.test", &[&account], message.as_bytes())?;
-        ensure!(code == 250, "{code} {text}");
+        eventually("the message is taken", PATIENCE, || {
+            let (code, text) =
+                scenario.cluster.smtp_client()?.deliver("probe@example.test", &[&account], message.as_bytes())?;
+            ensure!(code == 250, "{code} {text}");
+            Ok(())
+        })?;
         let after = scenario.cluster.imap_client(&account)?.select("INBOX")?;
         ensure!(after == before + 1, "{after} messages after {before} and one that was sent");
     }

@@ -8,6 +8,8 @@ use cluster_tests::{Cluster, ClusterOptions, ImapClient, PASSWORD, eventually};
 /// More than all buffers between a node and a client that does not read would hold of a few.
 const LARGE_OCTETS: usize = 16 << 20;
 const READERS: usize = 40;
+/// Messages to others meanwhile, and times that somebody who reads gets the large one.
+const SERVED: u32 = 4;
 
 #[test]
 fn clients_that_do_not_read_what_they_fetch_hold_up_nobody_else() -> Result<()> {
@@ -29,7 +31,7 @@ fn clients_that_do_not_read_what_they_fetch_hold_up_nobody_else() -> Result<()> 
         // The first octets have come: the fetch is under way.
         ensure!(reader.line.exact(1)? == b"*");
     }
-    for number in 0..10 {
+    for number in 0..SERVED {
         let text = format!("Subject: {number}\r\n\r\nhello\r\n");
         cluster.smtp_client()?.deliver("s@example.test", &["ann@example.test"], text.as_bytes())?;
         let mut ann = cluster.imap_client("ann@example.test")?;

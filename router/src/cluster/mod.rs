@@ -58,6 +58,9 @@ struct Shared {
 const PROBE_MAX: Duration = Duration::from_millis(2_500);
 /// A node that works answers a probe within this, slow links and a busy machine included.
 const PROBE_LATE: Duration = Duration::from_secs(1);
+/// A timer that is late by this says that this process stood still itself: what it has not heard meanwhile says nothing of
+/// others. More than a busy runtime makes of it, less than anybody is waited for.
+const STOOD_STILL: Duration = Duration::from_millis(250);
 /// How long an operation looks for its shard's leader, unless the settings say otherwise.
 const OPERATION_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -234,19 +237,19 @@ async fn probe(shared: Weak<Shared>, id: NodeId) {
         let answered = match &node {
             Some(node) => {
                 let mut answer = node.identify();
-                let answer = match timeout(PROBE_LATE, &mut answer).await {
-                    Ok(answer) => Ok(answer),
-                    Err(_) => {
+                let answer = match await_fairly(PROBE_LATE, &mut answer).await {
+                    Some(answer) => Some(answer),
+                    None => {
                         let Some(shared) = shared.upgrade() else { return };
                         shared.suspects.lock().late(id);
                         drop(shared);
-                        timeout(PROBE_MAX.saturating_sub(PROBE_LATE), answer).await
+                        await_fairly(PROBE_MAX.saturating_sub(PROBE_LATE), &mut answer).await
                     }
                 };
                 match answer {
-                    Ok(Ok(_)) => true,
-                    Ok(Err(error)) => !matches!(error, MailError::Unavailable | MailError::Deadline),
-                    Err(_) => false,
+                    Some(Ok(_)) => true,
+                    Some(Err(error)) => !matches!(error, MailError::Unavailable | MailError::Deadline),
+                    None => false,
                 }
             }
             None => false,
@@ -275,9 +278,44 @@ async fn probe(shared: Weak<Shared>, id: NodeId) {
     }
 }
 
+/// As a timeout, but whoever is waited for has the whole time again, once, where this process stood still amid it.
+async fn await_fairly<T>(max: Duration, mut answer: impl Future<Output = T> + Unpin) -> Option<T> {
+    let began = Instant::now();
+    if let Ok(answer) = timeout(max, &mut answer).await {
+        return Some(answer);
+    }
+    match began.elapsed() > max + STOOD_STILL {
+        true => timeout(max, answer).await.ok(),
+        false => None,
+    }
+}
+
 /// An account as delivery sees it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LocalRecipient {
     pub shard: ShardId,
     pub account: AccountId,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+    use tokio::time::{Instant, advance};
+
+    use super::{PROBE_LATE, await_fairly};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_its_time_again_where_this_process_stood_still() {
+        let began = Instant::now();
+        assert_eq!(await_fairly(PROBE_LATE, Box::pin(pending::<()>())).await, None);
+        assert!(began.elapsed() < PROBE_LATE * 2);
+        let (answer, answered) = oneshot::channel();
+        let waiting = tokio::spawn(await_fairly(PROBE_LATE, answered));
+        tokio::task::yield_now().await;
+        advance(PROBE_LATE * 3).await;
+        answer.send(7).unwrap();
+        assert_eq!(waiting.await.unwrap(), Some(Ok(7)));
+    }
 }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use tracing::debug;
 use types::{AccountId, MailError, MailResult, NodeId, ShardId};
 
-use super::Shared;
 use super::fetch::FetchStream;
+use super::{STOOD_STILL, Shared};
 
 /// The pause after all replicas were asked in vain.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -284,9 +284,12 @@ impl ShardClient {
     /// Returns once an attempt has lasted until `at`, and the shard has no majority that could answer it.
     async fn waits_in_vain(&self, shard: ShardId, spared: Option<NodeId>, at: Instant) {
         loop {
+            let began = Instant::now();
             tokio::time::sleep(LOOK).await;
             self.shared.inquire(shard);
-            if Instant::now() >= at && self.shared.is_in_vain(shard, spared) {
+            // After it stood still itself, this process has yet to hear what others have said meanwhile.
+            let hears = began.elapsed() <= LOOK + STOOD_STILL;
+            if hears && Instant::now() >= at && self.shared.is_in_vain(shard, spared) {
                 debug!(%shard, "given up: most replicas do not answer");
                 return;
             }

@@ -51,7 +51,7 @@ async fn the_leader_is_found_by_hints_and_remembered() {
     assert_eq!(test.calls("status"), first + 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shard_without_a_leader_is_unavailable_and_comes_back() {
     let test = TestCluster::new();
     let cluster = followed(&test).await;
@@ -72,7 +72,7 @@ async fn a_shard_without_a_leader_is_unavailable_and_comes_back() {
 #[tokio::test]
 async fn an_operation_of_unknown_outcome_is_asked_for_again() {
     let test = TestCluster::new();
-    let cluster = followed(&test).await;
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
     test.plan("status", ALICE, Fault::After(MailError::Deadline));
     assert!(cluster.shards().status(status_of(&test, ALICE)).await.is_ok());
     test.plan("create_mailbox", ALICE, Fault::After(MailError::Deadline));
@@ -295,7 +295,7 @@ async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
     let test = TestCluster::new();
     let bodies: Vec<String> = (0..5).map(|i| format!("{i}").repeat(10 + 37 * i)).collect();
     bodies.iter().for_each(|body| test.put(ALICE, body.as_bytes()));
-    let cluster = followed(&test).await;
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
     let account = test.id(ALICE);
     let request = FetchRequest {
         shard: shard_of(account),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::wire::NodeRecord;
 use proto::wire::directory_change::Change;
@@ -12,7 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use router::{Cluster, Router};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::support::client::Client;
 use crate::support::cluster::{PASSWORD, TestCluster, shard_of};
@@ -61,8 +62,7 @@ async fn mail_goes_in_and_out_over_the_network_and_past_a_dead_node() {
         seeds.push(address);
         servers.push(server);
     }
-    let mut settings = settings(dir.path());
-    settings.limits.operation_ms = 10_000;
+    let settings = settings(dir.path());
     let router = Router::start(settings, Cluster::connect(&seeds, &tls(ROLE_ROUTER))).await.unwrap();
     timeout(PATIENCE, router.cluster().wait_ready()).await.unwrap();
 
@@ -101,6 +101,12 @@ async fn mail_goes_in_and_out_over_the_network_and_past_a_dead_node() {
     assert!(second.login_pop3("alice@example.test", PASSWORD).await.starts_with("-ERR [IN-USE]"));
     client.expect("DELE 1", "+OK").await;
     client.expect("QUIT", "+OK").await;
+    let free = async {
+        while !test.state.lock().locks.is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, free).await.unwrap();
     let reply = second.login_pop3("alice@example.test", PASSWORD).await;
     assert!(reply.starts_with("+OK 1 messages"), "{reply}");
 }

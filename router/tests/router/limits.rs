@@ -1,9 +1,7 @@
 //! What one client, or many, can take; and how a router ends.
 
-use std::time::Duration;
-
 use crate::support::client::Client;
-use crate::support::router::{POP3, SMTP, TestRouter, listener, settings};
+use crate::support::router::{PATIENCE, POP3, SMTP, TestRouter, listener, settings};
 use router::Router;
 use router::settings::{ListenerTls, Protocol};
 
@@ -76,7 +74,7 @@ async fn at_shutdown_idle_sessions_are_told_and_a_message_under_way_is_finished(
     assert!(busy.reply().await.starts_with("250 "));
     assert!(busy.rest().await.starts_with("421 4.3.2"));
     drop((idle, pop3, busy));
-    tokio::time::timeout(Duration::from_secs(20), shutdown).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, shutdown).await.unwrap().unwrap();
     assert_eq!(cluster.contents("alice@example.test"), ["last\r\n"]);
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
@@ -89,7 +87,7 @@ async fn whoever_does_not_finish_is_cut_off() {
     stuck.envelope("s@c.test", &["alice@example.test"]).await;
     stuck.expect("DATA", "354 ").await;
     stuck.send("half\r\n").await;
-    tokio::time::timeout(Duration::from_secs(20), router.router.shutdown()).await.unwrap();
+    tokio::time::timeout(PATIENCE, router.router.shutdown()).await.unwrap();
     assert_eq!(stuck.rest().await, "");
     assert_eq!(router.cluster.calls("deliver"), 0);
 }

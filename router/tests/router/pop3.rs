@@ -1,12 +1,10 @@
 //! Maildrops by POP3: exact, locked, and never short of a message that was not deleted on purpose.
 
-use std::time::Duration;
-
 use types::MailError;
 
 use crate::support::client::Client;
 use crate::support::cluster::{Fault, PASSWORD, shard_of};
-use crate::support::router::{POP3, POP3S, TestRouter};
+use crate::support::router::{PATIENCE, POP3, POP3S, TestRouter};
 
 const ALICE: &str = "alice@example.test";
 
@@ -186,7 +184,7 @@ async fn a_maildrop_of_thirty_thousand_messages_is_listed_whole() {
     }
     let mut client = logged_in(&router).await;
     client.expect("UIDL", "+OK 30000 messages").await;
-    let listing = tokio::time::timeout(Duration::from_secs(60), client.multi_line()).await.unwrap();
+    let listing = tokio::time::timeout(PATIENCE, client.multi_line()).await.unwrap();
     assert_eq!(listing.lines().count(), 30_000);
     assert!(listing.ends_with("30000 77.30000\r\n"));
 }

@@ -7,7 +7,7 @@ use types::MailError;
 
 use crate::support::client::Client;
 use crate::support::cluster::Fault;
-use crate::support::router::{PATIENCE, SMTP, SUBMISSION, TestRouter};
+use crate::support::router::{OPERATION_MS, PATIENCE, SMTP, SUBMISSION, TestRouter};
 
 const MESSAGE: &str = "Subject: hello\r\n\r\n..dot and text\r\n";
 const CONTENT: &str = "Subject: hello\r\n\r\n.dot and text\r\n";
@@ -109,7 +109,7 @@ async fn postmaster_reaches_somebody_with_and_without_a_domain() {
 
 #[tokio::test]
 async fn when_one_shard_fails_all_is_deferred_and_the_retry_stores_each_copy_once() {
-    let router = TestRouter::start().await;
+    let router = TestRouter::with(|settings| settings.limits.operation_ms = OPERATION_MS).await;
     // The answer of one shard is lost on every try within the operation's time, of another once.
     for _ in 0..50 {
         router.cluster.plan("deliver", "bob@example.test", Fault::Before(MailError::Unavailable));
@@ -288,7 +288,7 @@ async fn what_senders_know_is_settled_before_the_router_stops() {
 
 #[tokio::test]
 async fn a_recipient_whose_shard_has_no_leader_is_deferred_before_the_message() {
-    let router = TestRouter::start().await;
+    let router = TestRouter::with(|settings| settings.limits.operation_ms = OPERATION_MS).await;
     let mut client = greeted(&router).await;
     router.cluster.state.lock().down.extend([1, 2, 3]);
     // Nobody knows yet: a message finds out, and probes go on.

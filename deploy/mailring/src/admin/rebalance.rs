@@ -18,6 +18,8 @@ use crate::output::{counted, line, octets};
 
 /// Between looks at a rebalance that is watched.
 const LOOK: Duration = Duration::from_millis(500);
+/// A rebalance that is watched goes on by itself: as long as this nobody need answer, as amid an election on a busy machine.
+const UNHEARD_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -322,15 +324,18 @@ async fn show(client: &mut AdminClient, action: Action, output: OutputArgs) -> R
 async fn follow(client: &mut AdminClient, leaving: Option<&str>, output: OutputArgs) -> Result<Report, Failure> {
     let mut bars = (!output.json && stderr().is_terminal()).then(Bars::new);
     let mut rates = Rates::default();
-    let mut said = String::new();
+    let (mut said, mut heard) = (String::new(), Instant::now());
     loop {
-        let reply = client.rebalance(request(Action::Status(Done {}))).await?;
-        let mut report = Report::of(client, reply).await?;
-        rates.note(&mut report, Instant::now());
-        let votes = match leaving.filter(|_| report.is_over()) {
-            Some(node) => client.view().await?.nodes.values().any(|known| known.name == *node && known.directory_voter),
-            None => false,
+        let (mut report, votes) = match look(client, leaving).await {
+            Ok(found) => found,
+            Err(Failure::Unreachable(_)) if heard.elapsed() < UNHEARD_MAX => {
+                sleep(LOOK).await;
+                continue;
+            }
+            Err(failure) => return Err(failure),
         };
+        heard = Instant::now();
+        rates.note(&mut report, heard);
         if votes && report.waits_because.is_none() {
             report.waits_because = Some("the node still votes in the directory".to_owned());
         }
@@ -354,6 +359,17 @@ async fn follow(client: &mut AdminClient, leaving: Option<&str>, output: OutputA
         }
         sleep(LOOK).await;
     }
+}
+
+/// How far it is, and whether the node that is `leaving` votes although all else is over.
+async fn look(client: &mut AdminClient, leaving: Option<&str>) -> Result<(Report, bool), Failure> {
+    let reply = client.rebalance(request(Action::Status(Done {}))).await?;
+    let report = Report::of(client, reply).await?;
+    let votes = match leaving.filter(|_| report.is_over()) {
+        Some(node) => client.view().await?.nodes.values().any(|known| known.name == *node && known.directory_voter),
+        None => false,
+    };
+    Ok((report, votes))
 }
 
 #[cfg(test)]

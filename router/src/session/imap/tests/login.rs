@@ -1,7 +1,6 @@
 //! Greeting, STARTTLS, LOGIN, AUTHENTICATE, and how a session ends.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +9,7 @@ use types::MailError;
 
 use super::super::run;
 use super::node::{ACCOUNT, account_record};
-use super::transcript::{OPEN, STARTTLS, Server, play};
+use super::transcript::{OPEN, PATIENCE, STARTTLS, Server, play};
 
 fn plain(acting_as: &str, user: &str, password: &str) -> String {
     STANDARD.encode(format!("{acting_as}\0{user}\0{password}"))
@@ -176,12 +175,17 @@ async fn thirty_bad_commands_end_the_connection_and_fewer_do_not() {
 
 #[tokio::test]
 async fn silent_clients_are_logged_out() {
-    let server = Server::with(|settings| (settings.limits.login_s, settings.limits.imap_idle_s) = (1, 2)).await;
-    let mut before = server.connect(OPEN).await;
-    let (mut after, mut idle) = (server.client().await, server.client().await);
-    idle.send("a IDLE\r\n").await;
-    assert_eq!(idle.line().await, "+ idling");
+    let no_login = Server::with(|settings| settings.limits.login_s = 1).await;
+    let mut before = no_login.connect(OPEN).await;
     before.line().await;
+    let server = Server::with(|settings| settings.limits.imap_idle_s = 2).await;
+    let mut after = server.client().await;
+    let mut idle = server.connect(OPEN).await;
+    idle.line().await;
+    // In one packet, so that it is in time.
+    idle.send("l LOGIN alice@example.test mailring-demo\r\na IDLE\r\n").await;
+    assert!(idle.line().await.starts_with("l OK "));
+    assert_eq!(idle.line().await, "+ idling");
     for client in [&mut before, &mut after, &mut idle] {
         let rest = client.rest().await;
         assert!(rest.len() == 1 && rest[0].starts_with("* BYE "), "{rest:?}");
@@ -222,7 +226,7 @@ async fn when_the_router_stops_clients_are_told() {
     let rest = client.rest().await;
     assert!(rest.len() == 1 && rest[0].starts_with("* BYE [UNAVAILABLE] "), "{rest:?}");
     drop(client);
-    tokio::time::timeout(Duration::from_secs(20), stopped).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap();
 }
 
 #[test]

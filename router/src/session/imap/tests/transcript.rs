@@ -13,7 +13,7 @@ use crate::settings::{Limits, ListenerSettings, ListenerTls, Protocol, Role, Tls
 use crate::{Cluster, Router, RouterSettings};
 
 /// Longer than anything that works takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// In place of a line, where there are no more.
 const END: &str = "(end of stream)";
@@ -53,7 +53,7 @@ impl Server {
             cluster_tls: None,
             tls: Some(files),
             listeners: vec![listener(ListenerTls::None, true), listener(ListenerTls::StartTls, false)],
-            limits: Limits { operation_ms: 300, ..Limits::default() },
+            limits: Limits::default(),
         };
         change(&mut settings);
         let node = MemoryNode::new();
