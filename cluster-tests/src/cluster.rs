@@ -115,7 +115,7 @@ struct Listeners {
 
 /// The disk below the test's own, which others use too, gave no answer for seconds, or a process got no processor.
 const OF_THE_MACHINE: [&str; 3] =
-    ["disk does not answer", "reads of a mirror half are slow", "node does not answer, others are asked"];
+    ["disk does not answer", "the disk gives no answer to a read", "reads of a mirror half are slow"];
 
 /// Bounds only how long a test waits before it gives up.
 const HEARD_MAX: Duration = Duration::from_secs(30);

@@ -257,8 +257,11 @@ pub(crate) fn said(command: &Command, output: &Output) -> Result<String> {
     Ok(said)
 }
 
-const SILENT: &str = "node does not answer, others are asked";
-const HEARD_AGAIN: &str = "node answers again";
+/// What is logged of nodes that say nothing, and when they say something again.
+const SILENCES: [(&str, &str); 2] = [
+    ("node does not answer, others are asked", "node answers again"),
+    ("directory is not reachable, going on with what is known", "directory is reachable again"),
+];
 
 fn alarms(log: &str) -> Vec<String> {
     // The level is the second word: "2026-01-01T00:00:00.000000Z  WARN router: text".
@@ -268,9 +271,9 @@ fn alarms(log: &str) -> Vec<String> {
     for line in log.lines() {
         if is_alarm(&line) {
             alarms.push(line.to_owned());
-        } else if line.contains(HEARD_AGAIN)
-            && let Some(at) = alarms.iter().rposition(|alarm| alarm.contains(SILENT) && node(alarm) == node(line))
-        {
+        }
+        let Some((silence, _)) = SILENCES.iter().find(|(_, end)| line.contains(end)) else { continue };
+        if let Some(at) = alarms.iter().rposition(|alarm| alarm.contains(silence) && node(alarm) == node(line)) {
             alarms.remove(at);
         }
     }
@@ -305,5 +308,9 @@ mod tests {
         // Once each time.
         assert_eq!(alarms(&[silent(1), silent(1), again(1)].concat()).len(), 1);
         assert_eq!(alarms(&[silent(1), again(1), silent(1)].concat()).len(), 1);
+        let lost = line(" WARN", "directory is not reachable, going on with what is known");
+        let found = line(" INFO", "directory is reachable again");
+        assert_eq!(alarms(&lost).len(), 1);
+        assert_eq!(alarms(&[lost, found].concat()).len(), 0);
     }
 }

@@ -42,7 +42,9 @@ pub(super) async fn follow(shared: Weak<Shared>) {
             }
             if heard {
                 backoff.reset();
-                lost = false;
+                if std::mem::take(&mut lost) {
+                    info!("directory is reachable again");
+                }
             }
         }
         turn = turn.wrapping_add(1);
