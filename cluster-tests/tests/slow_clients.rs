@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, LineClient, Quantiles, SmtpClient, is_long};
+use cluster_tests::{Cluster, ClusterOptions, LineClient, Quantiles, SmtpClient, eventually, is_long};
 
 /// 1,000 in all.
 const SMTP: usize = 400;
@@ -17,6 +17,10 @@ const DESCRIPTORS: usize = 4_096;
 /// Between two bytes of a slow client.
 const DRIP: Duration = Duration::from_millis(500);
 const GROWTH_MAX_KIB: u64 = 256 * 1024;
+/// Of it, for the next ones.
+const KEPT_MAX_KIB: u64 = 32 * 1024;
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Logins of each protocol that are measured.
 const LOGINS: usize = 30;
 /// The same in the long form.
@@ -92,6 +96,13 @@ fn a_thousand_slow_clients_hold_up_no_login_and_lose_nothing() -> Result<()> {
         let answer = client.line()?;
         ensure!(["a NO", "a BAD", "+OK", "-ERR"].iter().any(|word| answer.starts_with(word)), "{answer}");
     }
+    drop((senders, others));
+    let left = eventually("the memory is given back", PATIENCE, || {
+        let left = cluster.routers[0].memory_kib()?.saturating_sub(before);
+        ensure!(left < KEPT_MAX_KIB, "{left} KiB of {growth} KiB are kept");
+        Ok(left)
+    })?;
+    println!("{left} KiB when they are gone");
     cluster.check_logs(&[])
 }
 

@@ -6,8 +6,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ClusterOptions, Injection, Scenario, disks_possible, setting};
+use cluster_tests::{ClusterOptions, Injection, Scenario, disks_possible, eventually, rounds, setting};
 
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
 const LONGEST: Duration = Duration::from_secs(30);
 
 #[test]
@@ -42,19 +44,33 @@ fn a_leader_whose_disk_stalls_steps_aside_and_comes_back_by_itself() -> Result<(
 /// Of each sync, in microseconds.
 const SLOW: &str = "delay_enter=200000";
 
+/// Before the fault, to compare with, and while it lasts.
+const QUIET: Duration = Duration::from_secs(5);
+const LASTS: Duration = Duration::from_secs(8);
+
 #[test]
 fn a_disk_whose_syncs_take_200_milliseconds_is_slow_and_nothing_else() -> Result<()> {
-    let (seed, rounds) = (setting("MAILRING_SEED", 62), setting("MAILRING_ROUNDS", 2));
-    let mut scenario = Scenario::start(ClusterOptions::default(), seed, rounds)?;
-    for _ in 0..rounds {
+    let options = ClusterOptions { leaders_look_s: Some(0), ..ClusterOptions::DEFAULT };
+    let (mut scenario, _, rounds) = Scenario::seeded(options, 62, rounds(1, 2))?;
+    for round in 0..rounds {
         scenario.progress()?;
-        let leader = scenario.cluster.first_leader()?;
-        let process = scenario.cluster.nodes[leader].pid().context("not running")?;
-        let Some(slow) = Injection::begin(process, "fdatasync,fsync", SLOW, &[])? else { return Ok(()) };
+        let cluster = &scenario.cluster;
+        let mut accounts = eventually("leaders are where they should be", PATIENCE, || cluster.accounts_by_leader())?;
+        let slow = (round % 3) as usize;
+        let (here, elsewhere) = (accounts.remove(slow), accounts.concat());
+        scenario.load.forget_errors();
+        scenario.go_on(QUIET)?;
+        let service = &scenario.load.service;
+        println!("changes elsewhere before: {}; there: {}", service.times_of(&elsewhere), service.times_of(&here));
+        let process = scenario.cluster.nodes[slow].pid().context("not running")?;
+        let Some(syncs) = Injection::begin(process, "fdatasync,fsync", SLOW, &[])? else { return Ok(()) };
         println!("served {:?} while a leader's syncs take 200 ms", scenario.service_back()?);
-        scenario.progress()?;
-        scenario.progress()?;
-        drop(slow);
+        scenario.load.forget_errors();
+        scenario.go_on(LASTS)?;
+        println!("elsewhere meanwhile: {}; there: {}", service.times_of(&elsewhere), service.times_of(&here));
+        let errors = scenario.load.errors();
+        ensure!(errors == 0, "{errors} errors seen by clients of a cluster with a slow disk");
+        drop(syncs);
         scenario.progress()?;
     }
     scenario.finish()
