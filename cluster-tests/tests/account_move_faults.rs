@@ -1,0 +1,104 @@
+//! Accounts move while links are slow or cut, or records cannot be read: a slow move takes longer, one that is held in vain
+//! is undone, and what cannot be read stops it only where there is no other copy, and is named.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Fault, eventually, in_own_network, message, noise};
+use serde_json::Value;
+
+/// Bounds only how long a test waits before it gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+const USER: &str = "user0@example.test";
+/// Every shard is on one node alone.
+const ALONE: ClusterOptions = ClusterOptions { replicas: 1, proxied: true, ..ClusterOptions::DEFAULT };
+/// Logged by the leader of the shard that an account comes to, when a move was broken off and is to go on.
+const NOT_YET: &str = "account not moved yet";
+/// What the window of a copy may hold takes half a minute.
+const MEGABIT: Fault = Fault::Narrow(1_000_000);
+
+fn show(cluster: &Cluster) -> Result<Value> {
+    cluster.json(&["account", "show", USER])
+}
+
+/// The nodes that lead the account's shard and another one, and that one.
+fn apart(cluster: &Cluster) -> Result<(usize, usize, String)> {
+    let shards = cluster.json(&["shard", "list"])?;
+    let rows = shards.as_array().context("shards")?;
+    let leader = |row: &Value| cluster.nodes.iter().position(|node| row["leader"] == node.name.as_str());
+    let own = &show(cluster)?["shard"];
+    let source = rows.iter().find(|row| row["shard"] == *own).and_then(leader).context("no leader")?;
+    let elsewhere = |row: &&Value| leader(row).is_some_and(|node| node != source);
+    let target = rows.iter().find(elsewhere).context("all shards are on one node")?;
+    Ok((source, leader(target).context("no leader")?, target["shard"].to_string()))
+}
+
+fn check_moved(cluster: &Cluster, to: &str) -> Result<()> {
+    let shown = show(cluster)?;
+    ensure!(shown["moving"].is_null() && shown["shard"].to_string() == to, "{shown}");
+    Ok(())
+}
+
+/// What the account holds, octet for octet.
+fn bodies(cluster: &Cluster) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut imap = cluster.imap_client(USER)?;
+    imap.select("INBOX")?;
+    let uids = imap.uids()?;
+    uids.into_iter().map(|uid| imap.body(uid)).collect()
+}
+
+#[test]
+fn a_slow_copy_takes_longer_and_no_more() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions { move_octets_per_s: Some(400_000), ..ALONE })?;
+    cluster.add_accounts(&["user0"])?;
+    let mut imap = cluster.imap_client(USER)?;
+    for (number, octets) in [3_000_000, 1_000, 700_000, 40_000, 5_000_000, 200_000].into_iter().enumerate() {
+        imap.append("INBOX", &noise(number as u64, octets))?;
+        for k in 0..30 {
+            imap.append("INBOX", &message(&format!("small-{number}-{k}")))?;
+        }
+    }
+    let before = bodies(&cluster)?;
+    let (_, target, to) = apart(&cluster)?;
+    cluster.admin(&["account", "move", USER, &to])?;
+    eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))?;
+    ensure!(bodies(&cluster)? == before, "other messages");
+    ensure!(cluster.nodes[target].logged(NOT_YET)? == 0, "the copy was broken off");
+    cluster.check_logs(&[])
+}
+
+/// A shard that the node leads which leads the account's own one, and that node.
+fn together(cluster: &Cluster) -> Result<(usize, String)> {
+    let shards = cluster.json(&["shard", "list"])?;
+    let rows = shards.as_array().context("shards")?;
+    let own = &show(cluster)?["shard"];
+    let leader = &rows.iter().find(|row| row["shard"] == *own).context("no such shard")?["leader"];
+    let other =
+        rows.iter().find(|row| row["leader"] == *leader && row["shard"] != *own).context("it leads no other")?;
+    let node = cluster.nodes.iter().position(|node| *leader == node.name.as_str()).context("no leader")?;
+    Ok((node, other["shard"].to_string()))
+}
+
+#[test]
+fn a_copy_whose_replicas_are_behind_links_of_a_megabit_takes_longer_and_no_more() -> Result<()> {
+    let name = "a_copy_whose_replicas_are_behind_links_of_a_megabit_takes_longer_and_no_more";
+    in_own_network(name, |mut network| {
+        let cluster = Cluster::start(ClusterOptions { own_groups: true, ..ClusterOptions::default() })?;
+        cluster.add_accounts(&["user0"])?;
+        let mut imap = cluster.imap_client(USER)?;
+        for seed in 0..9 {
+            imap.append("INBOX", &noise(seed, 400_000))?;
+        }
+        let before = bodies(&cluster)?;
+        let (leader, to) = together(&cluster)?;
+        for (one, other) in [(0, 1), (1, 2), (2, 0)] {
+            network.between(&cluster, &cluster.nodes[one].name, &cluster.nodes[other].name, MEGABIT)?;
+        }
+        cluster.admin(&["account", "move", USER, &to])?;
+        eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))?;
+        network.heal()?;
+        ensure!(bodies(&cluster)? == before, "other messages");
+        ensure!(cluster.nodes[leader].logged(NOT_YET)? == 0, "the copy was broken off");
+        cluster.check_logs(&[])
+    })
+}
