@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Fault, eventually, in_own_network, message, noise};
+use cluster_tests::{Cluster, ClusterOptions, Fault, Link, eventually, in_own_network, message, noise};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
@@ -12,10 +12,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const USER: &str = "user0@example.test";
 /// Every shard is on one node alone.
 const ALONE: ClusterOptions = ClusterOptions { replicas: 1, proxied: true, ..ClusterOptions::DEFAULT };
-/// Logged by the leader of the shard that an account comes to, when a move was broken off and is to go on.
+/// Logged by the leader of the shard that an account comes to.
+const HELD: &str = "account is held for its last pass";
+/// By the same, when a move was broken off and is to go on.
 const NOT_YET: &str = "account not moved yet";
 /// What the window of a copy may hold takes half a minute.
 const MEGABIT: Fault = Fault::Narrow(1_000_000);
+/// Of each call between the two shards, there and back: what happens after the account is held takes seconds, and pings are
+/// still answered in time.
+const DELAY: Link = Link::Delay(Duration::from_millis(700));
 
 fn show(cluster: &Cluster) -> Result<Value> {
     cluster.json(&["account", "show", USER])
@@ -101,4 +106,41 @@ fn a_copy_whose_replicas_are_behind_links_of_a_megabit_takes_longer_and_no_more(
         ensure!(cluster.nodes[leader].logged(NOT_YET)? == 0, "the copy was broken off");
         cluster.check_logs(&[])
     })
+}
+
+/// The account has a few messages, and is held for its move to a shard whose leader then reaches nobody: the two nodes, and
+/// the shard.
+fn cut_when_held(cluster: &Cluster) -> Result<(usize, usize, String)> {
+    let (source, target, to) = apart(cluster)?;
+    let [from, at] = [source, target].map(|node| cluster.nodes[node].name.as_str());
+    cluster.proxy.between(from, at, DELAY);
+    cluster.admin(&["account", "move", USER, &to])?;
+    eventually("the account is held", PATIENCE, || {
+        ensure!(cluster.nodes[target].logged(HELD)? > 0);
+        Ok(())
+    })?;
+    cluster.proxy.between(from, at, Link::Cut);
+    cluster.proxy.around(at, Link::Cut);
+    let shown = show(cluster)?;
+    ensure!(shown["moving"]["stage"] == "copying", "the links were cut too late: {shown}");
+    Ok((source, target, to))
+}
+
+#[test]
+fn an_account_that_is_held_in_vain_is_served_again_where_it_was() -> Result<()> {
+    let cluster = Cluster::start(ALONE)?;
+    cluster.add_accounts(&["user0"])?;
+    let mut imap = cluster.imap_client(USER)?;
+    imap.append("INBOX", &message("before"))?;
+    let own = show(&cluster)?["shard"].clone();
+    cut_when_held(&cluster)?;
+    eventually("the account is served", PATIENCE, || {
+        cluster.imap_client(USER)?.append("INBOX", &message("meanwhile")).map(drop)
+    })?;
+    let shown = show(&cluster)?;
+    ensure!(shown["shard"] == own && shown["moving"]["stage"] == "undone", "{shown}");
+    cluster.proxy.heal();
+    eventually("the move is over", PATIENCE, || check_moved(&cluster, &own.to_string()))?;
+    ensure!(bodies(&cluster)?.contains(&Some(message("before"))), "a message is gone");
+    cluster.check_logs(&["account was held for too long", "node does not answer"])
 }
