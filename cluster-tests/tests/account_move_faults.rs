@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Fault, Link, eventually, in_own_network, message, noise};
+use proto::wire::{DeliverRequest, Recipient, SettleRequest};
+use proto::{Body, ClusterTls, GrpcNode, MailStore};
 use serde_json::Value;
 
 /// Bounds only how long a test waits before it gives up.
@@ -143,4 +145,56 @@ fn an_account_that_is_held_in_vain_is_served_again_where_it_was() -> Result<()> 
     eventually("the move is over", PATIENCE, || check_moved(&cluster, &own.to_string()))?;
     ensure!(bodies(&cluster)?.contains(&Some(message("before"))), "a message is gone");
     cluster.check_logs(&["account was held for too long", "node does not answer"])
+}
+
+/// A node, as a router asks it, over no proxy.
+fn at(cluster: &Cluster, node: usize) -> Result<GrpcNode> {
+    let tls = ClusterTls::load(&cluster.tls_files("router1"))?;
+    Ok(GrpcNode::new(proto::connect(&cluster.grpc(node).to_string(), tls.client)?))
+}
+
+/// Whether the delivery was known already.
+async fn deliver(node: &GrpcNode, shard: u32, account: u64, fingerprint: u8) -> Result<bool> {
+    let body = Body::from_bytes(message(&format!("delivery-{fingerprint}")).into());
+    let recipients = vec![Recipient { account, fingerprint: vec![fingerprint; 32].into() }];
+    let request = DeliverRequest { shard, recipients, body_octets: body.octets(), ..DeliverRequest::default() };
+    let reply = node.deliver(request, body).await?;
+    let reply = reply.recipients.first().context("no reply")?;
+    ensure!(reply.error.is_none(), "{reply:?}");
+    Ok(reply.duplicate)
+}
+
+#[test]
+fn a_delivery_that_was_settled_after_it_was_brought_is_settled_where_it_came_to() -> Result<()> {
+    let cluster = Cluster::start(ALONE)?;
+    cluster.add_accounts(&["user0"])?;
+    let shown = show(&cluster)?;
+    let account = shown["id"].as_u64().context("id")?;
+    let shard = |shown: &Value| shown["shard"].as_u64().map(|shard| shard as u32).context("shard");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (source, ..) = apart(&cluster)?;
+    let from = shard(&shown)?;
+    runtime.block_on(async {
+        let node = at(&cluster, source)?;
+        for fingerprint in [1, 2] {
+            ensure!(!deliver(&node, from, account, fingerprint).await?, "known before it came");
+        }
+        anyhow::Ok(())
+    })?;
+    let (source, target, to) = cut_when_held(&cluster)?;
+    runtime.block_on(async {
+        let fingerprints = vec![vec![1; 32].into()];
+        at(&cluster, source)?.settle(SettleRequest { shard: from, fingerprints }).await.context("settle")
+    })?;
+    cluster.proxy.heal();
+    eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))?;
+    let to = shard(&show(&cluster)?)?;
+    runtime.block_on(async {
+        let node = at(&cluster, target)?;
+        ensure!(deliver(&node, to, account, 2).await?, "a delivery that was not settled came twice");
+        ensure!(!deliver(&node, to, account, 1).await?, "a delivery that was settled is taken for a retry");
+        anyhow::Ok(())
+    })?;
+    ensure!(bodies(&cluster)?.len() == 3, "other messages");
+    cluster.check_logs(&[])
 }

@@ -4,6 +4,8 @@
 //! How far a mailbox is stands in the target's state, as the modseq of its last pass: whoever goes on begins there. What is
 //! proposed names this bringer, so that one who has been overtaken can do no harm.
 
+mod remembered;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -51,8 +53,6 @@ const RUNS_MAX: usize = 20_000;
 /// Bodies that several messages share, of which it is remembered here which message brought them; of others a second copy
 /// comes.
 const SHARED_BODIES_MAX: usize = 100_000;
-/// A request may be in the log this much later than it is stamped.
-const STAMP_SLACK_MS: u64 = 15_000;
 /// A wait for the throttle: it may be told of other copies meanwhile.
 const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The largest message that a node takes.
@@ -83,8 +83,11 @@ pub async fn bring(
         request,
         bodies: HashMap::new(),
         requests_since_ms: 0,
+        fingerprints_since_ms: 0,
+        fingerprints: BTreeSet::new(),
         is_held: false,
     };
+    bringing.fingerprints_before().await?;
     let began = Instant::now();
     let (mut passes, mut messages_in_all) = (0, 0);
     while passes < PASSES_MAX {
@@ -93,6 +96,7 @@ pub async fn bring(
         let messages = bringing.pass().await?.messages;
         messages_in_all += messages;
         bringing.requests().await?;
+        bringing.fingerprints().await?;
         if messages <= FEW_MESSAGES && pass_began.elapsed() <= FEW_TAKE {
             break;
         }
@@ -119,7 +123,8 @@ pub async fn bring(
         return Err(MailError::CannotDo("the account is not frozen any more".to_owned()));
     };
     bringing.requests().await?;
-    bringing.parts(What::Fingerprints(Done {})).await?;
+    bringing.fingerprints().await?;
+    bringing.settle_forgotten().await?;
     let now = take(target, account, id, MoveStep::Complete { bringer, mod_seq_last }).await?;
     match now.place {
         Place::Whole if now.move_id == id => Ok(Some(held_since)),
@@ -137,6 +142,9 @@ struct Bringing<'a> {
     /// By the body's number in the source: a message here that has it.
     bodies: HashMap<u64, BodyOf>,
     requests_since_ms: u64,
+    fingerprints_since_ms: u64,
+    /// Those that have come: they may be settled where they come from.
+    fingerprints: BTreeSet<[u8; 32]>,
     /// The account is frozen: everybody waits.
     is_held: bool,
 }
@@ -361,33 +369,6 @@ impl Bringing<'_> {
             self.import(vec![MovedPart::Pass(pass)]).await?;
         }
         Ok(messages)
-    }
-
-    /// What is remembered of requests, so that one whose answer was lost is not done again.
-    async fn requests(&mut self) -> MailResult<()> {
-        let newest = self.parts(What::RequestsSinceMs(self.requests_since_ms)).await?;
-        self.requests_since_ms = self.requests_since_ms.max(newest.saturating_sub(STAMP_SLACK_MS));
-        Ok(())
-    }
-
-    /// Imports parts as they come. Answers the newest time in a request.
-    async fn parts(&self, what: What) -> MailResult<u64> {
-        let mut stream = self.export(what).await?;
-        let (mut parts, mut newest) = (Vec::new(), 0);
-        while let Some(part_of) = next(&mut stream).await? {
-            let Part::Moved(moved) = part_of else { return Err(unexpected()) };
-            let part = part(&moved)?;
-            if let MovedPart::Request(request) = &part {
-                newest = newest.max(request.unix_ms);
-                // Of a change of many thousand messages, which done again changes nothing.
-                if request.record.len() > PARTS_OCTETS {
-                    continue;
-                }
-            }
-            parts.push(part);
-        }
-        self.import_all(parts).await?;
-        Ok(newest)
     }
 
     async fn import_all(&self, parts: Vec<MovedPart>) -> MailResult<()> {

@@ -144,7 +144,7 @@ impl Node {
     }
 }
 
-pub(super) fn fingerprint(bytes: &[u8]) -> MailResult<[u8; 32]> {
+pub(crate) fn fingerprint(bytes: &[u8]) -> MailResult<[u8; 32]> {
     bytes.try_into().map_err(|_| MailError::Invalid("a fingerprint has 32 octets".to_owned()))
 }
 
