@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Fault, Link, eventually, in_own_network, message, noise};
+use cluster_tests::{
+    Cluster, ClusterOptions, Fault, Link, check_large, check_large_but, eventually, fill, flip_large, in_own_network,
+    message, noise,
+};
 use proto::wire::{DeliverRequest, Recipient, SettleRequest};
 use proto::{Body, ClusterTls, GrpcNode, MailStore};
 use serde_json::Value;
@@ -23,6 +26,7 @@ const MEGABIT: Fault = Fault::Narrow(1_000_000);
 /// Of each call between the two shards, there and back: what happens after the account is held takes seconds, and pings are
 /// still answered in time.
 const DELAY: Link = Link::Delay(Duration::from_millis(700));
+const SEED: u64 = 5;
 
 fn show(cluster: &Cluster) -> Result<Value> {
     cluster.json(&["account", "show", USER])
@@ -197,4 +201,45 @@ fn a_delivery_that_was_settled_after_it_was_brought_is_settled_where_it_came_to(
     })?;
     ensure!(bodies(&cluster)?.len() == 3, "other messages");
     cluster.check_logs(&[])
+}
+
+#[test]
+fn damage_at_the_leader_that_an_account_leaves_stops_no_move_that_another_replica_can_serve() -> Result<()> {
+    let cluster = Cluster::start(ClusterOptions::default())?;
+    cluster.add_accounts(&["user0"])?;
+    fill(&cluster, SEED)?;
+    let (source, _, to) = apart(&cluster)?;
+    ensure!(flip_large(&cluster.disk(source), 3, SEED)?, "the message is in no file");
+    cluster.admin(&["account", "move", USER, &to])?;
+    eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))?;
+    ensure!(cluster.nodes[source].logged("record is damaged")? > 0, "nobody met the damage");
+    check_large(&cluster, SEED)
+}
+
+#[test]
+fn damage_that_no_other_replica_makes_good_stops_a_move_and_is_named_until_it_is_removed() -> Result<()> {
+    let cluster = Cluster::start(ALONE)?;
+    cluster.add_accounts(&["user0"])?;
+    fill(&cluster, SEED)?;
+    let (source, _, to) = apart(&cluster)?;
+    ensure!(flip_large(&cluster.disk(source), 3, SEED)?, "the message is in no file");
+    cluster.admin(&["account", "move", USER, &to])?;
+    eventually("the record is named", PATIENCE, || {
+        let shown = show(&cluster)?;
+        let because = shown["moving"]["waits_because"].as_str().with_context(|| shown.to_string())?;
+        ensure!(because.contains("record blob") && because.contains("cannot be read"), "{because}");
+        let status = cluster.json(&["rebalance", "status"])?;
+        let warnings = status["warnings"].as_array().context("no warnings")?;
+        ensure!(warnings.iter().filter_map(Value::as_str).any(|text| text.contains(because)), "{status}");
+        let text = cluster.admin(&["account", "show", USER])?;
+        ensure!(text.contains(because), "{text}");
+        Ok(())
+    })?;
+    check_large_but(&cluster, SEED, &[3])?;
+    let mut imap = cluster.imap_client(USER)?;
+    imap.select("Large")?;
+    let uid = *imap.uids()?.get(3).context("no such message")?;
+    imap.ok(&format!("UID STORE {uid} +FLAGS.SILENT (\\Deleted)"))?;
+    imap.ok("EXPUNGE")?;
+    eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))
 }

@@ -313,6 +313,7 @@ impl Bringing<'_> {
             return Ok(Some(MovedPart::Message(moved)));
         }
         self.target.volume.space.admit(body.len() as u64)?;
+        self.node.account_moves().gets_on(self.account);
         window.meanwhile(self.pace(body.len())).await?;
         window.make_room(WINDOW - 1, WINDOW_OCTETS.saturating_sub(body.len()), &mut self.bodies).await?;
         let of = BodyOf { mailbox: moved.mailbox, uid: moved.uid };

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
+use super::damaged_or;
 use crate::Node;
 use crate::mail::blocking;
 use crate::mail::deliver::fingerprint;
@@ -36,8 +37,12 @@ pub async fn export(node: &Node, request: ExportAccountRequest) -> MailResult<It
     let what = request.what.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
     let export = Export { state: shard.read().await?, account: AccountId(request.account) };
     let (sender, receiver) = mpsc::channel(PARTS_QUEUED);
+    let (node, shard) = (node.clone(), shard.id);
     tokio::spawn(async move {
-        let end = export.send(what, &sender).await.map(|()| ExportedPart { part: Some(Part::End(Done {})) });
+        let end = match export.send(what, &sender).await {
+            Ok(()) => Ok(ExportedPart { part: Some(Part::End(Done {})) }),
+            Err(error) => Err(damaged_or(&node, shard, error).await),
+        };
         // Nobody may be there to hear.
         drop(sender.send(end).await);
     });
