@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use directory::{AccountMove, Command as DirectoryCommand, MoveStage};
+use parking_lot::Mutex;
 use proto::wire::move_account_request::Step;
-use proto::wire::{AccountMoveFigures, MoveAccountReply, MoveAccountRequest};
+use proto::wire::{AccountMoveFigures, AccountMoveWait, MoveAccountReply, MoveAccountRequest};
 use storage::{Command, MoveStep, Outcome, Place, Whereabouts};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -47,6 +48,8 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 pub struct Figures {
     arrived: AtomicU64,
     held_ms_max: AtomicU64,
+    /// Why moves that are conducted from here do not get on.
+    waits: Mutex<BTreeMap<AccountId, String>>,
 }
 
 impl Figures {
@@ -55,6 +58,39 @@ impl Figures {
             arrived: self.arrived.load(Ordering::Relaxed),
             held_ms_max: self.held_ms_max.load(Ordering::Relaxed),
         }
+    }
+
+    pub fn waits(&self) -> Vec<AccountMoveWait> {
+        let waits = self.waits.lock();
+        waits
+            .iter()
+            .map(|(account, because)| AccountMoveWait { account: account.0, because: because.clone() })
+            .collect()
+    }
+
+    /// What it waited for is over.
+    fn gets_on(&self, account: AccountId) {
+        self.waits.lock().remove(&account);
+    }
+}
+
+/// What is told of a move, for as long as it is conducted from here.
+struct Told<'a> {
+    figures: &'a Figures,
+    account: AccountId,
+}
+
+impl Told<'_> {
+    /// True if that is news.
+    fn waits(&self, because: String) -> bool {
+        let mut waits = self.figures.waits.lock();
+        waits.insert(self.account, because.clone()).is_none_or(|before| before != because)
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.figures.gets_on(self.account);
     }
 }
 
@@ -176,11 +212,11 @@ impl Moves {
 
 /// Until the move is over, or another node leads the target.
 async fn conduct_on(node: Node, target: Arc<Shard>, account: AccountId, mut moving: AccountMove) {
-    let (mut told, mut pause) = (None, ROUND);
+    let (told, mut pause) = (Told { figures: node.account_moves(), account }, ROUND);
     while let Err(error) = conduct(&node, &target, account, moving).await {
-        if told.as_ref() != Some(&error) {
+        let error = damaged_or(&node, target.id, error).await;
+        if told.waits(error.to_string()) {
             tracing::info!(account = account.0, stage = ?moving.stage, %error, "account not moved yet");
-            told = Some(error);
         }
         tokio::time::sleep(pause).await;
         match stands(&node, account) {
@@ -188,6 +224,18 @@ async fn conduct_on(node: Node, target: Arc<Shard>, account: AccountId, mut movi
             _ => return,
         }
         pause = if moving.stage == MoveStage::Copying { (pause * 2).min(ROUND_MAX) } else { ROUND };
+    }
+}
+
+/// A record that cannot be read is the affair of another replica, which leads then. Where there is none it is named: whoever
+/// is told has no log of this node's.
+async fn damaged_or(node: &Node, shard: ShardId, error: MailError) -> MailError {
+    match node.or_elsewhere::<()>(shard.0, Err(error)).await {
+        Err(MailError::Corrupt { key }) => {
+            MailError::CannotDo(format!("record {key} of shard {shard} cannot be read, and no other replica has it"))
+        }
+        Err(error) => error,
+        Ok(()) => MailError::Unavailable,
     }
 }
 

@@ -246,6 +246,7 @@ impl DirectoryStore for Node {
                 octets_per_s: figures.octets_per_s,
             }),
             account_moves: Some(self.account_moves().to_wire()),
+            account_move_waits: self.account_moves().waits(),
         })
     }
 

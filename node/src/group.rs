@@ -59,6 +59,15 @@ pub struct StartCount {
     pub now: Start,
 }
 
+/// How long a proposal waits to be applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Patience {
+    /// Somebody has asked for it, and waits: [`PROPOSE_MAX`].
+    Asked,
+    /// A part of a copy: as long as this node leads a majority. Over narrow links it waits for what goes before it.
+    Copy,
+}
+
 #[derive(Clone)]
 pub struct Group {
     pub id: GroupId,
@@ -106,7 +115,18 @@ impl Group {
     /// Returns the reply and the entry's index once a majority has synced the command and this node has applied it.
     /// `NotLeader`, `Unavailable`: certainly not done. `Deadline`: the outcome is unknown. `Limit`: more than [`PROPOSAL_OCTETS_MAX`].
     pub async fn propose(&self, head: Vec<u8>, body: Option<Bytes>) -> MailResult<(Reply, u64)> {
-        if head.len() + body.as_ref().map_or(0, Bytes::len) > PROPOSAL_OCTETS_MAX {
+        self.propose_with(Patience::Asked, head, body).await
+    }
+
+    /// The same, with more patience than somebody has who waits for it.
+    pub async fn propose_with(
+        &self,
+        patience: Patience,
+        head: Vec<u8>,
+        body: Option<Bytes>,
+    ) -> MailResult<(Reply, u64)> {
+        let proposal = Proposal { head: head.into(), body };
+        if proposal.head.len() + proposal.body.as_ref().map_or(0, Bytes::len) > PROPOSAL_OCTETS_MAX {
             return Err(MailError::Limit(format!("too much for one change, at most {PROPOSAL_OCTETS_MAX} octets")));
         }
         if self.metrics().running_state.is_err() {
@@ -115,29 +135,36 @@ impl Group {
         if self.stands_aside() {
             return Err(MailError::NotLeader { hint: None });
         }
-        let proposal = Proposal { head: head.into(), body };
-        let write = tokio::time::timeout(PROPOSE_MAX, self.raft.client_write(proposal));
         let began = std::time::Instant::now();
+        let given_up = async {
+            match patience {
+                Patience::Asked => tokio::time::sleep(PROPOSE_MAX).await,
+                Patience::Copy => self.leads_no_more().await,
+            }
+        };
         let written = tokio::select! {
-            written = write => written,
+            // What has been done is told, however late this is looked at.
+            biased;
+            written = self.raft.client_write(proposal) => written,
+            () = given_up => return Err(MailError::Deadline),
             // Others have it or not, and go on without this node.
             () = self.stepping_aside() => return Err(MailError::Deadline),
         };
         match written {
-            Ok(Ok(response)) => {
+            Ok(response) => {
                 if self.id != GroupId::DIRECTORY {
                     self.peers.throttle.latencies.add(began.elapsed());
                 }
                 Ok((response.data, response.log_id.index))
             }
-            Ok(Err(RaftError::APIError(error))) => Err(match error {
+            Err(RaftError::APIError(error)) => Err(match error {
                 ClientWriteError::ForwardToLeader(forward) => not_leader(&forward),
                 ClientWriteError::LogEntryDiscarded(_) => MailError::Deadline,
                 ClientWriteError::ChangeMembershipError(error) => fatal(error),
                 ClientWriteError::PreconditionFailed(error) => fatal(error),
             }),
             // The disk failed or the node stops: others may have the entry by now, and commit it.
-            Ok(Err(RaftError::Fatal(_))) | Err(_) => Err(MailError::Deadline),
+            Err(RaftError::Fatal(_)) => Err(MailError::Deadline),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
-use crate::group::{Group, GroupContext};
+use crate::group::{Group, GroupContext, Patience};
 use crate::mail::blocking;
 use crate::raft::{Applier, Marker, Proposal, Reply};
 use crate::shard_clock::ShardClock;
@@ -152,7 +152,17 @@ impl Shard {
 
     /// The same under a request id: a command that was done under it before is answered as it was then.
     pub async fn propose_request(&self, request: u128, command: &Command, body: Option<Bytes>) -> MailResult<Outcome> {
-        match self.group.propose(command.encode(self.stamp()?, request), body).await? {
+        self.propose_with((request, Patience::Asked), command, body).await
+    }
+
+    /// The same, with as much patience as is given.
+    pub async fn propose_with(
+        &self,
+        (request, patience): (u128, Patience),
+        command: &Command,
+        body: Option<Bytes>,
+    ) -> MailResult<Outcome> {
+        match self.group.propose_with(patience, command.encode(self.stamp()?, request), body).await? {
             (Reply::Shard(outcome), _) => outcome,
             (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
         }

@@ -4,6 +4,8 @@
 //! How far a mailbox is stands in the target's state, as the modseq of its last pass: whoever goes on begins there. What is
 //! proposed names this bringer, so that one who has been overtaken can do no harm.
 
+mod remembered;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -28,6 +30,7 @@ use types::{AccountId, MailError, MailResult, MailboxId, UidSet};
 
 use super::{ask, take};
 use crate::Node;
+use crate::group::Patience;
 use crate::mail::blocking;
 use crate::mail::deliver::put_body;
 use crate::shard::Shard;
@@ -36,6 +39,8 @@ use crate::shard::Shard;
 const PASSES_MAX: u32 = 8;
 /// A pass that has found so few changed messages or less is the last one before the account is frozen.
 const FEW_MESSAGES: u64 = 100;
+/// As long as it took no longer: over a slow link so few may be much, and the last one is to be well within [`super::HOLD_MAX`].
+const FEW_TAKE: Duration = Duration::from_secs(5);
 /// Messages whose bodies are on their way into the log, and their octets; one that is larger goes alone.
 const WINDOW: usize = 16;
 const WINDOW_OCTETS: usize = 4 * 1024 * 1024;
@@ -48,8 +53,6 @@ const RUNS_MAX: usize = 20_000;
 /// Bodies that several messages share, of which it is remembered here which message brought them; of others a second copy
 /// comes.
 const SHARED_BODIES_MAX: usize = 100_000;
-/// A request may be in the log this much later than it is stamped.
-const STAMP_SLACK_MS: u64 = 15_000;
 /// A wait for the throttle: it may be told of other copies meanwhile.
 const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The largest message that a node takes.
@@ -80,16 +83,21 @@ pub async fn bring(
         request,
         bodies: HashMap::new(),
         requests_since_ms: 0,
+        fingerprints_since_ms: 0,
+        fingerprints: BTreeSet::new(),
         is_held: false,
     };
+    bringing.fingerprints_before().await?;
     let began = Instant::now();
     let (mut passes, mut messages_in_all) = (0, 0);
     while passes < PASSES_MAX {
         passes += 1;
+        let pass_began = Instant::now();
         let messages = bringing.pass().await?.messages;
         messages_in_all += messages;
         bringing.requests().await?;
-        if messages <= FEW_MESSAGES {
+        bringing.fingerprints().await?;
+        if messages <= FEW_MESSAGES && pass_began.elapsed() <= FEW_TAKE {
             break;
         }
     }
@@ -115,7 +123,8 @@ pub async fn bring(
         return Err(MailError::CannotDo("the account is not frozen any more".to_owned()));
     };
     bringing.requests().await?;
-    bringing.parts(What::Fingerprints(Done {})).await?;
+    bringing.fingerprints().await?;
+    bringing.settle_forgotten().await?;
     let now = take(target, account, id, MoveStep::Complete { bringer, mod_seq_last }).await?;
     match now.place {
         Place::Whole if now.move_id == id => Ok(Some(held_since)),
@@ -133,6 +142,9 @@ struct Bringing<'a> {
     /// By the body's number in the source: a message here that has it.
     bodies: HashMap<u64, BodyOf>,
     requests_since_ms: u64,
+    fingerprints_since_ms: u64,
+    /// Those that have come: they may be settled where they come from.
+    fingerprints: BTreeSet<[u8; 32]>,
     /// The account is frozen: everybody waits.
     is_held: bool,
 }
@@ -254,7 +266,7 @@ impl Bringing<'_> {
         let Part::Listing(listing) = first else { return Err(unexpected()) };
         let mut window = Window::default();
         let (mut parts, mut octets) = (Vec::new(), 0);
-        while let Some(part_of) = next(&mut stream).await? {
+        while let Some(part_of) = window.meanwhile(next(&mut stream)).await?? {
             let Part::Message(message) = part_of else { return Err(unexpected()) };
             if message.body == 0 {
                 octets += message.moved.len();
@@ -265,7 +277,7 @@ impl Bringing<'_> {
             }
             if octets > PARTS_OCTETS {
                 octets = 0;
-                self.import(std::mem::take(&mut parts)).await?;
+                window.meanwhile(self.import(std::mem::take(&mut parts))).await??;
             }
         }
         window.make_room(0, 0, &mut self.bodies).await?;
@@ -286,12 +298,13 @@ impl Bringing<'_> {
         }
         let mut body = BytesMut::new();
         loop {
-            let Some(Part::Body(piece)) = next(stream).await? else { return Err(unexpected()) };
+            let Some(Part::Body(piece)) = window.meanwhile(next(stream)).await?? else { return Err(unexpected()) };
             body.extend_from_slice(&piece);
             if body.len() as u64 >= message.octets {
                 break;
             }
         }
+        window.settle(&mut self.bodies);
         if message.shared && window.bodies.contains(&message.body) {
             window.make_room(0, 0, &mut self.bodies).await?;
         }
@@ -300,7 +313,8 @@ impl Bringing<'_> {
             return Ok(Some(MovedPart::Message(moved)));
         }
         self.target.volume.space.admit(body.len() as u64)?;
-        self.pace(body.len()).await;
+        self.node.account_moves().gets_on(self.account);
+        window.meanwhile(self.pace(body.len())).await?;
         window.make_room(WINDOW - 1, WINDOW_OCTETS.saturating_sub(body.len()), &mut self.bodies).await?;
         let of = BodyOf { mailbox: moved.mailbox, uid: moved.uid };
         moved.body = Some(BodyOf::default());
@@ -311,9 +325,9 @@ impl Bringing<'_> {
             let parts = vec![MovedPart::Message(moved)];
             Command::Import { account, id, bringer, parts, body: Some(source), digest }
         };
-        let known_by = message.shared.then_some(message.body);
+        let (known_by, patience) = (message.shared.then_some(message.body), self.patience());
         let put = async move {
-            put_body(&target, 0, body, head_octets, command).await?;
+            put_body(&target, (0, patience), body, head_octets, command).await?;
             Ok((octets, known_by.map(|number| (number, of))))
         };
         window.begin(octets, known_by, Box::pin(put));
@@ -358,33 +372,6 @@ impl Bringing<'_> {
         Ok(messages)
     }
 
-    /// What is remembered of requests, so that one whose answer was lost is not done again.
-    async fn requests(&mut self) -> MailResult<()> {
-        let newest = self.parts(What::RequestsSinceMs(self.requests_since_ms)).await?;
-        self.requests_since_ms = self.requests_since_ms.max(newest.saturating_sub(STAMP_SLACK_MS));
-        Ok(())
-    }
-
-    /// Imports parts as they come. Answers the newest time in a request.
-    async fn parts(&self, what: What) -> MailResult<u64> {
-        let mut stream = self.export(what).await?;
-        let (mut parts, mut newest) = (Vec::new(), 0);
-        while let Some(part_of) = next(&mut stream).await? {
-            let Part::Moved(moved) = part_of else { return Err(unexpected()) };
-            let part = part(&moved)?;
-            if let MovedPart::Request(request) = &part {
-                newest = newest.max(request.unix_ms);
-                // Of a change of many thousand messages, which done again changes nothing.
-                if request.record.len() > PARTS_OCTETS {
-                    continue;
-                }
-            }
-            parts.push(part);
-        }
-        self.import_all(parts).await?;
-        Ok(newest)
-    }
-
     async fn import_all(&self, parts: Vec<MovedPart>) -> MailResult<()> {
         let (mut some, mut octets) = (Vec::new(), 0);
         for part in parts {
@@ -408,7 +395,12 @@ impl Bringing<'_> {
         self.pace(octets).await;
         let (account, id, bringer) = (self.account, self.id, self.bringer);
         let command = Command::Import { account, id, bringer, parts, body: None, digest: Bytes::new() };
-        self.target.propose(&command, None).await.map(|_| ())
+        self.target.propose_with((0, self.patience()), &command, None).await.map(|_| ())
+    }
+
+    /// Nobody waits for what comes before the hold.
+    fn patience(&self) -> Patience {
+        if self.is_held { Patience::Asked } else { Patience::Copy }
     }
 
     /// Copies yield to mail, but not while everybody waits for this one.
@@ -430,6 +422,8 @@ struct Window {
     octets: usize,
     /// Those that several messages share.
     bodies: HashSet<u64>,
+    /// Of them, those that have come.
+    brought: Vec<(u64, BodyOf)>,
 }
 
 impl Window {
@@ -442,16 +436,38 @@ impl Window {
     /// Waits until no more than so many are left, with no more than so many octets.
     async fn make_room(&mut self, puts: usize, octets: usize, bodies: &mut HashMap<u64, BodyOf>) -> MailResult<()> {
         while self.puts.len() > puts || self.octets > octets {
-            let Some(brought) = self.puts.next().await else { return Ok(()) };
-            let (octets, shared) = brought?;
-            self.octets -= octets;
-            if let Some((number, of)) = shared {
-                self.bodies.remove(&number);
-                if bodies.len() < SHARED_BODIES_MAX {
-                    bodies.insert(number, of);
-                }
+            let Some(brought) = self.puts.next().await else { break };
+            self.note(brought)?;
+        }
+        self.settle(bodies);
+        Ok(())
+    }
+
+    /// What is under way gets on while something else is waited for.
+    async fn meanwhile<T>(&mut self, waited: impl Future<Output = T>) -> MailResult<T> {
+        tokio::pin!(waited);
+        loop {
+            tokio::select! {
+                done = &mut waited => return Ok(done),
+                Some(brought) = self.puts.next() => self.note(brought)?,
             }
         }
+    }
+
+    fn note(&mut self, brought: Brought) -> MailResult<()> {
+        let (octets, shared) = brought?;
+        self.octets -= octets;
+        self.brought.extend(shared);
         Ok(())
+    }
+
+    /// Whoever else has these bodies need not bring them.
+    fn settle(&mut self, bodies: &mut HashMap<u64, BodyOf>) {
+        for (number, of) in self.brought.drain(..) {
+            self.bodies.remove(&number);
+            if bodies.len() < SHARED_BODIES_MAX {
+                bodies.insert(number, of);
+            }
+        }
     }
 }

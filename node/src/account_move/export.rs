@@ -10,16 +10,21 @@ use proto::wire::export_account_request::What;
 use proto::wire::exported_part::Part;
 use proto::wire::{
     Done, ExportAccountRequest, ExportMailbox, ExportedListing, ExportedMailbox, ExportedMessage, ExportedOutline,
-    ExportedPart,
+    ExportedPart, Fingerprints,
 };
 use proto::{BODY_PIECE_OCTETS, ItemStream, uid_set_from_wire, uid_set_to_wire};
-use storage::{BodyId, Moved, MovedMessage, MovedPart, MovedSubscription, PinnedBody, Place, ShardState};
+use storage::{
+    BodyId, Moved, MovedMessage, MovedPart, MovedSubscription, PinnedBody, Place, Remembered, RememberedFrom,
+    ShardState, StorageError,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
 
+use super::damaged_or;
 use crate::Node;
 use crate::mail::blocking;
+use crate::mail::deliver::fingerprint;
 
 /// Messages read in one visit to the blocking threads, and octets of bodies after which such a visit ends.
 const BATCH_MESSAGES: usize = 256;
@@ -32,8 +37,12 @@ pub async fn export(node: &Node, request: ExportAccountRequest) -> MailResult<It
     let what = request.what.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
     let export = Export { state: shard.read().await?, account: AccountId(request.account) };
     let (sender, receiver) = mpsc::channel(PARTS_QUEUED);
+    let (node, shard) = (node.clone(), shard.id);
     tokio::spawn(async move {
-        let end = export.send(what, &sender).await.map(|()| ExportedPart { part: Some(Part::End(Done {})) });
+        let end = match export.send(what, &sender).await {
+            Ok(()) => Ok(ExportedPart { part: Some(Part::End(Done {})) }),
+            Err(error) => Err(damaged_or(&node, shard, error).await),
+        };
         // Nobody may be there to hear.
         drop(sender.send(end).await);
     });
@@ -59,17 +68,37 @@ impl Export {
         let Export { state, account } = self.clone();
         let parts = match what {
             What::Mailbox(mailbox) => return self.mailbox(mailbox, sender).await,
+            What::RequestsSinceMs(since) => return self.remembered(since, requests, sender).await,
+            What::FingerprintsSinceMs(since) => return self.remembered(since, deliveries, sender).await,
             What::Outline(_) => blocking(move || outline(&state, account)).await?,
-            What::RequestsSinceMs(since) => {
-                let requests = blocking(move || Ok(state.moved_requests(account, since)?)).await?;
-                requests.into_iter().map(|part| moved(MovedPart::Request(part))).map(Part::Moved).collect()
-            }
-            What::Fingerprints(_) => {
-                let fingerprints = blocking(move || Ok(state.moved_fingerprints(account)?)).await?;
-                fingerprints.into_iter().map(|part| moved(MovedPart::Fingerprint(part))).map(Part::Moved).collect()
+            What::Forgotten(asked) => {
+                let asked: Vec<_> =
+                    asked.fingerprints.iter().map(|bytes| fingerprint(bytes)).collect::<MailResult<_>>()?;
+                let forgotten = blocking(move || Ok(state.forgotten(account, &asked)?)).await?;
+                let fingerprints = forgotten.iter().map(|one| Bytes::copy_from_slice(one)).collect();
+                vec![Part::Forgotten(Fingerprints { fingerprints })]
             }
         };
         send_all(parts, sender).await.map(|_| ())
+    }
+
+    /// A part at a time. What is applied meanwhile may be missing: its stamp is hardly older than what is told first.
+    async fn remembered(self, since_ms: u64, look: Look, sender: &Sender) -> MailResult<()> {
+        let state = self.state.clone();
+        let newest = blocking(move || Ok(state.newest_remembered()?)).await?;
+        let newest = newest.and_then(|newest| u64::try_from(newest).ok()).unwrap_or(0);
+        send_all(vec![Part::NewestMs(newest)], sender).await?;
+        let mut from = Some(RememberedFrom::time(since_ms));
+        while let Some(at) = from {
+            let (state, account) = (self.state.clone(), self.account);
+            let part = blocking(move || Ok(look(&state, account, &at)?)).await?;
+            let parts = part.found.into_iter().map(|one| Part::Moved(moved(one))).collect();
+            if !send_all(parts, sender).await? {
+                return Ok(());
+            }
+            from = part.next;
+        }
+        Ok(())
     }
 
     /// The messages that came or changed, ascending. Nothing at all of a mailbox that was deleted.
@@ -141,6 +170,26 @@ impl Export {
         let parts = vec![Part::Message(message), Part::Body(first)];
         Ok(Some(Batched { parts, rest: (next < size).then_some((pinned, next..size)) }))
     }
+}
+
+type Look = fn(&ShardState, AccountId, &RememberedFrom) -> Result<Remembered<MovedPart>, StorageError>;
+
+fn requests(
+    state: &ShardState,
+    account: AccountId,
+    from: &RememberedFrom,
+) -> Result<Remembered<MovedPart>, StorageError> {
+    let Remembered { found, next } = state.moved_requests(account, from)?;
+    Ok(Remembered { found: found.into_iter().map(MovedPart::Request).collect(), next })
+}
+
+fn deliveries(
+    state: &ShardState,
+    account: AccountId,
+    from: &RememberedFrom,
+) -> Result<Remembered<MovedPart>, StorageError> {
+    let Remembered { found, next } = state.moved_fingerprints(account, from)?;
+    Ok(Remembered { found: found.into_iter().map(MovedPart::Fingerprint).collect(), next })
 }
 
 fn moved(part: MovedPart) -> Bytes {

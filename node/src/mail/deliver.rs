@@ -12,7 +12,7 @@ use types::{
 
 use super::{WRONG_OUTCOME, flags_from_wire, mailbox_name, request_id};
 use crate::Node;
-use crate::group::PROPOSAL_OCTETS_MAX;
+use crate::group::{PROPOSAL_OCTETS_MAX, Patience};
 use crate::shard::{Shard, unix_ms};
 
 /// What a command's head has beside recipients, mailbox name, flags and digest.
@@ -74,7 +74,8 @@ impl Node {
                     digest.len() + recipients.len() * RECIPIENT_OCTETS + settle.len() * FINGERPRINT_OCTETS;
                 let (recipients, digest) = (recipients.to_vec(), digest.clone());
                 let command = |body| Command::Deliver { recipients, body, digest, date, settle };
-                let Outcome::Delivered(outcomes) = put_body(&shard, 0, bytes.clone(), head_octets, command).await?
+                let Outcome::Delivered(outcomes) =
+                    put_body(&shard, (0, Patience::Asked), bytes.clone(), head_octets, command).await?
                 else {
                     return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
                 };
@@ -120,7 +121,7 @@ impl Node {
         let date = date(request.date);
         let head_octets = digest.len() + APPEND_OCTETS;
         let command = |body| Command::Append { account, mailbox, flags, date, body, digest, quota };
-        match put_body(&shard, id, bytes, head_octets, command).await? {
+        match put_body(&shard, (id, Patience::Asked), bytes, head_octets, command).await? {
             Outcome::Appended { mailbox, uid, uid_validity, mod_seq } => {
                 Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
             }
@@ -143,7 +144,7 @@ impl Node {
     }
 }
 
-pub(super) fn fingerprint(bytes: &[u8]) -> MailResult<[u8; 32]> {
+pub(crate) fn fingerprint(bytes: &[u8]) -> MailResult<[u8; 32]> {
     bytes.try_into().map_err(|_| MailError::Invalid("a fingerprint has 32 octets".to_owned()))
 }
 
@@ -162,23 +163,23 @@ async fn whole(body: &Body) -> MailResult<Bytes> {
 /// of an upload that fails are dropped at once if possible, and otherwise when they are an hour old.
 pub(crate) async fn put_body(
     shard: &Shard,
-    request: u128,
+    (request, patience): (u128, Patience),
     bytes: Bytes,
     head_octets: usize,
     command: impl FnOnce(BodySource) -> Command,
 ) -> MailResult<Outcome> {
     if bytes.len() + head_octets + HEAD_OCTETS <= PROPOSAL_OCTETS_MAX {
-        return shard.propose_request(request, &command(BodySource::Inline), Some(bytes)).await;
+        return shard.propose_with((request, patience), &command(BodySource::Inline), Some(bytes)).await;
     }
     let upload = upload_id()?;
     for start in (0..bytes.len()).step_by(CHUNK_OCTETS) {
         let chunk = bytes.slice(start..bytes.len().min(start + CHUNK_OCTETS));
-        if let Err(error) = shard.propose(&Command::Chunk { upload }, Some(chunk)).await {
+        if let Err(error) = shard.propose_with((0, patience), &Command::Chunk { upload }, Some(chunk)).await {
             drop(shard.propose(&Command::DropUpload { upload }, None).await);
             return Err(error);
         }
     }
-    shard.propose_request(request, &command(BodySource::Upload(upload)), None).await
+    shard.propose_with((request, patience), &command(BodySource::Upload(upload)), None).await
 }
 
 fn upload_id() -> MailResult<u128> {

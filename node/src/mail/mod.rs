@@ -84,7 +84,7 @@ impl Node {
     }
 
     /// What a read of a shard came to. One that met damage is to be asked of another replica, where there is one.
-    async fn or_elsewhere<T>(&self, shard: u32, result: MailResult<T>) -> MailResult<T> {
+    pub(crate) async fn or_elsewhere<T>(&self, shard: u32, result: MailResult<T>) -> MailResult<T> {
         let Err(MailError::Corrupt { key }) = &result else { return result };
         tracing::error!(shard, key, "record is damaged");
         match crate::scrub::leave(self, ShardId(shard)).await {

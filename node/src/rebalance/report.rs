@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{NodeShare, RebalanceReply, ShardMove};
-use types::{NodeId, ShardId};
+use types::{AccountId, NodeId, ShardId};
 
 use super::Observed;
 
@@ -84,7 +84,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         octets_total: planned_octets.max(left),
         moves,
         shares: shares(directory, observed, after),
-        warnings: warnings(directory, observed, &queued),
+        warnings: warnings(directory, observed, &queued).into_iter().chain(accounts(directory, observed)).collect(),
         waits_because: waits_because(directory, observed),
     }
 }
@@ -207,6 +207,15 @@ fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<Shard
         }
     }
     warnings
+}
+
+/// Accounts whose moves do not get on.
+fn accounts<'a>(directory: &'a Directory, observed: &'a Observed) -> impl Iterator<Item = String> + 'a {
+    observed.statuses.values().flat_map(|status| &status.account_move_waits).filter_map(move |wait| {
+        let account = directory.account_by_id(AccountId(wait.account))?;
+        let to = account.moving?.to;
+        Some(format!("account {} does not get on to shard {to}: {}", account.name, wait.because))
+    })
 }
 
 /// By node, the octets of the shards that are planned to come to it.

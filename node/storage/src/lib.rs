@@ -57,8 +57,9 @@ pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
     AccountTotals, BodyId, BodyOf, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta,
     MoveStep, Moved, MovedAccount, MovedFingerprint, MovedListing, MovedMailbox, MovedMessage, MovedPart, MovedPass,
-    MovedRequest, MovedSubscription, Outcome, Outline, PinnedBody, Place, Recipient, SUBSCRIPTIONS_MAX, Selection,
-    ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp, StoreAction, UPLOAD_CHUNKS_MAX, Whereabouts,
+    MovedRequest, MovedSubscription, Outcome, Outline, PinnedBody, Place, Recipient, Remembered, RememberedFrom,
+    SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp, StoreAction,
+    UPLOAD_CHUNKS_MAX, Whereabouts,
 };
 pub use table::Table;
 pub use volume::{Volume, VolumeStatistics};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{Replica, blocks, name, open};
 use storage::{
     BodyOf, BodySource, Command, GroupId, MailboxInfo, MessageMeta, MoveStep, MovedPart, MovedPass, MovedSubscription,
-    Outcome, Place, Recipient, ShardState, StoreAction, Whereabouts,
+    Outcome, Place, Recipient, Remembered, RememberedFrom, ShardState, StoreAction, Whereabouts,
 };
 use types::{
     AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, Quota, SpecialUse, SystemFlags,
@@ -112,9 +112,24 @@ fn pass(source: &ShardState, target: &mut Replica, bodies: &mut HashMap<u64, Bod
     messages
 }
 
+/// Part by part.
+fn all<T>(mut look: impl FnMut(&RememberedFrom) -> Remembered<T>) -> impl Iterator<Item = T> {
+    let (mut all, mut from) = (Vec::new(), Some(RememberedFrom::time(0)));
+    while let Some(at) = from {
+        let part = look(&at);
+        all.extend(part.found);
+        from = part.next;
+    }
+    all.into_iter()
+}
+
+fn fingerprints(state: &ShardState) -> impl Iterator<Item = MovedPart> {
+    all(|from| state.moved_fingerprints(ALICE, from).unwrap()).map(MovedPart::Fingerprint)
+}
+
 fn remembered(source: &ShardState, target: &mut Replica) {
-    let requests = source.moved_requests(ALICE, 0).unwrap().into_iter().map(MovedPart::Request);
-    let fingerprints = source.moved_fingerprints(ALICE).unwrap().into_iter().map(MovedPart::Fingerprint);
+    let requests = all(|from| source.moved_requests(ALICE, from).unwrap()).map(MovedPart::Request);
+    let fingerprints = fingerprints(source);
     import(target, requests.chain(fingerprints).collect(), None).unwrap();
 }
 
@@ -421,7 +436,7 @@ fn an_account_comes_back_and_mail_that_was_settled_meanwhile_is_new_mail() {
     let outline = state.outline(ALICE).unwrap();
     let parts = std::iter::once(MovedPart::Account(outline.account));
     let parts = parts.chain(outline.mailboxes.into_iter().map(|(mailbox, _)| MovedPart::Mailbox(mailbox)));
-    let fingerprints = state.moved_fingerprints(ALICE).unwrap().into_iter().map(MovedPart::Fingerprint);
+    let fingerprints = fingerprints(&state);
     let (id, bringer, body, digest) = (back, 1, None, Bytes::new());
     let parts = parts.chain(fingerprints).collect();
     source.run(Command::Import { account: ALICE, id, bringer, parts, body, digest }).unwrap();
@@ -430,4 +445,47 @@ fn an_account_comes_back_and_mail_that_was_settled_meanwhile_is_new_mail() {
     assert_eq!(take(source, back, MoveStep::Admit).place, Place::Here);
     assert_eq!(delivered(source.run_with(deliver(6, &[ALICE]), self::body(6))), Ok(true));
     assert_eq!(delivered(source.run_with(deliver(7, &[ALICE]), self::body(7))), Ok(false));
+}
+
+#[test]
+fn what_is_remembered_is_told_in_parts_and_only_what_is_new() {
+    let mut two = Two::new();
+    let fingerprint = |number: u32| {
+        let mut fingerprint = [0; 32];
+        fingerprint[..4].copy_from_slice(&number.to_be_bytes());
+        fingerprint
+    };
+    let deliver = |number: u32, account| Command::Deliver {
+        recipients: vec![Recipient { account, fingerprint: fingerprint(number), quota: Quota::NONE }],
+        body: BodySource::Inline,
+        digest: Bytes::new(),
+        date: InternalDate::default(),
+        settle: Vec::new(),
+    };
+    let before = fingerprints(&two.source.group.shard()).count();
+    for number in 0..5_000 {
+        let account = if number % 100 == 0 { ALICE } else { BOB };
+        two.source.run_with(deliver(number, account), Some(Bytes::from_static(b"x"))).unwrap();
+    }
+    let state = two.source.group.shard();
+    let mut parts = Vec::new();
+    let mut from = Some(RememberedFrom::time(0));
+    while let Some(at) = from {
+        let part = state.moved_fingerprints(ALICE, &at).unwrap();
+        parts.push(part.found.len());
+        from = part.next;
+    }
+    assert_eq!(parts.iter().sum::<usize>(), before + 50);
+    assert!(parts.len() > 1 && parts.iter().all(|found| *found < before + 50), "{parts:?}");
+    // Only what has come since then.
+    two.source.now_s += 1;
+    two.source.run_with(deliver(5_001, BOB), Some(Bytes::from_static(b"x"))).unwrap();
+    let newest = u64::try_from(state.newest_remembered().unwrap().unwrap()).unwrap();
+    let since = RememberedFrom::time(newest);
+    assert_eq!(state.moved_fingerprints(ALICE, &since).unwrap(), Remembered { found: Vec::new(), next: None });
+    two.source.run_with(deliver(5_002, ALICE), Some(Bytes::from_static(b"x"))).unwrap();
+    assert_eq!(state.moved_fingerprints(ALICE, &since).unwrap().found.len(), 1);
+    two.source.run(Command::Settle { fingerprints: vec![fingerprint(100)] }).unwrap();
+    let asked = [fingerprint(0), fingerprint(100), fingerprint(1)];
+    assert_eq!(state.forgotten(ALICE, &asked).unwrap(), asked[1..]);
 }

@@ -14,12 +14,16 @@ use types::{AccountName, MailError};
 
 use crate::admin::client::AdminClient;
 use crate::admin::import;
-use crate::cli::AccountVerb;
+use crate::admin::view::DirectoryView;
+use crate::cli::{AccountVerb, OutputArgs};
 use crate::failure::Failure;
+use crate::output::line;
 use crate::{names, password};
 
 /// Between looks at a move that is waited for.
 const LOOK: Duration = Duration::from_millis(200);
+/// One in so many asks all nodes why it does not get on.
+const LOOKS_FOR_REASON: u32 = 10;
 
 #[derive(Debug, Serialize)]
 struct AccountRow {
@@ -40,6 +44,9 @@ struct MoveRow {
     to: u32,
     /// `copying`, `switched` (it is there, and its old copy is dropped) or `undone` (it stays, and the new copy is dropped).
     stage: &'static str,
+    /// Why it does not get on just now, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_because: Option<String>,
 }
 
 impl MoveRow {
@@ -49,11 +56,12 @@ impl MoveRow {
             Stage::Switched => "switched",
             Stage::Undone => "undone",
         };
-        MoveRow { from: moving.from, to: moving.to, stage }
+        MoveRow { from: moving.from, to: moving.to, stage, waits_because: None }
     }
 
     fn shown(&self) -> String {
-        format!("from shard {} to {}, {}", self.from, self.to, self.stage)
+        let waits = self.waits_because.as_ref().map(|because| format!("; waits: {because}")).unwrap_or_default();
+        format!("from shard {} to {}, {}{waits}", self.from, self.to, self.stage)
     }
 }
 
@@ -123,11 +131,14 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
             let record = record.ok_or_else(|| Failure::Refused(format!("no account {name}")))?;
             let leads_here = |targets: &Vec<String>| targets.iter().any(|target| target == name.as_str());
             let wanted = view.placements.get(&record.shard).map(Vec::as_slice).unwrap_or_default();
-            let details = AccountDetails {
+            let mut details = AccountDetails {
                 row: AccountRow::new(record),
                 aliases: view.aliases.iter().filter(|(_, to)| leads_here(to)).map(|(alias, _)| alias.clone()).collect(),
                 nodes: wanted.iter().map(|id| view.node_name(*id)).collect(),
             };
+            if let Some(moving) = &mut details.row.moving {
+                moving.waits_because = waits_because(client, &view, details.row.id).await;
+            }
             let moving = details.row.moving.as_ref().map(|moving| ("moving", moving.shown()));
             let mut fields = vec![
                 ("account", details.row.account.clone()),
@@ -149,7 +160,7 @@ pub async fn run(client: &mut AdminClient, verb: AccountVerb) -> Result<(), Fail
             };
             client.administer(request).await?;
             if wait {
-                wait_for_move(client, &name, shard).await?;
+                wait_for_move(client, &name, shard, output).await?;
             }
             let text = match shard {
                 Some(shard) if wait => format!("account {name} is on shard {shard}"),
@@ -199,7 +210,13 @@ pub async fn add(client: &mut AdminClient, accounts: Vec<NewAccount>) -> Result<
 }
 
 /// Until no move is under way. Refused if the account is then not where it was to be.
-async fn wait_for_move(client: &mut AdminClient, name: &AccountName, shard: Option<u32>) -> Result<(), Failure> {
+async fn wait_for_move(
+    client: &mut AdminClient,
+    name: &AccountName,
+    shard: Option<u32>,
+    output: OutputArgs,
+) -> Result<(), Failure> {
+    let (mut said, mut looks) = (None, 0_u32);
     loop {
         let view = client.view().await?;
         let record = view.accounts.get(name.as_str());
@@ -212,8 +229,23 @@ async fn wait_for_move(client: &mut AdminClient, name: &AccountName, shard: Opti
                 _ => Ok(()),
             };
         }
+        looks = looks.wrapping_add(1);
+        if !output.json && looks.is_multiple_of(LOOKS_FOR_REASON) {
+            let because = waits_because(client, &view, record.id).await;
+            if let Some(because) = because.as_ref().filter(|_| because != said) {
+                line(&format!("account {name} waits: {because}"))?;
+            }
+            said = because;
+        }
         sleep(LOOK).await;
     }
+}
+
+/// Why an account does not get on, as the node says that it goes to.
+async fn waits_because(client: &mut AdminClient, view: &DirectoryView, account: u64) -> Option<String> {
+    let statuses = client.statuses(view.nodes.values().map(|node| node.address.as_str())).await;
+    let mut waits = statuses.into_values().flatten().flat_map(|status| status.account_move_waits);
+    waits.find(|wait| wait.account == account).map(|wait| wait.because)
 }
 
 fn confirm(name: &AccountName) -> Result<(), Failure> {

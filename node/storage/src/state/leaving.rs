@@ -3,14 +3,13 @@
 use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, SystemFlags, UidSet};
 
 use super::ShardState;
-use super::moved::{MovedAccount, MovedFingerprint, MovedMailbox, MovedMessage, Place, Whereabouts};
+use super::moved::{MovedAccount, MovedMailbox, MovedMessage, Place, Whereabouts};
 use super::moving::whereabouts;
 use super::outcome::BodyId;
 use super::read;
 use crate::error::StorageError;
-use crate::keys::{Kind, printable, u64_at};
-use crate::records::{AccountRecord, FingerprintRecord, MailboxRecord, decode};
-use crate::store::Family;
+use crate::keys::Kind;
+use crate::records::{AccountRecord, MailboxRecord};
 
 /// An account but for its messages.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,30 +114,5 @@ impl ShardState {
             };
             visit(moved, BodyId(message.body))
         })
-    }
-
-    /// What is remembered of deliveries to an account.
-    pub fn moved_fingerprints(&self, account: AccountId) -> Result<Vec<MovedFingerprint>, StorageError> {
-        let view = self.view()?;
-        let record: Option<AccountRecord> = view.record(&view.key(Kind::Account).account(account).done())?;
-        let stay = record.map_or(0, |record| record.arrived_by);
-        let mut found = Vec::new();
-        // By their times: all that there are, in any case, and the account is in the key.
-        view.scan(view.key(Kind::FingerprintTime), |time, _| {
-            let damaged = || StorageError::corrupt(printable(Family::State, time), "short key");
-            if u64_at(time, 45).ok_or_else(damaged)? != account.0 {
-                return Ok(true);
-            }
-            let fingerprint = time.get(13..45).ok_or_else(damaged)?.to_vec();
-            let key = view.key(Kind::Fingerprint).bytes(&fingerprint).account(account).done();
-            let Some(value) = view.get(&key)? else { return Ok(true) };
-            let record: FingerprintRecord = decode(Family::State, &key, &value)?;
-            if record.stay == stay {
-                let FingerprintRecord { mailbox, uid, uid_validity, unix_ms, .. } = record;
-                found.push(MovedFingerprint { fingerprint, mailbox, uid, uid_validity, unix_ms });
-            }
-            Ok(true)
-        })?;
-        Ok(found)
     }
 }

@@ -14,6 +14,7 @@ mod outcome;
 mod page;
 mod quota;
 mod read;
+mod remembered;
 mod requests;
 mod sweep;
 mod totals;
@@ -36,6 +37,7 @@ pub use outcome::{
     AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent,
     ShardEventKind, ShardTotals,
 };
+pub use remembered::{Remembered, RememberedFrom};
 pub(crate) use totals::Totals;
 
 use crate::error::StorageError;

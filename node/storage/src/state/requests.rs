@@ -5,6 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use types::{AccountId, MailError, MailboxId, ModSeq, Uid, UidSet, UidValidity};
 
+use super::Hints;
 use super::apply;
 use super::command::Command;
 use super::edit::{Edit, Step};
@@ -12,9 +13,9 @@ use super::moved::MovedRequest;
 use super::outcome::Outcome;
 use super::sweep;
 use super::wire::{flat, ranges, u128_of};
-use super::{Hints, ShardState};
 use crate::error::StorageError;
-use crate::keys::{Key, Kind, prefix_range, printable, u64_at, u128_at};
+use crate::group::View;
+use crate::keys::{Key, Kind, printable, u128_at};
 use crate::planted::{Bug, planted};
 use crate::records::{decode, encode, encode_bytes};
 use crate::store::Family;
@@ -197,27 +198,12 @@ pub(super) fn bring(edit: &mut Edit<'_>, hints: &mut Hints, part: &MovedRequest)
     Ok(())
 }
 
-impl ShardState {
-    /// What is remembered of an account's requests since a time, in milliseconds since 1970.
-    pub fn moved_requests(&self, account: AccountId, since_ms: u64) -> Result<Vec<MovedRequest>, StorageError> {
-        let view = self.view()?;
-        let mut found = Vec::new();
-        let range =
-            (view.key(Kind::RequestTime).u64(since_ms).done(), prefix_range(&view.key(Kind::RequestTime).done()).1);
-        view.scan_range(range, |time, _| {
-            let Some((unix_ms, request)) = u64_at(time, 5).zip(u128_at(time, 13)) else { return Ok(true) };
-            let own = view.key(Kind::Request).u128(request).done();
-            // Forgotten between the two.
-            let Some(value) = view.get(&own)? else { return Ok(true) };
-            let record: RequestRecord = decode(Family::State, &own, &value)?;
-            if record.account == account.0 {
-                let record = record.encode_to_vec().into();
-                found.push(MovedRequest { request: request.to_be_bytes().to_vec(), unix_ms, record });
-            }
-            Ok(true)
-        })?;
-        Ok(found)
-    }
+/// What is kept of a request, if it is the account's.
+pub(super) fn record_of(view: &View<'_>, account: AccountId, request: u128) -> Result<Option<Bytes>, StorageError> {
+    let key = view.key(Kind::Request).u128(request).done();
+    let Some(value) = view.get(&key)? else { return Ok(None) };
+    let record: RequestRecord = decode(Family::State, &key, &value)?;
+    Ok((record.account == account.0).then(|| record.encode_to_vec().into()))
 }
 
 /// With every command, so that they end also where deliveries are all that comes.
