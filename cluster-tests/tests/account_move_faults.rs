@@ -58,26 +58,6 @@ fn bodies(cluster: &Cluster) -> Result<Vec<Option<Vec<u8>>>> {
     uids.into_iter().map(|uid| imap.body(uid)).collect()
 }
 
-#[test]
-fn a_slow_copy_takes_longer_and_no_more() -> Result<()> {
-    let cluster = Cluster::start(ClusterOptions { move_octets_per_s: Some(400_000), ..ALONE })?;
-    cluster.add_accounts(&["user0"])?;
-    let mut imap = cluster.imap_client(USER)?;
-    for (number, octets) in [3_000_000, 1_000, 700_000, 40_000, 5_000_000, 200_000].into_iter().enumerate() {
-        imap.append("INBOX", &noise(number as u64, octets))?;
-        for k in 0..30 {
-            imap.append("INBOX", &message(&format!("small-{number}-{k}")))?;
-        }
-    }
-    let before = bodies(&cluster)?;
-    let (_, target, to) = apart(&cluster)?;
-    cluster.admin(&["account", "move", USER, &to])?;
-    eventually("the account has moved", PATIENCE, || check_moved(&cluster, &to))?;
-    ensure!(bodies(&cluster)? == before, "other messages");
-    ensure!(cluster.nodes[target].logged(NOT_YET)? == 0, "the copy was broken off");
-    cluster.check_logs(&[])
-}
-
 /// A shard that the node leads which leads the account's own one, and that node.
 fn together(cluster: &Cluster) -> Result<(usize, String)> {
     let shards = cluster.json(&["shard", "list"])?;
