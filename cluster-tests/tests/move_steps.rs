@@ -23,6 +23,10 @@ const LOG_ENTRIES_KEPT: u64 = 20;
 /// A shard with so many entries has let the first ones go.
 const LOADED_ENTRIES: u64 = 4 * LOG_ENTRIES_KEPT;
 const SHARDS: u32 = 4;
+/// So long after its end nobody comes by a point of a move any more.
+const OVER: Duration = Duration::from_secs(15);
+/// Moves in which nobody is held; then there is no such step.
+const DRAWS_MAX: usize = 4;
 
 /// A process's part in a move, when it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -215,14 +219,26 @@ impl Steps {
         })
     }
 
-    /// Starts the move, and waits until a process is held; its node.
-    fn held(&self, one: &Move, asked: &mut Option<Asked>) -> Result<usize> {
+    /// Starts the move, and waits until a process is held; its node. None if the move ended and nobody was: a leader that has
+    /// changed since this was drawn, say.
+    fn held(&self, one: &Move, asked: &mut Option<Asked>) -> Result<Option<usize>> {
         let shard = one.shard.to_string();
         let (source, target) = (self.name(one.source).to_owned(), self.name(one.target).to_owned());
+        let mut over: Option<Instant> = None;
         eventually("somebody comes by the point", PATIENCE, || {
             if let Ok(process) = self.points.held() {
                 let nodes = &self.scenario.cluster.nodes;
-                return nodes.iter().position(|node| node.pid() == Some(process)).context("no node's process");
+                return nodes
+                    .iter()
+                    .position(|node| node.pid() == Some(process))
+                    .context("no node's process")
+                    .map(Some);
+            }
+            if asked.is_some() && self.ended(one).unwrap_or(false) {
+                if over.get_or_insert_with(Instant::now).elapsed() > OVER {
+                    return Ok(None);
+                }
+                bail!("the move has ended, and nobody yet");
             }
             let refused = match asked.as_mut() {
                 Some(asked) => asked.0.try_wait()?.is_some_and(|status| !status.success()),
@@ -237,22 +253,22 @@ impl Steps {
         })
     }
 
-    /// Brings the move to the point.
-    fn approach(&mut self, trial: Trial, one: &Move, asked: &mut Option<Asked>) -> Result<usize> {
+    /// Brings the move to the point; None as for [`Steps::held`].
+    fn approach(&mut self, trial: Trial, one: &Move, asked: &mut Option<Asked>) -> Result<Option<usize>> {
         let process = |node: usize| self.scenario.cluster.nodes[node].pid();
         let only = if is_of_every_member(trial.point) { process(one.node(trial.role)) } else { None };
         match trial.point {
             Failpoint::SettleProposed | Failpoint::Settled => {
                 // The leader leaves a change half done, and another ends it.
                 self.points.stop_at(Failpoint::JointApplied, one.shard, process(one.leader))?;
-                let leader = self.held(one, asked)?;
+                let Some(leader) = self.held(one, asked)? else { return Ok(None) };
                 self.points.stop_at(trial.point, one.shard, None)?;
                 self.kill(leader, false)?;
                 self.held(one, asked)
             }
             Failpoint::RemoveProposed | Failpoint::Removed => {
                 self.points.stop_at(Failpoint::SnapshotReceived, one.shard, process(one.target))?;
-                let target = self.held(one, asked)?;
+                let Some(target) = self.held(one, asked)? else { return Ok(None) };
                 self.points.stop_at(trial.point, one.shard, None)?;
                 self.scenario.cluster.admin(&["rebalance", "abort"])?;
                 self.let_go(target)?;
@@ -329,12 +345,22 @@ impl Steps {
         Ok(wanted == one.after)
     }
 
+    /// A move whose process is held where the trial wants it.
+    fn brought(&mut self, trial: Trial) -> Result<(Move, Option<Asked>, usize)> {
+        for _ in 0..DRAWS_MAX {
+            self.scenario.progress()?;
+            eventually("all is well", PATIENCE, || self.scenario.cluster.admin(&["status"]))?;
+            let one = self.choose(trial)?;
+            let mut asked = None;
+            if let Some(held) = self.approach(trial, &one, &mut asked)? {
+                return Ok((one, asked, held));
+            }
+        }
+        bail!("nobody came by in {DRAWS_MAX} moves")
+    }
+
     fn trial(&mut self, number: usize, trial: Trial) -> Result<()> {
-        self.scenario.progress()?;
-        eventually("all is well", PATIENCE, || self.scenario.cluster.admin(&["status"]))?;
-        let one = self.choose(trial)?;
-        let mut asked = None;
-        let held = self.approach(trial, &one, &mut asked)?;
+        let (one, asked, held) = self.brought(trial)?;
         self.strike(trial, &one, held)?;
         let since = Instant::now();
         let moved = eventually("the move ends or is undone", PATIENCE, || self.ended(&one))?;
