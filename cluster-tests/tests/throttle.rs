@@ -4,15 +4,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, ClusterOptions, Link, Scenario, check_large, eventually, fill};
 
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// So that a copy of the large shard lasts until mail is slow.
+/// So that a copy of the large shard lasts until mail is slow; and twice the least that a copy falls to.
 const COPY_OCTETS_PER_S: u64 = 2 << 20;
-/// Below this no copy falls: it would never catch up.
-const LEAST_OCTETS_PER_S: u64 = 1 << 20;
+const SLOWED: &str = "mailring_node_copies_slowed";
 const COPIED: &str = "mailring_node_copied_octets";
 /// Each way between nodes: below what a heartbeat may take there and back.
 const DELAY: Duration = Duration::from_millis(300);
@@ -23,20 +22,6 @@ const COPIES_MAX: usize = 4;
 /// A figure of all nodes together: another may lead the shard for a while.
 fn total(cluster: &Cluster, figure: &str) -> Result<u64> {
     cluster.nodes.iter().map(|node| node.metric(figure)).sum()
-}
-
-/// That a node sends a copy as slowly as may be since mail is slow, and had it wait.
-fn check_yields(cluster: &Cluster) -> Result<()> {
-    let mut seen = Vec::new();
-    for node in &cluster.nodes {
-        let slowed = node.metric("mailring_node_copies_slowed")?;
-        let rate = node.metric("mailring_node_copy_octets_per_second")?;
-        if slowed > 0 && rate == LEAST_OCTETS_PER_S && node.metric("mailring_node_copy_waits")? > 0 {
-            return Ok(());
-        }
-        seen.push((slowed, rate));
-    }
-    bail!("slowed so many times, to so many octets a second: {seen:?}")
 }
 
 fn has_moved(cluster: &Cluster) -> Result<()> {
@@ -61,9 +46,13 @@ fn copy_yields(scenario: &Scenario, shard: &str, from: &str, to: &str) -> Result
     for (place, one) in founders.iter().enumerate() {
         founders.iter().skip(place + 1).for_each(|other| cluster.proxy.between(one, other, Link::Delay(DELAY)));
     }
-    eventually("it yields, or is over", PATIENCE, || match check_yields(cluster) {
-        Ok(()) => Ok(true),
-        Err(error) => has_moved(cluster).map(|()| false).map_err(|_| error),
+    let before = total(cluster, SLOWED)?;
+    eventually("it yields, or is over", PATIENCE, || {
+        // To half of what is allowed, which is the least; and it may rise again at once.
+        if total(cluster, SLOWED)? > before && total(cluster, "mailring_node_copy_waits")? > 0 {
+            return Ok(true);
+        }
+        has_moved(cluster).map(|()| false).context("no copy is slowed")
     })
 }
 
