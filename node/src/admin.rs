@@ -110,7 +110,7 @@ impl DirectoryStore for Node {
         }
         let command = self.groups().directory_state.once(id, command(request)?);
         let head = command.encode().map_err(|e| directory_error(&e))?;
-        let reply = match self.groups().directory.propose(head, None).await?.0 {
+        let reply = match self.groups().directory().propose(head, None).await?.0 {
             Reply::Directory(reply) => reply.map_err(|e| directory_error(&e))?,
             Reply::None | Reply::Shard(_) => return Err(MailError::Internal("another group's reply".to_owned())),
         };
@@ -128,7 +128,7 @@ impl DirectoryStore for Node {
     }
 
     async fn register_node(&self, request: RegisterNodeRequest) -> MailResult<()> {
-        let group = &self.groups().directory;
+        let group = self.groups().directory();
         if request.cluster_id != self.settings().cluster.id {
             return Err(MailError::CannotDo("node belongs to another cluster".to_owned()));
         }
@@ -208,7 +208,7 @@ impl DirectoryStore for Node {
         let volumes = volumes.map(|volume| volume.status(groups.replicas_on(volume) as u32)).collect();
         // Totals are counted once after a start, from the disk.
         let statuses = blocking(move || {
-            let mut statuses = vec![all.directory.status()];
+            let mut statuses = vec![all.directory().status()];
             for shard in all.shards() {
                 // What cannot be read must not keep the node from saying how it is.
                 let totals = shard.state().totals().unwrap_or_default();

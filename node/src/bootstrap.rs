@@ -47,7 +47,7 @@ pub async fn count_start(first: &NodeVolume, peers: &Peers, settings: &NodeSetti
     let opened = volume.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let (starts, run) = opened.starts()?;
-        Ok::<_, StorageError>((DirectoryState::open(opened.group(GroupId::DIRECTORY)?)?, Start { starts, run }))
+        Ok::<_, StorageError>((DirectoryState::open(&opened.group(GroupId::DIRECTORY)?)?, Start { starts, run }))
     });
     let (state, before) = opening.await?.map_err(|e| unreadable(&first.shown(), e))?;
     if let Some(cluster) = state.read().cluster()
@@ -235,7 +235,7 @@ async fn step(node: &Node) -> MailResult<bool> {
     if known_as_is(node) {
         return Ok(true);
     }
-    let initialised = node.groups().directory.raft.is_initialized().await.unwrap_or(false);
+    let initialised = node.groups().directory().raft.is_initialized().await.unwrap_or(false);
     let founder = settings.cluster.nodes.first().is_some_and(|first| first == settings.advertise());
     if founder && !initialised {
         let others = identify_all(node).await?;
@@ -245,7 +245,7 @@ async fn step(node: &Node) -> MailResult<bool> {
             return Ok(false);
         }
     }
-    if founder && initialised && node.groups().directory.leads() {
+    if founder && initialised && node.groups().directory().leads() {
         create_cluster(node).await?;
     }
     if let Err(error) = register(node).await {
@@ -337,7 +337,7 @@ async fn found(node: &Node, all: &[Identity]) -> MailResult<()> {
         .map(|(identity, address)| (identity.node_id, BasicNode::new(address)))
         .collect();
     tracing::info!(voters = voters.len(), "directory founded");
-    match node.groups().directory.raft.initialize(voters).await {
+    match node.groups().directory().raft.initialize(voters).await {
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(MailError::Internal(error.to_string())),
     }
@@ -374,7 +374,7 @@ pub fn new_node(request: &RegisterNodeRequest, voter: bool) -> directory::NewNod
 /// Proposes a command to the directory; its own refusal is an error too.
 pub async fn propose(node: &Node, command: &directory::Command) -> MailResult<()> {
     let head = command.encode().map_err(|e| crate::admin::directory_error(&e))?;
-    match node.groups().directory.propose(head, None).await?.0 {
+    match node.groups().directory().propose(head, None).await?.0 {
         Reply::Directory(Ok(_)) => Ok(()),
         Reply::Directory(Err(error)) => Err(crate::admin::directory_error(&error)),
         Reply::None | Reply::Shard(_) => Err(MailError::Internal("another group's reply".to_owned())),
@@ -407,7 +407,7 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
 /// Asks whoever answers, until one is the directory's leader.
 async fn register(node: &Node) -> MailResult<()> {
     let request = own_registration(node);
-    if node.groups().directory.leads() {
+    if node.groups().directory().leads() {
         return node.register_node(request).await;
     }
     let mut last = MailError::Unavailable;

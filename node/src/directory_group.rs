@@ -31,7 +31,6 @@ const EVENT_RECORDS_MAX: usize = 1_000;
 const EVENTS_QUEUED: usize = 8;
 
 pub struct DirectoryState {
-    storage: storage::Group,
     directory: RwLock<Directory>,
     /// What requests are stamped by.
     clock: ShardClock,
@@ -40,13 +39,13 @@ pub struct DirectoryState {
 }
 
 impl DirectoryState {
-    pub fn open(storage: storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
-        let directory = load(&storage)?;
+    pub fn open(storage: &storage::Group) -> Result<Arc<DirectoryState>, StorageError> {
+        let directory = load(storage)?;
         note_format(&directory);
         let clock = ShardClock::new(newest_request_ms(&directory), Instant::now());
         let (revision, _) = watch::channel(directory.revision());
         let (directory, recent) = (RwLock::new(directory), Mutex::default());
-        Ok(Arc::new(DirectoryState { storage, directory, clock, recent, revision }))
+        Ok(Arc::new(DirectoryState { directory, clock, recent, revision }))
     }
 
     /// Not to be held over an await.
@@ -61,6 +60,21 @@ impl DirectoryState {
         }
         let unix_ms = self.clock.stamp(unix_ms(), Instant::now()).unsigned_abs();
         Command::Once { request: Request { id: RequestId(id), unix_ms }, command: Box::new(command) }
+    }
+
+    /// Takes what the disk holds in the place of what was in memory.
+    pub fn load_from(&self, storage: &storage::Group) -> Result<(), StorageError> {
+        let directory = load(storage)?;
+        let revision = directory.revision();
+        note_format(&directory);
+        self.note_time(&directory);
+        let mut current = self.directory.write();
+        storage.check()?;
+        *current = directory;
+        self.recent.lock().clear();
+        drop(current);
+        self.revision.send_replace(revision);
+        Ok(())
     }
 
     fn note_time(&self, directory: &Directory) {
@@ -181,14 +195,19 @@ fn load(storage: &storage::Group) -> Result<Directory, StorageError> {
 }
 
 /// [`DirectoryState`] as openraft's machine drives it.
-pub struct DirectoryApplier(pub Arc<DirectoryState>);
+pub struct DirectoryApplier {
+    pub state: Arc<DirectoryState>,
+    pub storage: storage::Group,
+}
 
 impl Applier for DirectoryApplier {
     fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
-        let state = &self.0;
+        let state = &self.state;
         let command = Command::decode(&proposal.head)
             .map_err(|e| StorageError::Corrupt { key: format!("directory command {index}"), reason: e.to_string() })?;
         let mut directory = state.directory.write();
+        // Of a core that has ended: what is in memory is another one's by now.
+        self.storage.check()?;
         let applied = directory.apply(index, &command);
         note_format(&directory);
         state.note_time(&directory);
@@ -203,22 +222,13 @@ impl Applier for DirectoryApplier {
         // Behind the lock, which readers on async threads wait for. What they see before this is committed, and a
         // process that ends here applies it again.
         let records = applied.changes.iter().map(|change| (change.key.clone(), change.value.clone().map(Bytes::from)));
-        state.storage.table().write(records, marker)?;
+        self.storage.table().write(records, marker)?;
         state.revision.send_replace(index);
         Ok(Reply::Directory(applied.reply))
     }
 
     fn installed(&self) -> Result<(), StorageError> {
-        let directory = load(&self.0.storage)?;
-        let revision = directory.revision();
-        note_format(&directory);
-        self.0.note_time(&directory);
-        let mut current = self.0.directory.write();
-        *current = directory;
-        self.0.recent.lock().clear();
-        drop(current);
-        self.0.revision.send_replace(revision);
-        Ok(())
+        self.state.load_from(&self.storage)
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use directory::Start;
+use futures_util::FutureExt;
 use openraft::async_runtime::WatchReceiver;
-use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::error::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant, RaftMetrics, ReadPolicy, ServerState};
 use proto::wire::{self, GroupStatus};
 use storage::{GroupId, StorageError};
@@ -301,7 +302,22 @@ impl Group {
     }
 
     pub fn metrics(&self) -> RaftMetrics<Types> {
-        self.raft.metrics().borrow_watched().clone()
+        let mut watched = self.raft.metrics();
+        let mut metrics = watched.borrow_and_update().clone();
+        // A panic leaves them as they were, with nobody to change them.
+        if metrics.running_state.is_ok() && matches!(watched.changed().now_or_never(), Some(Err(_))) {
+            (metrics.running_state, metrics.state) = (Err(Fatal::Panicked), ServerState::Shutdown);
+            (metrics.replication, metrics.heartbeat) = (None, None);
+        }
+        metrics
+    }
+
+    /// Why its core has ended, if it has, for another reason than damage.
+    pub fn ended(&self) -> Option<String> {
+        if self.damage.found().is_some() {
+            return None;
+        }
+        self.metrics().running_state.err().map(|reason| reason.to_string())
     }
 
     pub fn leads(&self) -> bool {

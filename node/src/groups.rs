@@ -1,9 +1,14 @@
 //! The Raft groups of this node, by number.
 
+mod ended;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use directory::Start;
@@ -19,6 +24,8 @@ use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
 
+use self::ended::Ends;
+
 /// Of so many replicas a damaged one is made anew: without it the others still are more than one, and go on.
 const REPLICAS_TO_MEND: usize = 3;
 
@@ -31,7 +38,8 @@ pub struct Groups {
     /// On which volume each replica is, or was before that was lost: as recorded in the first one.
     homes: Mutex<BTreeMap<GroupId, u64>>,
     pub directory_state: Arc<DirectoryState>,
-    pub directory: Group,
+    /// Another one once its core has ended and it has begun anew.
+    directory: RwLock<Group>,
     shards: RwLock<HashMap<ShardId, Arc<Shard>>>,
     /// Replicas that cannot be read, and why. What they hold stays on disk until their group has gone on without them and
     /// its leader has them begun anew; the next start tries again, with all that they have promised.
@@ -40,6 +48,9 @@ pub struct Groups {
     pub starts: Mutex<BTreeMap<u64, Start>>,
     /// Held while a replica is started.
     starting: tokio::sync::Mutex<()>,
+    ends: Mutex<Ends>,
+    /// What ends from now on is to.
+    stopping: AtomicBool,
 }
 
 impl Groups {
@@ -49,12 +60,12 @@ impl Groups {
         let disk = volumes.list().first().map(|volume| volume.shown()).unwrap_or_default();
         let opening = tokio::task::spawn_blocking(move || {
             let storage = first.group(GroupId::DIRECTORY)?;
-            let directory_state = DirectoryState::open(storage.clone())?;
+            let directory_state = DirectoryState::open(&storage)?;
             Ok::<_, StorageError>((storage, directory_state, first.homes()?))
         });
         let (storage, directory_state, homes) =
             opening.await.map_err(io::Error::other)?.map_err(|e| unreadable(&disk, e))?;
-        let applier = Arc::new(DirectoryApplier(directory_state.clone()));
+        let applier = Arc::new(DirectoryApplier { state: directory_state.clone(), storage: storage.clone() });
         let directory = Group::start(storage, applier, &context).await;
         let directory = directory.map_err(|e| damage_in(&e).map_or(e, |damage| unreadable(&disk, damage)))?;
         let (own, peers, stall) = (context.own, context.peers.clone(), context.stall.clone());
@@ -69,11 +80,13 @@ impl Groups {
             volumes,
             homes,
             directory_state,
-            directory,
+            directory: RwLock::new(directory),
             shards,
             damaged,
             starts,
             starting,
+            ends: Mutex::default(),
+            stopping: AtomicBool::new(false),
         };
         let groups = Arc::new(groups);
         for volume in groups.volumes.list() {
@@ -115,9 +128,14 @@ impl Groups {
         Ok(())
     }
 
+    /// The directory's group as it runs now.
+    pub fn directory(&self) -> Group {
+        self.directory.read().clone()
+    }
+
     /// More is known of this node's disks: replicas that may vote now stand for election.
     pub fn stand(&self) {
-        self.directory.stand_if_due();
+        self.directory().stand_if_due();
         self.shards().iter().for_each(|shard| shard.group.stand_if_due());
     }
 
@@ -359,14 +377,15 @@ impl Groups {
     /// The directory's group and those of the shards.
     pub fn all(&self) -> Vec<Group> {
         let shards = self.shards();
-        std::iter::once(self.directory.clone()).chain(shards.iter().map(|shard| shard.group.clone())).collect()
+        std::iter::once(self.directory()).chain(shards.iter().map(|shard| shard.group.clone())).collect()
     }
 
     pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
         for shard in self.shards() {
             drop(shard.group.raft.shutdown().await);
         }
-        drop(self.directory.raft.shutdown().await);
+        drop(self.directory().raft.shutdown().await);
     }
 }
 
@@ -384,21 +403,21 @@ impl RaftGroups for Groups {
 
     fn takes_part(&self, group: GroupId) -> bool {
         if group == GroupId::DIRECTORY {
-            return self.directory.takes_part();
+            return self.directory.read().takes_part();
         }
         self.shards.read().get(&ShardId(group.0)).is_none_or(|shard| shard.group.takes_part())
     }
 
     fn raft(&self, group: GroupId) -> Option<Raft> {
         if group == GroupId::DIRECTORY {
-            return Some(self.directory.raft.clone());
+            return Some(self.directory.read().raft.clone());
         }
         self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.raft.clone())
     }
 
     fn storage(&self, group: GroupId) -> Option<storage::Group> {
         if group == GroupId::DIRECTORY {
-            return Some(self.directory.storage.clone());
+            return Some(self.directory.read().storage.clone());
         }
         self.shards.read().get(&ShardId(group.0)).map(|shard| shard.group.storage.clone())
     }

@@ -148,7 +148,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 
 /// Whether this node leads the directory, and a majority follows; notes then who answered.
 fn listen(node: &Node, heard: &mut HashMap<NodeId, Instant>) -> bool {
-    let group = &node.groups().directory;
+    let group = node.groups().directory();
     let leads = group.leads_majority();
     let directory = node.groups().directory_state.read();
     let nodes = directory.nodes().map(|known| (known.id, group.hears(known.id)));
@@ -217,7 +217,7 @@ async fn raise_format(node: &Node) -> MailResult<()> {
 
 /// Brings the directory's voters to those that should vote, one step a round.
 async fn choose_voters(node: &Node, heard: &HashMap<NodeId, Instant>) -> MailResult<()> {
-    let group = &node.groups().directory;
+    let group = node.groups().directory();
     let metrics = group.metrics();
     let membership = metrics.membership_config.membership();
     let applied = metrics.last_applied.map(|id| id.index);

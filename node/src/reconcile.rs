@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use directory::Command as DirectoryCommand;
 use openraft::BasicNode;
@@ -40,6 +40,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
         check_volumes(&node);
         mark_format(&node, &mut format_on_disks).await;
         node.groups().stop_damaged().await;
+        node.groups().begin_ended(Instant::now()).await;
         for shard in node.groups().shards() {
             shard.forget_old_mark();
             shard.group.stand_if_due();
@@ -53,7 +54,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
         if let Err(error) = start_replicas(&node).await {
             tracing::error!(%error, "replica does not start");
         }
-        if node.groups().directory.leads()
+        if node.groups().directory().leads()
             && let Err(error) = place_shards(&node).await
         {
             tracing::debug!(%error, "shards not placed yet");

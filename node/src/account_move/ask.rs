@@ -20,7 +20,7 @@ pub async fn source(node: &Node, request: MoveAccountRequest) -> MailResult<Move
 }
 
 pub async fn directory(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
-    let metrics = node.groups().directory.metrics();
+    let metrics = node.groups().directory().metrics();
     let voters = metrics.membership_config.membership().voter_ids();
     let nodes = metrics.current_leader.into_iter().chain(voters).map(NodeId).collect();
     leader(node, nodes, |one| async move { one.move_account(request).await }).await

@@ -100,8 +100,8 @@ impl Machine {
         }
         let group = self.group.clone();
         let export = tokio::task::spawn_blocking(move || group.export()).await.map_err(io::Error::other)?;
-        let export = export.map_err(io::Error::other)?;
-        let marker = Marker::decode(&export.marker)?;
+        let export = export.map_err(|e| self.damage.note(e))?;
+        let marker = Marker::decode(&export.marker).map_err(|e| self.damage.undecodable("marker", e))?;
         let meta = SnapshotMeta { last_log_id: marker.applied, last_membership: marker.membership };
         Ok(Some(Snapshot { meta, snapshot: SnapshotData::Export(export) }))
     }

@@ -17,7 +17,7 @@ use crate::mail::request_id;
 /// What an administrator asks for, on the directory's leader.
 pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<RebalanceReply> {
     let action = request.action.ok_or_else(|| MailError::Invalid("nothing asked for".to_owned()))?;
-    let group = &node.groups().directory;
+    let group = node.groups().directory();
     if !group.leads() {
         return Err(MailError::NotLeader { hint: group.metrics().current_leader.map(NodeId) });
     }
@@ -93,7 +93,8 @@ async fn update_node(node: &Node, id: NodeId, join: JoinNode) -> MailResult<()> 
 /// Only a node that holds nothing any more goes: what is wanted elsewhere must have arrived there.
 async fn remove_node(node: &Node, request: u128, name: &str, observed: &Observed) -> MailResult<()> {
     let id = named(node, name)?;
-    let votes = node.groups().directory.metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
+    let votes =
+        node.groups().directory().metrics().membership_config.membership().voter_ids().any(|voter| voter == id.0);
     let state = node.groups().directory_state.read().node(id).map(|known| known.state);
     if state == Some(NodeState::Active) {
         return Err(MailError::CannotDo(format!("node {name} is active: drain it first")));

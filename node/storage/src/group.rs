@@ -109,6 +109,11 @@ impl Group {
         self.inner.id
     }
 
+    /// An error once the group was dropped or let go. Reads no disk.
+    pub fn check(&self) -> Result<(), StorageError> {
+        self.inner.check()
+    }
+
     /// The mailboxes of a shard.
     pub fn shard(&self) -> ShardState {
         ShardState::new(self.inner.clone())

@@ -1,9 +1,10 @@
 //! `mailring status`: is all well, and if not, what.
 
+use proto::wire::GroupStatus;
 use proto::wire::node_record::State;
 use serde::Serialize;
 
-use crate::admin::client::AdminClient;
+use crate::admin::client::{AdminClient, DIRECTORY};
 use crate::admin::survey::{ShardRow, Survey};
 use crate::admin::volume::{self, ScrubRow};
 use crate::cli::OutputArgs;
@@ -109,6 +110,7 @@ fn report(survey: &Survey) -> StatusReport {
                 damaged.shard, damaged.reason
             )
         }));
+        problems.extend(node.status.iter().filter_map(|status| directory_problem(name, &status.groups)));
         match &node.status {
             Err(reason) => problems.push(format!("{name} is down: {reason}")),
             Ok(status) if status.disk_full => {
@@ -155,6 +157,12 @@ fn report(survey: &Survey) -> StatusReport {
     }
 }
 
+/// The directory's replica has stopped on a node that runs, whoever else has it.
+fn directory_problem(node: &str, groups: &[GroupStatus]) -> Option<String> {
+    let has_stopped = groups.iter().any(|group| group.group == DIRECTORY && group.role == "stopped");
+    has_stopped.then(|| format!("the directory's replica on {node} has stopped, the log there says why"))
+}
+
 /// None where all is well, or where a node that is down, which has been told already, explains it.
 fn shard_problem(shard: &ShardRow, down: &[&str]) -> Option<String> {
     if shard.is_well() {
@@ -182,7 +190,10 @@ fn shard_problem(shard: &ShardRow, down: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::shard_problem;
+    use proto::wire::GroupStatus;
+
+    use super::{directory_problem, shard_problem};
+    use crate::admin::client::DIRECTORY;
     use crate::admin::survey::ShardRow;
 
     fn shard(leader: Option<&str>, voters: &[&str], missing: &[&str]) -> ShardRow {
@@ -211,5 +222,13 @@ mod tests {
         assert_eq!(shard_problem(&shard(Some("a"), &all, &["b"]), &[]).unwrap(), "shard 7 is missing on b");
         let moving = shard_problem(&shard(Some("a"), &["a", "b"], &[]), &[]).unwrap();
         assert_eq!(moving, "shard 7 should be on a, b, c and is on a, b");
+    }
+
+    #[test]
+    fn a_replica_of_the_directory_that_has_stopped_is_named() {
+        let group = |group, role: &str| GroupStatus { group, role: role.to_owned(), ..GroupStatus::default() };
+        assert_eq!(directory_problem("a", &[group(DIRECTORY, "follower"), group(7, "stopped")]), None);
+        let stopped = directory_problem("a", &[group(DIRECTORY, "stopped")]).unwrap();
+        assert!(stopped.starts_with("the directory's replica on a has stopped"), "{stopped}");
     }
 }
