@@ -109,7 +109,8 @@ impl Node {
 /// Whether a command is of use on a full disk: it removes messages, or says which are to go.
 fn makes_room(command: &Command) -> bool {
     match command {
-        Command::Expunge { .. } | Command::DeleteMailbox { .. } | Command::DropAccount { .. } => true,
+        Command::Expunge { .. } | Command::DeleteMailbox { .. } => true,
+        Command::DropAccount { .. } | Command::ClearRemains { .. } => true,
         Command::Store { action: StoreAction::Add, flags, .. } => *flags == Flags::system(SystemFlags::DELETED),
         Command::Store { .. }
         | Command::Chunk { .. }
@@ -641,7 +642,7 @@ mod tests {
             Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
             Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX, quota },
         ] {
-            let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
+            let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX, format: u32::MAX }, u128::MAX).len();
             assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");
         }
     }
