@@ -14,7 +14,7 @@ pub struct Stamp {
     /// When the command was proposed.
     pub unix_ms: i64,
     pub seed: u64,
-    /// That the command is written in ([`format`]): what it does may depend on that, but not on what the program knows
+    /// That the command is written in ([`mod@format`]): what it does may depend on that, but not on what the program knows
     /// that applies it.
     pub format: u32,
 }
