@@ -17,7 +17,7 @@ const MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: t
 const FLIPPED_MIN: usize = 5;
 /// Of the large ones, so many are in files for certain, and not only in a log.
 const OLD_MESSAGES: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn no_errors(scenario: &Scenario) -> Result<()> {
     ensure!(scenario.load.errors() == 0, "{} errors seen by clients", scenario.load.errors());

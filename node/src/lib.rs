@@ -15,6 +15,7 @@ mod membership;
 mod raft;
 mod rebalance;
 mod reconcile;
+mod remains;
 mod scrub;
 mod settings;
 mod shard;
@@ -130,6 +131,7 @@ impl Node {
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
         let keeping = tokio::spawn(log_keeping::run(node.clone(), stopped.clone()));
+        let clearing = tokio::spawn(remains::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
         node.inner.tasks.lock().extend([
             serving,
@@ -141,6 +143,7 @@ impl Node {
             conducting,
             measuring,
             keeping,
+            clearing,
             scrubbing,
         ]);
         Ok(node)

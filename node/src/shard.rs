@@ -13,7 +13,7 @@ use proto::wire::{DigestShardReply, WatchEvent};
 use storage::{Command, Export, MoveStep, Outcome, ShardEvent, ShardEventKind, ShardState, Stamp, StorageError};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
-use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet};
+use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet, format};
 
 use crate::group::{Group, GroupContext, Patience};
 use crate::mail::blocking;
@@ -171,7 +171,7 @@ impl Shard {
     /// Time and randomness of a command, chosen once by the proposer.
     fn stamp(&self) -> MailResult<Stamp> {
         let seed = getrandom::u64().map_err(|e| MailError::Internal(e.to_string()))?;
-        Ok(Stamp { unix_ms: self.clock.stamp(unix_ms(), Instant::now()), seed })
+        Ok(Stamp { unix_ms: self.clock.stamp(unix_ms(), Instant::now()), seed, format: format::in_force() })
     }
 
     pub fn watch(&self) -> broadcast::Receiver<WatchEvent> {

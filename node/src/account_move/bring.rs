@@ -21,7 +21,7 @@ use proto::wire::export_account_request::What;
 use proto::wire::exported_part::Part;
 use proto::wire::move_account_request::Step;
 use proto::wire::{Done, ExportAccountRequest, ExportMailbox, ExportedListing, ExportedMessage, MoveAccountRequest};
-use proto::{ItemStream, uid_set_from_wire, uid_set_to_wire};
+use proto::{ItemStream, MESSAGES_PER_CHANGE_MAX, uid_set_from_wire, uid_set_to_wire};
 use storage::{
     BodyOf, Command, MoveStep, Moved, MovedAccount, MovedMailbox, MovedPart, MovedPass, MovedSubscription, Outline,
     Place,
@@ -354,16 +354,18 @@ impl Bringing<'_> {
         let told = listing.vanished.as_ref().map(|set| uid_set_from_wire(Some(set))).transpose()?;
         let messages = changed.len();
         let gone = told.as_ref().map_or_else(|| known.difference(&there), Clone::clone);
-        let follows = told.is_some() && changed.ranges().len() + gone.ranges().len() <= RUNS_MAX;
+        let is_one_part = changed.ranges().len() + gone.ranges().len() <= RUNS_MAX
+            && gone.len() <= u64::from(MESSAGES_PER_CHANGE_MAX);
+        let follows = told.is_some() && is_one_part;
         let changed = if follows { changed } else { UidSet::new() };
-        let some = |runs: &[(u32, u32)]| runs.iter().copied().collect::<UidSet>();
-        let mut runs = gone.ranges().chunks(RUNS_MAX).map(some).peekable();
+        let mut parts = gone.parts(MESSAGES_PER_CHANGE_MAX);
         let mut passes = Vec::new();
-        while let Some(gone) = runs.next_if(|_| !follows) {
+        if !follows {
             // Removed without a word: those who ask for changes have to look at all.
-            passes.push(MovedPass::new(id.0, since, false, &UidSet::new(), &gone));
+            let silent = |gone: UidSet| MovedPass::new(id.0, since, false, &UidSet::new(), &gone);
+            passes.extend(parts.by_ref().map(silent));
         }
-        let gone = runs.next().unwrap_or_default();
+        let gone = parts.next().unwrap_or_default();
         passes.push(MovedPass::new(id.0, listing.mod_seq, follows, &changed, &gone));
         self.bodies.retain(|_, of| of.mailbox != id.0 || there.contains(of.uid));
         for pass in passes {

@@ -209,7 +209,7 @@ mod tests {
     const LONG_AGO: InternalDate = InternalDate { unix_s: i64::MIN, offset_min: i16::MIN };
 
     fn octets(command: &Command) -> usize {
-        command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len()
+        command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX, format: u32::MAX }, u128::MAX).len()
     }
 
     fn deliver(recipients: usize, digest: Bytes) -> Command {

@@ -18,7 +18,7 @@ use proto::wire::{
     SearchRequest, SelectReply, SelectRequest, SettleRequest, StoreReply, StoreRequest, StoredMessage,
     SubscribeRequest, UsageReply, WatchEvent, WatchRequest, store_request,
 };
-use proto::{Body, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire};
+use proto::{Body, ItemStream, MESSAGES_PER_CHANGE_MAX, MailStore, uid_set_from_wire, uid_set_to_wire};
 use storage::{Command, MailboxInfo, Outcome, ShardState, StorageError, StoreAction};
 use tokio::sync::{Semaphore, broadcast};
 use types::{
@@ -36,9 +36,11 @@ const SEARCHES_MAX: usize = 4;
 const INDEX_SEARCHES_MAX: usize = 32;
 /// Large bodies parsed at once.
 const PARSES_MAX: usize = 4;
-/// Runs of UIDs in one command: two numbers of up to five octets each. A mailbox with more gaps than this among what a
-/// client means is rare, and costs several commands.
-const UID_RUNS_PER_COMMAND: usize = 40_000;
+/// Commands that one request may come to: mailboxes of ten million messages are none of ours.
+const COMMANDS_PER_REQUEST_MAX: usize = 1_000;
+/// Messages that are copied at once: COPY and RENAME of INBOX are all or nothing (RFC 9051 §6.4.7), so it is one command,
+/// and nothing else is done on the shard while it is applied. Their UIDs fit into a log entry, whatever gaps they have.
+const COPY_MESSAGES_MAX: u64 = 40_000;
 /// The answer to a change with one of the other commands' outcomes: a fault of ours.
 const WRONG_OUTCOME: &str = "another command's outcome";
 
@@ -107,7 +109,8 @@ impl Node {
 /// Whether a command is of use on a full disk: it removes messages, or says which are to go.
 fn makes_room(command: &Command) -> bool {
     match command {
-        Command::Expunge { .. } | Command::DeleteMailbox { .. } | Command::DropAccount { .. } => true,
+        Command::Expunge { .. } | Command::DeleteMailbox { .. } => true,
+        Command::DropAccount { .. } | Command::ClearRemains { .. } => true,
         Command::Store { action: StoreAction::Add, flags, .. } => *flags == Flags::system(SystemFlags::DELETED),
         Command::Store { .. }
         | Command::Chunk { .. }
@@ -315,11 +318,16 @@ impl MailStore for Node {
     }
 
     async fn rename_mailbox(&self, request: RenameMailboxRequest) -> MailResult<()> {
-        let command = Command::RenameMailbox {
-            account: AccountId(request.account),
-            from: mailbox_name(&request.from)?,
-            to: mailbox_name(&request.to)?,
-        };
+        let account = AccountId(request.account);
+        let (from, to) = (mailbox_name(&request.from)?, mailbox_name(&request.to)?);
+        if from.is_inbox() {
+            let (state, inbox) = (self.read(request.shard).await?, from.clone());
+            let look = move |state: &ShardState| state.mailbox(account, &inbox).map_err(storage_error);
+            let looked = blocking(move || if_here(&state, account, look)).await;
+            let inbox = self.or_elsewhere(request.shard, looked).await?;
+            check_copy(inbox.map_or(0, |inbox| u64::from(inbox.messages)))?;
+        }
+        let command = Command::RenameMailbox { account, from, to };
         self.change(request.shard, request_id(&request.request_id)?, command).await.map(|_| ())
     }
 
@@ -389,7 +397,7 @@ impl MailStore for Node {
         let mut reply = StoreReply::default();
         let mut left_alone = UidSet::new();
         let id = request_id(&request.request_id)?;
-        for (n, uids) in in_commands(uid_set_from_wire(request.uids.as_ref())?).into_iter().enumerate() {
+        for (n, uids) in in_commands(&uid_set_from_wire(request.uids.as_ref())?)?.into_iter().enumerate() {
             let command = Command::Store {
                 account: AccountId(request.account),
                 mailbox: MailboxId(request.mailbox),
@@ -416,16 +424,12 @@ impl MailStore for Node {
         let mut uids = uid_set_from_wire(request.uids.as_ref())?;
         // Counted as asked for: what is left out below because it is gone is missed then.
         let messages_min = if request.all { uids.len() } else { 0 };
-        if uids.ranges().len() > UID_RUNS_PER_COMMAND {
-            // COPY is all or nothing (RFC 3501 §6.4.7), so it is one command.
+        if uids.len() > COPY_MESSAGES_MAX {
             let state = self.read(request.shard).await?;
-            let fill = move |state: &ShardState| Ok(with_gaps_filled(&uids, &state.select(account, from)?.uids));
-            let filled = blocking(move || if_here(&state, account, fill)).await;
-            uids = self.or_elsewhere(request.shard, filled).await?;
-        }
-        if uids.ranges().len() > UID_RUNS_PER_COMMAND {
-            let text = format!("too many messages that do not follow each other, at most {UID_RUNS_PER_COMMAND} runs");
-            return Err(MailError::Limit(text));
+            let select = move |state: &ShardState| Ok(state.select(account, from)?.uids.intersection(&uids));
+            let selected = blocking(move || if_here(&state, account, select)).await;
+            uids = self.or_elsewhere(request.shard, selected).await?;
+            check_copy(uids.len())?;
         }
         let (to, remove_source) = (mailbox_name(&request.to)?, request.remove_source);
         let quota = if remove_source { Quota::NONE } else { self.check_account(account)? };
@@ -514,7 +518,7 @@ impl MailStore for Node {
 /// the whole mailbox.
 fn expunge_commands(request: &ExpungeRequest) -> MailResult<Vec<Command>> {
     let sets = match request.has_uids {
-        true => in_commands(uid_set_from_wire(request.uids.as_ref())?).into_iter().map(Some).collect(),
+        true => in_commands(&uid_set_from_wire(request.uids.as_ref())?)?.into_iter().map(Some).collect(),
         false => vec![None],
     };
     let command = |uids| Command::Expunge {
@@ -526,29 +530,23 @@ fn expunge_commands(request: &ExpungeRequest) -> MailResult<Vec<Command>> {
     Ok(sets.into_iter().map(command).collect())
 }
 
-/// A set as those of as many commands as it needs; one for the empty set, which is answered too.
-fn in_commands(uids: UidSet) -> Vec<UidSet> {
-    if uids.ranges().len() <= UID_RUNS_PER_COMMAND {
-        return vec![uids];
+/// A set as those of as many commands as it needs; one for the empty set, which is answered too. The same for each
+/// attempt at a request: so each command is known again by its id.
+fn in_commands(uids: &UidSet) -> MailResult<Vec<UidSet>> {
+    if uids.is_empty() {
+        return Ok(vec![UidSet::new()]);
     }
-    uids.ranges().chunks(UID_RUNS_PER_COMMAND).map(|runs| runs.iter().copied().collect()).collect()
+    if uids.len() > COMMANDS_PER_REQUEST_MAX as u64 * u64::from(MESSAGES_PER_CHANGE_MAX) {
+        return Err(MailError::Limit("too many messages at once".to_owned()));
+    }
+    Ok(uids.parts(MESSAGES_PER_CHANGE_MAX).collect())
 }
 
-/// The set that means the same messages in fewer runs: what does not exist now never will under that UID.
-fn with_gaps_filled(uids: &UidSet, existing: &UidSet) -> UidSet {
-    let others = existing.difference(uids);
-    let mut others = others.ranges().iter().peekable();
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for &(first, last) in existing.intersection(uids).ranges() {
-        let before = runs.last().map_or(0, |run| run.1);
-        while others.next_if(|other| other.1 < before).is_some() {}
-        let another_between = others.peek().is_some_and(|other| other.0 < first);
-        match runs.last_mut() {
-            Some(run) if !another_between => run.1 = last,
-            _ => runs.push((first, last)),
-        }
+fn check_copy(messages: u64) -> MailResult<()> {
+    if messages <= COPY_MESSAGES_MAX {
+        return Ok(());
     }
-    runs.into_iter().collect()
+    Err(MailError::Limit(format!("too many messages to copy at once, at most {COPY_MESSAGES_MAX} are allowed")))
 }
 
 fn stored_message(uid: u32, flags: &Flags, mod_seq: ModSeq) -> StoredMessage {
@@ -600,15 +598,16 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc;
 
-    use proto::uid_set_to_wire;
     use proto::wire::ExpungeRequest;
+    use proto::{MESSAGES_PER_CHANGE_MAX, uid_set_to_wire};
     use storage::{Command, Stamp, StoreAction};
     use tokio::sync::Semaphore;
     use types::{
-        AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, UidSet,
+        AccountId, Flags, MAILBOX_NAME_OCTETS_MAX, MailError, MailboxId, MailboxName, ModSeq, Quota, SystemFlags,
+        UidSet,
     };
 
-    use super::{UID_RUNS_PER_COMMAND, cancellable, expunge_commands, in_commands, with_gaps_filled};
+    use super::{COPY_MESSAGES_MAX, cancellable, check_copy, expunge_commands, in_commands};
     use crate::group::PROPOSAL_OCTETS_MAX;
 
     #[test]
@@ -631,7 +630,7 @@ mod tests {
     #[test]
     fn commands_about_any_set_of_messages_fit_into_a_log_entry() {
         // The last UIDs are the longest.
-        let uids = runs(u32::MAX - 2 * UID_RUNS_PER_COMMAND as u32, UID_RUNS_PER_COMMAND);
+        let uids = runs(u32::MAX - 2 * COPY_MESSAGES_MAX as u32, COPY_MESSAGES_MAX as usize);
         let (account, mailbox) = (AccountId(u64::MAX), MailboxId(u64::MAX));
         let to = MailboxName::parse(&"m".repeat(MAILBOX_NAME_OCTETS_MAX)).unwrap();
         let flags = Flags::system(SystemFlags::ALL);
@@ -643,10 +642,14 @@ mod tests {
             Command::Expunge { account, mailbox, uids: Some(uids.clone()), only_deleted: true },
             Command::Copy { account, from: mailbox, uids, to, remove_source: true, messages_min: u64::MAX, quota },
         ] {
-            let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX }, u128::MAX).len();
+            let octets = command.encode(Stamp { unix_ms: i64::MIN, seed: u64::MAX, format: u32::MAX }, u128::MAX).len();
             assert!(octets <= PROPOSAL_OCTETS_MAX, "{octets}");
         }
-        let many = runs(1, 2 * UID_RUNS_PER_COMMAND + 1);
+    }
+
+    #[test]
+    fn a_change_of_many_messages_is_made_in_parts_and_one_of_too_many_is_refused() {
+        let many = runs(1, 2 * MESSAGES_PER_CHANGE_MAX as usize + 1);
         let request =
             ExpungeRequest { has_uids: true, uids: Some(uid_set_to_wire(&many)), ..ExpungeRequest::default() };
         let sets = expunge_commands(&request).unwrap().into_iter().map(|command| match command {
@@ -656,21 +659,11 @@ mod tests {
         let sets: Vec<UidSet> = sets.collect();
         assert_eq!(sets.len(), 3);
         assert_eq!(sets.iter().fold(UidSet::new(), |all, some| all.union(some)), many);
-        assert_eq!(in_commands(UidSet::new()), [UidSet::new()]);
-    }
-
-    #[test]
-    fn gaps_where_there_is_no_message_cost_nothing() {
-        let set = |text: &[(u32, u32)]| text.iter().copied().collect::<UidSet>();
-        for (uids, existing, filled) in [
-            (set(&[(1, 1), (3, 3), (5, 5)]), set(&[(1, 1), (3, 3), (5, 5), (9, 9)]), set(&[(1, 5)])),
-            (set(&[(1, 1), (3, 3), (5, 5)]), set(&[(1, 1), (3, 5)]), set(&[(1, 3), (5, 5)])),
-            (set(&[(1, 100)]), set(&[(50, 50), (70, 70)]), set(&[(50, 70)])),
-            (set(&[(1, 1), (2, 2)]), set(&[(3, 3)]), set(&[])),
-        ] {
-            assert_eq!(with_gaps_filled(&uids, &existing), filled);
-            assert_eq!(filled.intersection(&existing), uids.intersection(&existing));
-        }
+        assert!(sets.iter().all(|some| some.len() <= u64::from(MESSAGES_PER_CHANGE_MAX)));
+        assert_eq!(in_commands(&UidSet::new()).unwrap(), [UidSet::new()]);
+        assert!(matches!(in_commands(&UidSet::from_range(1, u32::MAX)), Err(MailError::Limit(_))));
+        assert_eq!(check_copy(COPY_MESSAGES_MAX), Ok(()));
+        assert!(matches!(check_copy(COPY_MESSAGES_MAX + 1), Err(MailError::Limit(_))));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use storage::{BodySource, Command, GroupId, LogEntry, Recipient, Stamp, Volume, VolumeOptions};
-use types::{AccountId, InternalDate, MailboxName, Quota, UidSet};
+use types::{AccountId, InternalDate, MailboxName, Quota, UidSet, format};
 
 const MESSAGES: u64 = 30_000;
 
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             date: InternalDate::default(),
             settle: Vec::new(),
         };
-        let head = command.encode(Stamp { unix_ms: 1_700_000_000_000, seed: 0 }, 0).into();
+        let head = command.encode(Stamp { unix_ms: 1_700_000_000_000, seed: 0, format: format::known() }, 0).into();
         let sender = sender.clone();
         let done = Box::new(move |result| drop(sender.send(result)));
         group.append(vec![LogEntry { index, head, body: Some(body.clone()) }], done)?;
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let started = Instant::now();
     for (command, index) in commands.into_iter().zip(1u64..) {
-        let stamp = Stamp { unix_ms: 1_700_000_000_000, seed: 0 };
+        let stamp = Stamp { unix_ms: 1_700_000_000_000, seed: 0, format: format::known() };
         let marker = Bytes::copy_from_slice(&index.to_be_bytes());
         shard.apply(index, stamp, command, Some(body.len() as u64), marker)?.0?;
     }

@@ -79,10 +79,12 @@ pub(crate) enum Kind {
     Request = 17,
     /// time | request
     RequestTime = 18,
+    /// account | mailbox that is no more
+    Remains = 19,
 }
 
 impl Kind {
-    const NAMES: [(Kind, &'static str); 18] = [
+    const NAMES: [(Kind, &'static str); 19] = [
         (Kind::Applied, "applied"),
         (Kind::Account, "account"),
         (Kind::Name, "name"),
@@ -101,6 +103,7 @@ impl Kind {
         (Kind::Table, "table"),
         (Kind::Request, "request"),
         (Kind::RequestTime, "request-time"),
+        (Kind::Remains, "remains"),
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Kind> {

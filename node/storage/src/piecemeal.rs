@@ -43,7 +43,7 @@ fn shape(family: Family, key: &[u8]) -> Option<Shape> {
         Family::Meta => (1, 4),
         Family::State => match Kind::from_byte(*key.get(4)?)? {
             Kind::Account | Kind::Body | Kind::Digest | Kind::Garbage => (5, 8),
-            Kind::Mailbox => (13, 8),
+            Kind::Mailbox | Kind::Remains => (13, 8),
             Kind::Message | Kind::Page => (21, 4),
             Kind::Change => (21, 8),
             Kind::Applied

@@ -185,7 +185,8 @@ impl Two {
         let volume = open(directory.path());
         let mut source = Replica::new(&volume);
         source.next = 5_000;
-        let target = Replica { group: volume.group(TARGET).unwrap(), next: 1, now_s: source.now_s };
+        let target =
+            Replica { group: volume.group(TARGET).unwrap(), next: 1, now_s: source.now_s, format: source.format };
         for number in 1..=6 {
             source.run_with(deliver(number, &[ALICE, BOB]), body(number)).unwrap();
         }
@@ -414,7 +415,7 @@ fn replicas_agree_and_a_snapshot_holds_what_is_under_way() {
     of_target.iter().for_each(|block| installer.push(block).unwrap());
     installer.finish(exported).unwrap();
     group.purge_to(two.target.next - 1, Bytes::from_static(b"p")).unwrap();
-    let mut installed = Replica { group, next: two.target.next, now_s: two.target.now_s };
+    let mut installed = Replica { group, next: two.target.next, now_s: two.target.now_s, format: two.target.format };
     assert_eq!(take(&mut installed, MOVE, MoveStep::Admit).place, Place::Here);
     two.switch();
     assert_eq!(seen(&installed.group.shard()), seen(&two.target.group.shard()));

@@ -4,7 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Replica, marker, name, open, stamp};
-use storage::{BodySource, Command, Outcome, Recipient};
+use storage::{BodySource, Command, Outcome, Recipient, Stamp};
 use types::{AccountId, Flags, InternalDate, MailError, MailboxId, Quota, UidSet};
 
 const ALICE: AccountId = AccountId(1);
@@ -178,7 +178,7 @@ fn what_is_removed_makes_room_at_once() {
 fn a_command_without_a_quota_is_read_for_ever() {
     let before =
         b"\x01\x08\xd0\x0f\x1a\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01R\x15\x08\x01\x12\x05INBOX\x1a\0\"\x002\x06digest";
-    let now = append("INBOX", Quota::NONE).encode(stamp(1), 1);
+    let now = append("INBOX", Quota::NONE).encode(Stamp { format: 1, ..stamp(1) }, 1);
     assert_eq!(now.escape_ascii().to_string(), before.escape_ascii().to_string());
     assert_eq!(Command::decode(before).unwrap().2, append("INBOX", Quota::NONE));
 }

@@ -70,7 +70,7 @@ fn blocks_are_small_and_carry_bodies() {
     assert_eq!(shard.body_range(BodyId(2), 0, 9).unwrap(), None);
     // The log goes on behind the snapshot, and the upload is finished there.
     group.purge_to(replica.next - 1, Bytes::from_static(b"p")).unwrap();
-    let mut there = Replica { group, next: replica.next, now_s: replica.now_s };
+    let mut there = Replica { group, next: replica.next, now_s: replica.now_s, format: replica.format };
     let append = Command::Append {
         account: ALICE,
         mailbox: name("Sent"),

@@ -123,6 +123,23 @@ impl UidSet {
         None
     }
 
+    /// The set cut into parts of at most `max` numbers each, ascending; none for the empty set. `max` is not 0.
+    pub fn parts(&self, max: u32) -> impl Iterator<Item = UidSet> + '_ {
+        let mut ranges = self.ranges.iter().copied();
+        let mut rest = ranges.next();
+        std::iter::from_fn(move || {
+            let (mut part, mut room) = (UidSet::new(), max.max(1));
+            while let Some((first, last)) = rest {
+                let Some(more) = room.checked_sub(1) else { break };
+                let end = last.min(first.saturating_add(more));
+                part.ranges.push((first, end));
+                room = more - (end - first);
+                rest = if end < last { Some((end + 1, last)) } else { ranges.next() };
+            }
+            (!part.is_empty()).then_some(part)
+        })
+    }
+
     pub fn union(&self, other: &UidSet) -> UidSet {
         let mut all: Vec<(u32, u32)> = self.ranges.iter().chain(&other.ranges).copied().collect();
         all.sort_unstable();
@@ -266,6 +283,24 @@ mod tests {
             }
             assert_eq!(set.at_position(model.len() as u32 + 1), None);
         }
+    }
+
+    #[test]
+    fn parts_are_full_but_for_the_last_and_make_up_the_set() {
+        for seed in 0..100 {
+            let set: UidSet = numbers(seed).take(40).collect();
+            for max in [1, 2, 7, 60] {
+                let parts: Vec<UidSet> = set.parts(max).collect();
+                assert!(parts.iter().rev().skip(1).all(|part| part.len() == u64::from(max)));
+                assert!(parts.iter().all(|part| (1..=u64::from(max)).contains(&part.len())));
+                assert_eq!(parts.iter().flat_map(UidSet::iter).collect::<Vec<_>>(), set.iter().collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(UidSet::new().parts(5).count(), 0);
+        let whole = UidSet::from_range(1, u32::MAX);
+        assert_eq!(whole.parts(u32::MAX).collect::<Vec<_>>(), std::slice::from_ref(&whole));
+        let ends: Vec<UidSet> = UidSet::from_range(u32::MAX - 2, u32::MAX).parts(2).collect();
+        assert_eq!(ends, [UidSet::from_range(u32::MAX - 2, u32::MAX - 1), UidSet::from_range(u32::MAX, u32::MAX)]);
     }
 
     #[test]

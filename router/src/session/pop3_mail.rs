@@ -11,7 +11,7 @@ use proto::wire::{
     AccountRequest, Done, ExpungeRequest, FetchRequest, FetchedMessage, Section, SelectRequest, UidSet as WireUidSet,
     section,
 };
-use proto::{ItemStream, uid_set_to_wire};
+use proto::{ItemStream, MESSAGES_PER_CHANGE_MAX, uid_set_to_wire};
 use tokio::time::Instant;
 use types::{MailError, MailResult, MailboxId, UidSet};
 
@@ -95,7 +95,8 @@ impl OpenMaildrop {
         Ok(())
     }
 
-    /// Deletes messages by position; nothing else (RFC 1939 §6).
+    /// Deletes messages by position; nothing else. After an error some of many are gone, and the client is told so
+    /// (RFC 1939 §6).
     pub(super) async fn update(&mut self, deleted: &[usize]) -> MailResult<()> {
         if deleted.is_empty() {
             return Ok(());
@@ -104,16 +105,19 @@ impl OpenMaildrop {
             self.lock_again().await?;
         }
         let uids: UidSet = deleted.iter().filter_map(|index| self.uids.get(*index).copied()).collect();
-        let request = ExpungeRequest {
-            shard: self.account.shard,
-            account: self.account.account,
-            mailbox: self.mailbox.0,
-            has_uids: true,
-            uids: Some(uid_set_to_wire(&uids)),
-            only_deleted: false,
-            ..ExpungeRequest::default()
-        };
-        self.shards.expunge(request).await.map(|_| ())
+        for part in uids.parts(MESSAGES_PER_CHANGE_MAX) {
+            let request = ExpungeRequest {
+                shard: self.account.shard,
+                account: self.account.account,
+                mailbox: self.mailbox.0,
+                has_uids: true,
+                uids: Some(uid_set_to_wire(&part)),
+                only_deleted: false,
+                ..ExpungeRequest::default()
+            };
+            self.shards.expunge(request).await?;
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use super::moving;
 use super::outcome::{Delivered, Outcome};
 use super::quota::usage_of;
 use super::read;
+use super::remains;
 use super::sweep;
 use super::wire::special_use_number;
 use crate::error::StorageError;
@@ -59,6 +60,7 @@ pub(crate) fn run(edit: &mut Edit<'_>, hints: &mut Hints, command: &Command, bod
         Command::Mark { .. } => Ok(Outcome::Done),
         Command::CreateAccount { account } => edit.account(*account).map(|_| Outcome::Done),
         Command::DropAccount { account } => drop_account(edit, *account),
+        Command::ClearRemains { messages_max } => remains::clear(edit, *messages_max).map(|()| Outcome::Done),
         Command::Settle { fingerprints } => settle(edit, fingerprints),
         Command::CreateMailbox { account, name, special_use } => create(edit, *account, name, *special_use),
         Command::DeleteMailbox { account, name } => delete(edit, *account, name),

@@ -1,6 +1,7 @@
 //! Whether a state record can be read, be it never asked for by anybody.
 
 use super::page::Page;
+use super::remains::RemainsRecord;
 use super::requests;
 use crate::error::StorageError;
 use crate::keys::{Kind, printable, u64_at};
@@ -26,6 +27,7 @@ pub(crate) fn check_record(key: &[u8], value: &[u8]) -> Result<Vec<ChunkRecord>,
         Kind::Upload => return Ok(decode::<UploadRecord>(FAMILY, key, value)?.chunks),
         Kind::Fingerprint => decode::<FingerprintRecord>(FAMILY, key, value).map(drop)?,
         Kind::Request => requests::check(key, value)?,
+        Kind::Remains => decode::<RemainsRecord>(FAMILY, key, value).map(drop)?,
         Kind::Name => {
             u64_at(payload(FAMILY, key, value)?, 0).ok_or_else(|| damaged("not a mailbox id"))?;
         }

@@ -14,6 +14,9 @@ pub struct Stamp {
     /// When the command was proposed.
     pub unix_ms: i64,
     pub seed: u64,
+    /// That the command is written in ([`mod@format`]): what it does may depend on that, but not on what the program knows
+    /// that applies it.
+    pub format: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +79,11 @@ pub enum Command {
     },
     DropAccount {
         account: AccountId,
+    },
+    /// Some of what deleted mailboxes and dropped accounts have left behind. A mailbox that is left without any messages
+    /// costs as much as one message.
+    ClearRemains {
+        messages_max: u32,
     },
     /// Into the INBOX of each recipient.
     Deliver {
@@ -155,7 +163,8 @@ impl Command {
             | Command::DropUpload { .. }
             | Command::Mark { .. }
             | Command::Deliver { .. }
-            | Command::Settle { .. } => None,
+            | Command::Settle { .. }
+            | Command::ClearRemains { .. } => None,
             Command::MoveAccount { account, .. }
             | Command::Import { account, .. }
             | Command::CreateAccount { account }
@@ -188,7 +197,7 @@ impl Command {
             body: Some(to_wire(self)),
         };
         let mut bytes = Vec::with_capacity(record.encoded_len() + 1);
-        bytes.push(format::octet());
+        bytes.push(u8::try_from(stamp.format).unwrap_or(u8::MAX));
         record.encode_raw(&mut bytes);
         bytes
     }
@@ -201,7 +210,7 @@ impl Command {
             return Err(damaged(&format!("it has format {written}; this program knows formats up to {known}")));
         }
         let record = CommandRecord::decode(rest).map_err(|error| StorageError::corrupt("command", error))?;
-        let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed };
+        let stamp = Stamp { unix_ms: record.unix_ms, seed: record.seed, format: u32::from(written) };
         let request = u128_of(&record.request).ok_or_else(|| damaged("request id"))?;
         let command = record.body.and_then(from_wire).ok_or_else(|| damaged("a field is missing or invalid"))?;
         Ok((stamp, request, command))

@@ -10,6 +10,7 @@ use types::{AccountId, MailError, MailboxId, MailboxName, ModSeq, SpecialUse};
 use super::command::{BodySource, Stamp};
 use super::mailbox::MailboxEdit;
 use super::outcome::{ShardEvent, ShardEventKind};
+use super::remains;
 use super::totals::Grown;
 use super::wire::{flat, special_use_number};
 use super::{MAILBOXES_MAX, SUBSCRIPTIONS_MAX, UPLOAD_CHUNKS_MAX};
@@ -176,7 +177,8 @@ impl<'a> Edit<'a> {
     }
 
     fn create_account(&mut self, account: AccountId) -> Step<()> {
-        self.accounts.insert(account, AccountRecord { mailbox_next: 1, ..Default::default() });
+        let (mailbox_next, uid_validity_last) = remains::behind(self, account)?;
+        self.accounts.insert(account, AccountRecord { mailbox_next, uid_validity_last, ..Default::default() });
         let mailboxes = [
             ("INBOX", None),
             ("Drafts", Some(SpecialUse::Drafts)),

@@ -7,6 +7,7 @@ use types::{AccountId, Flags, Keyword, MailError, MailboxId, SystemFlags, UidSet
 use super::edit::{Edit, Step};
 use super::page::{self, Page};
 use super::read;
+use super::remains;
 use crate::error::StorageError;
 use crate::keys::{Kind, printable};
 use crate::planted::{Bug, planted};
@@ -227,18 +228,22 @@ impl Edit<'_> {
         Ok(found)
     }
 
-    /// Removes a mailbox with its messages.
+    /// Removes a mailbox. Its messages are its remains, or go with it where the command is of an older format.
     pub(crate) fn remove_mailbox(&mut self, account: AccountId, id: MailboxId) -> Step<()> {
-        let bytes = self.mailbox(account, id)?.record.bytes;
-        let messages = self.messages(account, id, &UidSet::from_range(1, u32::MAX))?;
-        for (_, message) in &messages {
-            self.release(message.body)?;
+        let MailboxRecord { messages, bytes, .. } = self.mailbox(account, id)?.record;
+        if !remains::are_left(&self.stamp) {
+            for (_, message) in self.messages(account, id, &UidSet::from_range(1, u32::MAX))? {
+                self.release(message.body)?;
+            }
+            self.delete_all(self.key(Kind::Message).mailbox(account, id));
+        } else if messages > 0 {
+            remains::leave(self, account, id)?;
         }
         let record = self.account(account)?;
         record.mailboxes = record.mailboxes.saturating_sub(1);
-        record.messages = record.messages.saturating_sub(messages.len() as u64);
+        record.messages = record.messages.saturating_sub(u64::from(messages));
         record.bytes = record.bytes.saturating_sub(bytes);
-        for kind in [Kind::Message, Kind::Page, Kind::Change] {
+        for kind in [Kind::Page, Kind::Change] {
             self.delete_all(self.key(kind).mailbox(account, id));
         }
         let key = self.key(Kind::Mailbox).mailbox(account, id).done();

@@ -14,6 +14,7 @@ mod outcome;
 mod page;
 mod quota;
 mod read;
+mod remains;
 mod remembered;
 mod requests;
 mod sweep;

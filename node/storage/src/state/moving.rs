@@ -20,7 +20,7 @@ use super::mailbox::{MailboxEdit, system};
 use super::moved::{MoveStep, MovedFingerprint, MovedMailbox, MovedMessage, MovedPart, MovedPass, Place, Whereabouts};
 use super::outcome::Outcome;
 use super::wire::{flat, special_use_of};
-use super::{Hints, apply, read, requests};
+use super::{Hints, apply, read, remains, requests};
 use crate::error::StorageError;
 use crate::keys::{Key, Kind, printable};
 use crate::records::{AccountRecord, ChangeRecord, FingerprintRecord, MailboxRecord, MessageRecord, encode};
@@ -207,6 +207,8 @@ fn mailbox(edit: &mut Edit<'_>, account: AccountId, part: &MovedMailbox) -> Step
     match &before {
         Some(before) if before.name != part.name => release_name(edit, account, id, &name(&before.name)?)?,
         Some(_) => {}
+        // It has been here before: what is left of it has to go first.
+        None if remains::are_of(edit, account, id)? => return Err(MailError::Busy.into()),
         None => {
             edit.account(account)?.mailboxes += 1;
             edit.mailboxes.insert((account, id), MailboxEdit::new(MailboxRecord::default()));

@@ -81,6 +81,7 @@ fn number(command: &Command) -> u32 {
         | Command::Import { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
+        | Command::ClearRemains { .. }
         | Command::Deliver { .. }
         | Command::Settle { .. } => 0,
     }
@@ -134,6 +135,7 @@ pub(crate) fn known(edit: &mut Edit<'_>, request: u128, command: &Command) -> St
         | Command::Import { .. }
         | Command::CreateAccount { .. }
         | Command::DropAccount { .. }
+        | Command::ClearRemains { .. }
         | Command::Deliver { .. }
         | Command::Settle { .. } => Outcome::Done,
     };

@@ -17,7 +17,7 @@ pub(crate) struct CommandRecord {
     pub seed: u64,
     #[prost(bytes = "vec", tag = "3")]
     pub request: Vec<u8>,
-    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(oneof = "Wire", tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
     pub body: Option<Wire>,
 }
 
@@ -57,6 +57,9 @@ pub(crate) enum Wire {
     MoveAccount(MoveRecord),
     #[prost(message, tag = "20")]
     Import(ImportRecord),
+    /// From format 2 on.
+    #[prost(uint32, tag = "21")]
+    ClearRemains(u32),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -266,6 +269,7 @@ pub(crate) fn to_wire(command: &Command) -> Wire {
         }),
         Command::CreateAccount { account } => Wire::CreateAccount(account.0),
         Command::DropAccount { account } => Wire::DropAccount(account.0),
+        Command::ClearRemains { messages_max } => Wire::ClearRemains(*messages_max),
         Command::Deliver { recipients, body, digest, date, settle } => Wire::Deliver(DeliverRecord {
             recipients: recipients
                 .iter()
@@ -355,6 +359,7 @@ pub(crate) fn from_wire(wire: Wire) -> Option<Command> {
         },
         Wire::CreateAccount(account) => Command::CreateAccount { account: AccountId(account) },
         Wire::DropAccount(account) => Command::DropAccount { account: AccountId(account) },
+        Wire::ClearRemains(messages_max) => Command::ClearRemains { messages_max },
         Wire::Deliver(record) => Command::Deliver {
             recipients: record
                 .recipients

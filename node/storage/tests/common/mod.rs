@@ -9,7 +9,7 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 use storage::{Command, Done, Group, GroupId, LogEntry, Outcome, Stamp, StorageError, Volume, VolumeOptions};
-use types::{MailError, MailboxName};
+use types::{MailError, MailboxName, format};
 
 pub const SHARD: GroupId = GroupId(7);
 
@@ -45,7 +45,7 @@ pub fn name(text: &str) -> MailboxName {
 }
 
 pub fn stamp(unix_s: i64) -> Stamp {
-    Stamp { unix_ms: unix_s * 1000, seed: 0 }
+    Stamp { unix_ms: unix_s * 1000, seed: 0, format: format::known() }
 }
 
 /// A replica that logs, applies and remembers how far it is, as the Raft adaptor does.
@@ -53,11 +53,13 @@ pub struct Replica {
     pub group: Group,
     pub next: u64,
     pub now_s: i64,
+    /// In force.
+    pub format: u32,
 }
 
 impl Replica {
     pub fn new(volume: &Volume) -> Replica {
-        Replica { group: volume.group(SHARD).unwrap(), next: 1, now_s: 1_700_000_000 }
+        Replica { group: volume.group(SHARD).unwrap(), next: 1, now_s: 1_700_000_000, format: format::known() }
     }
 
     pub fn run(&mut self, command: Command) -> Result<Outcome, MailError> {
@@ -72,9 +74,9 @@ impl Replica {
     pub fn run_as(&mut self, request: u128, command: Command, body: Option<Bytes>) -> Result<Outcome, MailError> {
         let index = self.next;
         self.next += 1;
-        let stamp = stamp(self.now_s);
+        let stamp = Stamp { format: self.format, ..stamp(self.now_s) };
         let head = command.encode(stamp, request);
-        let (_, request, command) = Command::decode(&head).unwrap();
+        let (stamp, request, command) = Command::decode(&head).unwrap();
         let len = body.as_ref().map(|body| body.len() as u64);
         append(&self.group, vec![entry(index, head, body)]);
         let shard = self.group.shard();

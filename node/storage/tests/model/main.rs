@@ -16,7 +16,8 @@ use storage::{
     Volume,
 };
 use types::{
-    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, Uid, UidSet,
+    AccountId, Flags, InternalDate, Keyword, MailError, MailboxId, MailboxName, ModSeq, Quota, SystemFlags, Uid,
+    UidSet, format,
 };
 
 /// Errors are compared by kind, flags of STORE by the listing that follows.
@@ -71,6 +72,7 @@ fn compare(shard: &ShardState, model: &Model) {
         bytes: sum.bytes + one.bytes,
     });
     assert_eq!(shard.totals().unwrap(), expected);
+    assert_eq!(shard.has_remains().unwrap(), !model.remains.is_empty());
 }
 
 fn compare_mailbox(shard: &ShardState, account: AccountId, id: MailboxId, mailbox: &Mailbox, model: &Model) {
@@ -197,6 +199,7 @@ fn command(numbers: [u16; 6], index: u64, model: &Model) -> (Command, Option<Byt
         7 => (Command::Chunk { upload }, body()),
         8 => (Command::CreateMailbox { account, name: any_name(b), special_use: None }, None),
         9 if b % 3 == 0 => (Command::DeleteMailbox { account, name: any_name(c) }, None),
+        9 => (Command::ClearRemains { messages_max: u32::from(c % 4) }, None),
         10 => (Command::RenameMailbox { account, from: any_name(b), to: any_name(c) }, None),
         11 => (Command::Subscribe { account, name: any_name(b), on: c % 2 == 0 }, None),
         12..=14 => {
@@ -274,6 +277,7 @@ proptest! {
         commands in prop::collection::vec(any::<[u16; 6]>(), 1..120),
         reopen_every in 10usize..60,
         behind in 0usize..4,
+        format_rises_at in 0usize..60,
     ) {
         let directory = tempfile::tempdir().unwrap();
         let mut volume = open(directory.path());
@@ -283,11 +287,13 @@ proptest! {
         let mut done: Vec<(u128, Command, Option<Bytes>, String)> = Vec::new();
         for (step, numbers) in commands.into_iter().enumerate() {
             let index = replica.next;
+            let format = if step < format_rises_at { 1 } else { format::known() };
+            (replica.format, model.format) = (format, format);
             replica.now_s += i64::from(numbers[0] % 3) - 1;
             let now = replica.now_s as u32;
             let (command, body) = command(numbers, index, &model);
             let request = u128::from(index);
-            log.push((now, request, command.clone(), body.clone()));
+            log.push((now, format, request, command.clone(), body.clone()));
             let expected = model.apply(index, now, &command, body.as_ref());
             let answer = comparable(replica.run_as(request, command.clone(), body.clone()));
             assert_eq!(answer, comparable(expected), "{command:?}");
@@ -297,7 +303,7 @@ proptest! {
             // A caller that lost the answer asks again: nothing changes, and it is told the same.
             if numbers[5] % 4 == 0 && !done.is_empty() {
                 let (request, command, body, before) = done[usize::from(numbers[4]) % done.len()].clone();
-                log.push((now, request, command.clone(), body.clone()));
+                log.push((now, format, request, command.clone(), body.clone()));
                 let again = replica.run_as(request, command.clone(), body);
                 // Flags are read again, and may be others by now.
                 if !matches!(again, Ok(Outcome::Stored { .. })) {
@@ -315,7 +321,7 @@ proptest! {
                     let create = Command::CreateAccount { account: AccountId(1 + n % 2) };
                     append(&replica.group, vec![entry(next + n, create.encode(stamp(now_s), 0), None)]);
                     model.apply(next + n, now_s as u32, &create, None).unwrap();
-                    log.push((now_s as u32, 0, create, None));
+                    log.push((now_s as u32, format, 0, create, None));
                 }
                 drop(replica);
                 drop(volume);
@@ -331,8 +337,8 @@ proptest! {
         let other_directory = tempfile::tempdir().unwrap();
         let other_volume = open(other_directory.path());
         let mut other = Replica::new(&other_volume);
-        for (now, request, command, body) in log {
-            other.now_s = i64::from(now);
+        for (now, format, request, command, body) in log {
+            (other.now_s, other.format) = (i64::from(now), format);
             other.run_as(request, command, body).ok();
             if other.next.is_multiple_of(16) {
                 other.group.purge_to(other.next - 1, Bytes::new()).unwrap();
@@ -364,12 +370,15 @@ proptest! {
 
         // When everything is taken away, nothing is left behind, on any of them.
         for group in [replica.group, other.group, third] {
-            let mut end = Replica { group, next: replica.next, now_s: replica.now_s };
+            let mut end = Replica { group, next: replica.next, now_s: replica.now_s, format: format::known() };
             for upload in 0..3 {
                 end.run_as(0, Command::DropUpload { upload }, None).unwrap();
             }
             for account in [1, 2].map(AccountId) {
                 end.run_as(0, Command::DropAccount { account }, None).unwrap();
+            }
+            while end.group.shard().has_remains().unwrap() {
+                end.run_as(0, Command::ClearRemains { messages_max: 5 }, None).unwrap();
             }
             end.now_s += 11 * 60;
             // Old requests end a few with each command.

@@ -39,6 +39,10 @@ pub struct Account {
 
 #[derive(Default)]
 pub struct Model {
+    /// In force.
+    pub format: u32,
+    /// By account and mailbox: messages of what is no more, and the account's last UIDVALIDITY of then.
+    pub remains: BTreeMap<(u64, u64), (usize, u32)>,
     pub accounts: BTreeMap<u64, Account>,
     pub bodies: BTreeMap<u64, Vec<u8>>,
     pub uploads: BTreeMap<u128, Vec<u8>>,
@@ -106,6 +110,10 @@ impl Model {
     fn account(&mut self, index: u64, now: u32, id: AccountId) -> &mut Account {
         self.accounts.entry(id.0).or_insert_with(|| {
             let mut account = Account::default();
+            for ((_, mailbox), (_, uid_validity)) in self.remains.range((id.0, 0)..=(id.0, u64::MAX)) {
+                account.id_next = account.id_next.max(*mailbox);
+                account.uid_validity_last = account.uid_validity_last.max(*uid_validity);
+            }
             for text in ["INBOX", "Drafts", "Sent", "Junk", "Trash", "Archive"] {
                 account.create(index, now, text);
                 account.subscriptions.insert(text.to_owned());
@@ -134,6 +142,12 @@ impl Model {
         let too_much = more > 0 && quota.octets.is_some_and(|max| used + more > max);
         let too_many = !bodies.is_empty() && quota.messages.is_some_and(|max| (held.len() + bodies.len()) as u64 > max);
         if too_much || too_many { Err(MailError::OverQuota) } else { Ok(()) }
+    }
+
+    fn leave(&mut self, account: AccountId, gone: &Mailbox, uid_validity_last: u32) {
+        if self.format >= 2 && !gone.messages.is_empty() {
+            self.remains.insert((account.0, gone.id), (gone.messages.len(), uid_validity_last));
+        }
     }
 
     pub fn apply(&mut self, index: u64, now: u32, command: &Command, own: Option<&Bytes>) -> Answer {
@@ -166,7 +180,24 @@ impl Model {
                 Ok(Outcome::Done)
             }
             Command::DropAccount { account } => {
-                self.accounts.remove(&account.0);
+                let gone = self.accounts.remove(&account.0).unwrap_or_default();
+                for mailbox in gone.mailboxes.values() {
+                    self.leave(*account, mailbox, gone.uid_validity_last);
+                }
+                Ok(Outcome::Done)
+            }
+            Command::ClearRemains { messages_max } => {
+                let mut room = *messages_max as usize;
+                let keys: Vec<(u64, u64)> = self.remains.keys().copied().take(room).collect();
+                for key in keys {
+                    let messages = &mut self.remains.get_mut(&key).unwrap().0;
+                    if *messages >= room {
+                        *messages -= room;
+                        break;
+                    }
+                    room -= *messages;
+                    self.remains.remove(&key);
+                }
                 Ok(Outcome::Done)
             }
             Command::Deliver { recipients, body, settle, .. } => {
@@ -229,13 +260,17 @@ impl Model {
                 Ok(Outcome::MailboxCreated(MailboxId(account.create_with_parents(index, now, name.as_str()))))
             }
             Command::DeleteMailbox { account, name } => {
-                let account = self.account(index, now, *account);
+                let owner = *account;
+                let account = self.account(index, now, owner);
                 if name.is_inbox() {
                     return Err(MailError::CannotDo(String::new()));
                 }
                 let is_above = account.has_below(name);
                 let missing = || if is_above { MailError::CannotDo(String::new()) } else { MailError::NoSuchMailbox };
-                account.mailboxes.remove(name.as_str()).map(|_| Outcome::Done).ok_or_else(missing)
+                let (gone, uid_validity) = (account.mailboxes.remove(name.as_str()), account.uid_validity_last);
+                let gone = gone.ok_or_else(missing)?;
+                self.leave(owner, &gone, uid_validity);
+                Ok(Outcome::Done)
             }
             Command::RenameMailbox { account, from, to } => {
                 self.account(index, now, *account).rename(index, now, from, to)

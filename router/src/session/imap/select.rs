@@ -2,8 +2,8 @@
 
 use imap::encode::{self, Code, Status};
 use imap::{Expunged, MailboxArg, View};
-use proto::uid_set_from_wire;
 use proto::wire::{Mailbox, SelectReply, SelectRequest};
+use proto::{MESSAGES_PER_CHANGE_MAX, uid_set_from_wire};
 use types::{
     AccountId, Flags, KEYWORDS_PER_MAILBOX_MAX, Keyword, MailError, MailResult, ModSeq, ShardId, SystemFlags, Uid,
     UidSet, UidValidity,
@@ -230,12 +230,19 @@ impl Conversation {
     /// RFC 3501 §6.4.2. If the shard cannot be reached the mailbox stays selected, so that the client may try again.
     pub(super) async fn close(&mut self, owner: Owner) -> Reply {
         if let Some(selected) = self.selected.as_ref().filter(|selected| !selected.read_only && !selected.gone) {
-            match self.expunge_deleted(owner, selected.mailbox, None).await {
-                Ok(_) | Err(MailError::MailboxGone) => {}
+            match self.expunge_all_deleted(owner, selected.mailbox).await {
+                Ok(()) | Err(MailError::MailboxGone) => {}
                 Err(error) => return self.failed(&error),
             }
         }
         self.selected = None;
         Reply::ok("mailbox closed")
+    }
+
+    async fn expunge_all_deleted(&self, owner: Owner, mailbox: u64) -> MailResult<()> {
+        for part in self.deleted(owner, mailbox, None).await?.parts(MESSAGES_PER_CHANGE_MAX) {
+            self.expunge_deleted(owner, mailbox, &part).await?;
+        }
+        Ok(())
     }
 }

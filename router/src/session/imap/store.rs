@@ -1,5 +1,9 @@
 //! Commands that change messages: STORE, EXPUNGE, COPY, MOVE (RFC 3501 §6.4, RFC 4315, RFC 6851, RFC 7162 §3.1.3).
 //! What they change is told from the shard's reply; the watch's echo of it is not told again.
+//!
+//! What is about many messages is done in parts, each of them told before the next one is begun: so it takes bounded memory
+//! here and on the nodes, and no shard is kept from other mail by it. RFC 7162 §3.1 lets messages of one STORE have different
+//! MODSEQs, RFC 6851 §3.3 a MOVE fail partway. COPY may not, and is one change.
 
 use imap::command::{Store, StoreAction};
 use imap::encode::{self, Code, FetchWriter, Status};
@@ -7,12 +11,20 @@ use imap::{MailboxArg, SequenceSet};
 use proto::wire::search_key::{Key, Keys, SystemFlag};
 use proto::wire::store_request::Action;
 use proto::wire::{CopyReply, CopyRequest, ExpungeRequest, SearchKey, SearchRequest, StoreRequest, StoredMessage};
-use proto::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
-use types::{MailError, MailResult, ModSeq, SystemFlags, Uid, UidSet, UidValidity};
+use proto::{MESSAGES_PER_CHANGE_MAX, fetched_flags, uid_set_from_wire, uid_set_to_wire};
+use types::{MailError, MailResult, MailboxName, ModSeq, SystemFlags, Uid, UidSet, UidValidity};
 
 use super::reply::{Reply, ReplyCode};
 use super::updates::Timing;
 use super::{Conversation, Owner, Selected, Step};
+
+/// How messages are copied.
+#[derive(Clone, Copy)]
+struct How {
+    /// Or none, if one is not there any more.
+    all: bool,
+    remove_source: bool,
+}
 
 /// What a COPY or MOVE came to.
 struct Copied {
@@ -36,12 +48,12 @@ impl Conversation {
             // have changed since then are left for a second request, and told of by the next update.
             Box::pin(self.update(Timing { updates: true, expunges: false, ask: false, uid: store.uid })).await?;
             let known = self.selected.as_ref().map(|selected| ModSeq(selected.known));
-            uids = match self.store_once(owner, &store, &uids, known, true).await? {
+            uids = match self.store_in_parts(owner, &store, &uids, known, true).await? {
                 Ok(changed_by_others) => changed_by_others,
                 Err(error) => return Ok(self.failed_on_selected(&error)),
             };
         }
-        let modified = match self.store_once(owner, &store, &uids, store.unchanged_since, !computes).await? {
+        let modified = match self.store_in_parts(owner, &store, &uids, store.unchanged_since, !computes).await? {
             Ok(modified) => modified,
             Err(error) => return Ok(self.failed_on_selected(&error)),
         };
@@ -55,8 +67,31 @@ impl Conversation {
         Ok(Reply::ok("some messages had changed").with_code(ReplyCode::Modified(numbers)))
     }
 
-    /// One request, told as the client wants it; what it left alone. `is_known`: afterwards the client knows the
-    /// flags of what was changed.
+    /// As many requests as it needs; what they left alone. `is_known`: afterwards the client knows the flags of what was
+    /// changed. After an error the client has been told of what was done before.
+    async fn store_in_parts(
+        &mut self,
+        owner: Owner,
+        store: &Store,
+        uids: &UidSet,
+        unchanged_since: Option<ModSeq>,
+        is_known: bool,
+    ) -> Step<MailResult<UidSet>> {
+        let mut left_alone = UidSet::new();
+        for (n, part) in uids.parts(MESSAGES_PER_CHANGE_MAX).enumerate() {
+            if n > 0 {
+                // The shard is not to name at the end all at once what has been changed and told.
+                Box::pin(self.update(Timing { updates: true, expunges: false, ask: true, uid: store.uid })).await?;
+            }
+            match self.store_once(owner, store, &part, unchanged_since, is_known).await? {
+                Ok(modified) => left_alone = left_alone.union(&modified),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(left_alone))
+    }
+
+    /// One request, told as the client wants it; what it left alone.
     async fn store_once(
         &mut self,
         owner: Owner,
@@ -65,9 +100,10 @@ impl Conversation {
         unchanged_since: Option<ModSeq>,
         is_known: bool,
     ) -> Step<MailResult<UidSet>> {
-        let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
-            return Ok(Ok(UidSet::new()));
-        };
+        let Some(selected) = &self.selected else { return Ok(Ok(UidSet::new())) };
+        if selected.gone {
+            return Ok(Err(MailError::MailboxGone));
+        }
         let request = StoreRequest {
             shard: owner.shard,
             account: owner.account,
@@ -133,23 +169,22 @@ impl Conversation {
         if selected.gone {
             return Ok(Reply::gone());
         }
-        match self.expunge_deleted(owner, selected.mailbox, uids.as_ref()).await {
-            Ok(uids) => {
-                self.tell_expunged(&uids).await?;
-                Ok(Reply::ok("EXPUNGE done"))
+        let mailbox = selected.mailbox;
+        let deleted = match self.deleted(owner, mailbox, uids.as_ref()).await {
+            Ok(deleted) => deleted,
+            Err(error) => return Ok(self.failed_on_selected(&error)),
+        };
+        for part in deleted.parts(MESSAGES_PER_CHANGE_MAX) {
+            match self.expunge_deleted(owner, mailbox, &part).await {
+                Ok(uids) => self.tell_expunged(&uids).await?,
+                Err(error) => return Ok(self.failed_on_selected(&error)),
             }
-            Err(error) => Ok(self.failed_on_selected(&error)),
         }
+        Ok(Reply::ok("EXPUNGE done"))
     }
 
-    /// Expunges what has \Deleted, among `uids` or in all, and returns it. Looks first: nearly every CLOSE finds
-    /// nothing, and a write costs more than a look.
-    pub(super) async fn expunge_deleted(
-        &self,
-        owner: Owner,
-        mailbox: u64,
-        uids: Option<&UidSet>,
-    ) -> MailResult<UidSet> {
+    /// What has \Deleted, among `uids` or in all. Nearly every CLOSE finds nothing, and a write costs more than a look.
+    pub(super) async fn deleted(&self, owner: Owner, mailbox: u64, uids: Option<&UidSet>) -> MailResult<UidSet> {
         let key = |key| SearchKey { key: Some(key) };
         let deleted = SystemFlag { bit: u32::from(SystemFlags::DELETED.bits()), set: true };
         let mut keys = vec![key(Key::Flag(deleted))];
@@ -161,16 +196,18 @@ impl Conversation {
             key: Some(key(Key::And(Keys { keys }))),
             recent: None,
         };
-        if uid_set_from_wire(self.shards().search(search).await?.uids.as_ref())?.is_empty() {
-            return Ok(UidSet::new());
-        }
+        uid_set_from_wire(self.shards().search(search).await?.uids.as_ref())
+    }
+
+    /// Expunges those of a part that still have \Deleted, and returns them.
+    pub(super) async fn expunge_deleted(&self, owner: Owner, mailbox: u64, part: &UidSet) -> MailResult<UidSet> {
         let request = ExpungeRequest {
             shard: owner.shard,
             account: owner.account,
             mailbox,
-            has_uids: uids.is_some(),
-            only_deleted: uids.is_some(),
-            uids: uids.map(uid_set_to_wire),
+            has_uids: true,
+            only_deleted: true,
+            uids: Some(uid_set_to_wire(part)),
             ..ExpungeRequest::default()
         };
         uid_set_from_wire(self.shards().expunge(request).await?.uids.as_ref())
@@ -184,9 +221,16 @@ impl Conversation {
 
     /// RFC 3501 §6.4.7, RFC 4315 §3. By sequence number it is all or nothing, also where another session has expunged
     /// a message, and whether or not this one has heard of it (RFC 2180 §4.4.1). UIDs that are not there are ignored
-    /// (RFC 3501 §6.4.8).
+    /// (RFC 3501 §6.4.8). More than a node copies at once is refused by it.
     pub(super) async fn copy(&mut self, owner: Owner, uid: bool, set: &SequenceSet, to: &MailboxArg) -> Reply {
-        match self.copy_messages(owner, uid, set, to, false).await {
+        let (uids, to) = match self.to_copy(uid, set, to) {
+            Ok(named) => named,
+            Err(reply) => return reply,
+        };
+        if uids.is_empty() {
+            return Reply::ok("no messages");
+        }
+        match self.copy_messages(owner, &uids, &to, How { all: !uid, remove_source: false }).await {
             Ok(Copied { from, .. }) if from.is_empty() => Reply::ok("no messages"),
             Ok(Copied { from, to, validity }) => {
                 Reply::ok("COPY done").with_code(ReplyCode::CopyUid { validity, from, to })
@@ -195,7 +239,7 @@ impl Conversation {
         }
     }
 
-    /// RFC 6851 §3.1: COPYUID comes untagged, before EXPUNGE.
+    /// RFC 6851 §3.1: COPYUID comes untagged, before EXPUNGE; one for each part.
     pub(super) async fn move_messages(
         &mut self,
         owner: Owner,
@@ -203,43 +247,54 @@ impl Conversation {
         set: &SequenceSet,
         to: &MailboxArg,
     ) -> Step<Reply> {
-        let Copied { from, to, validity } = match self.copy_messages(owner, uid, set, to, true).await {
-            Ok(copied) => copied,
+        let (uids, to) = match self.to_copy(uid, set, to) {
+            Ok(named) => named,
             Err(reply) => return Ok(reply),
         };
-        if from.is_empty() {
-            return Ok(Reply::ok("no messages"));
+        let mut moved = false;
+        for part in uids.parts(MESSAGES_PER_CHANGE_MAX) {
+            let how = How { all: !uid, remove_source: true };
+            let Copied { from, to, validity } = match self.copy_messages(owner, &part, &to, how).await {
+                Ok(copied) => copied,
+                Err(reply) => return Ok(reply),
+            };
+            if from.is_empty() {
+                continue;
+            }
+            moved = true;
+            let code = Code::CopyUid { validity, from: &from, to: &to };
+            encode::untagged(self.connection.output(), Status::Ok, Some(code), "messages moved");
+            self.tell_expunged(&from).await?;
         }
-        let code = Code::CopyUid { validity, from: &from, to: &to };
-        encode::untagged(self.connection.output(), Status::Ok, Some(code), "messages moved");
-        self.tell_expunged(&from).await?;
-        Ok(Reply::ok("MOVE done"))
+        Ok(Reply::ok(if moved { "MOVE done" } else { "no messages" }))
     }
 
-    async fn copy_messages(
-        &mut self,
-        owner: Owner,
-        uid: bool,
-        set: &SequenceSet,
-        to: &MailboxArg,
-        remove_source: bool,
-    ) -> Result<Copied, Reply> {
+    /// Which messages are meant, and where to.
+    fn to_copy(&self, uid: bool, set: &SequenceSet, to: &MailboxArg) -> Result<(UidSet, MailboxName), Reply> {
         let uids = self.named(set, uid)?;
         let to = to.name().map_err(Reply::invalid_name)?;
         if !uid && self.names_expunged(set) {
             return Err(Reply::failed(&MailError::MessagesGone));
         }
-        let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
-            return Ok(Copied { from: UidSet::new(), to: UidSet::new(), validity: UidValidity(0) });
-        };
+        Ok((uids, to))
+    }
+
+    async fn copy_messages(
+        &mut self,
+        owner: Owner,
+        uids: &UidSet,
+        to: &MailboxName,
+        How { all, remove_source }: How,
+    ) -> Result<Copied, Reply> {
+        let Some(selected) = &self.selected else { return Err(Reply::bad("select a mailbox first")) };
         let request = CopyRequest {
             shard: owner.shard,
             account: owner.account,
             mailbox: selected.mailbox,
-            uids: Some(uid_set_to_wire(&uids)),
+            uids: Some(uid_set_to_wire(uids)),
             to: to.as_str().to_owned(),
             remove_source,
-            all: !uid,
+            all,
             ..CopyRequest::default()
         };
         let copied = match self.shards().copy(request).await {

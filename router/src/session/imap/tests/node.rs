@@ -69,13 +69,24 @@ impl MemoryNode {
         self.state().faults.entry(operation).or_default().push_back(error);
     }
 
+    /// The call of `operation` after so many others fails.
+    pub fn fail_later(&self, operation: &'static str, others: usize, error: MailError) {
+        let call = self.calls(operation) + others + 1;
+        self.state().later_faults.insert((operation, call), error);
+    }
+
     pub fn calls(&self, operation: &'static str) -> usize {
         self.state().calls.get(operation).copied().unwrap_or(0)
     }
 
     fn enter(&self, operation: &'static str) -> MailResult<MutexGuard<'_, State>> {
         let mut state = self.state();
-        *state.calls.entry(operation).or_default() += 1;
+        let calls = state.calls.entry(operation).or_default();
+        *calls += 1;
+        let call = (operation, *calls);
+        if let Some(error) = state.later_faults.remove(&call) {
+            return Err(error);
+        }
         match state.faults.get_mut(operation).and_then(|faults| faults.pop_front()) {
             Some(error) => Err(error),
             None => Ok(state),
@@ -359,11 +370,9 @@ impl MailStore for MemoryNode {
 
     async fn expunge(&self, request: ExpungeRequest) -> MailResult<ExpungeReply> {
         let mut state = self.enter("expunge")?;
-        let mut uids = state.by_id(request.mailbox)?.with(SystemFlags::DELETED, true);
-        if request.has_uids {
-            assert!(request.only_deleted);
-            uids = uids.intersection(&uid_set_from_wire(request.uids.as_ref())?);
-        }
+        assert!(request.has_uids && request.only_deleted);
+        let deleted = state.by_id(request.mailbox)?.with(SystemFlags::DELETED, true);
+        let uids = deleted.intersection(&uid_set_from_wire(request.uids.as_ref())?);
         let mod_seq = state.remove(request.mailbox, &uids)?;
         self.tell(request.mailbox, mod_seq);
         Ok(ExpungeReply { uids: Some(uid_set_to_wire(&uids)), mod_seq })

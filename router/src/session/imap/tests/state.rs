@@ -37,6 +37,8 @@ pub struct State {
     pub next_box: u64,
     /// The next calls of an operation fail so.
     pub faults: HashMap<&'static str, VecDeque<MailError>>,
+    /// By operation and the number of the call.
+    pub later_faults: HashMap<(&'static str, usize), MailError>,
     pub calls: HashMap<&'static str, usize>,
     /// `changes` does not reach back.
     pub forgetful: bool,

@@ -1,5 +1,8 @@
 //! STORE, COPY, MOVE, EXPUNGE.
 
+use proto::MESSAGES_PER_CHANGE_MAX;
+use types::{Flags, InternalDate, MailError};
+
 use super::transcript::{Client, Server, play};
 
 async fn opened(server: &Server, messages: usize) -> [Client; 1] {
@@ -165,4 +168,96 @@ async fn pipelined_commands_are_executed_in_order() {
         ",
     )
     .await;
+}
+
+const PART: usize = MESSAGES_PER_CHANGE_MAX as usize;
+
+/// So many messages in INBOX, none of them recent.
+async fn opened_with_many(server: &Server, messages: usize) -> Client {
+    for _ in 0..messages {
+        server.node.state().put(1, Flags::default(), InternalDate::utc(0), b"x".to_vec()).unwrap();
+    }
+    let [client] = opened(server, 0).await;
+    client
+}
+
+#[tokio::test]
+async fn a_store_of_many_messages_is_made_in_parts_and_tells_of_each_message_once() {
+    let server = Server::start().await;
+    let messages = 2 * PART + 5;
+    let mut client = opened_with_many(&server, messages).await;
+    for (item, told) in [("+FLAGS", true), ("-FLAGS.SILENT", false), ("FLAGS", true)] {
+        let stores = server.node.calls("store");
+        let mut lines = client.command(&format!("STORE 1:* {item} (\\Seen)")).await;
+        assert_eq!(lines.pop().unwrap(), "x OK STORE done");
+        let flags = |n: usize| format!("* {n} FETCH (FLAGS (\\Seen))");
+        assert!(lines.into_iter().eq((1..=messages).filter(|_| told).map(flags)), "{item}");
+        // What others have changed is asked for anew, where the client computes by itself.
+        assert_eq!(server.node.calls("store") - stores, 3, "{item}");
+        assert_eq!(client.command("NOOP").await.len(), 1, "{item}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_partway_has_told_what_was_done() {
+    let server = Server::start().await;
+    let mut client = opened_with_many(&server, 3 * PART).await;
+    server.node.fail_later("store", 1, MailError::Busy);
+    let lines = client.command("UID STORE 1:* (UNCHANGEDSINCE 1000000) +FLAGS.SILENT (\\Seen)").await;
+    let told = lines.iter().filter(|line| line.contains(" FETCH (UID ")).count();
+    assert_eq!(told, PART);
+    assert!(lines.last().unwrap().starts_with("x NO [UNAVAILABLE] "), "{:?}", lines.last());
+    assert_eq!(client.command("UID SEARCH SEEN").await[0].split(' ').count(), 2 + PART);
+}
+
+#[tokio::test]
+async fn an_expunge_or_move_that_fails_partway_has_told_what_was_done_and_goes_on_when_repeated() {
+    let server = Server::start().await;
+    let mut client = opened_with_many(&server, 2 * PART + 5).await;
+    client.command(&format!("STORE 1:{} +FLAGS.SILENT (\\Deleted)", PART + 5)).await;
+    server.node.fail_later("expunge", 1, MailError::Busy);
+    let lines = client.command("EXPUNGE").await;
+    assert_eq!(lines.len(), PART + 1);
+    assert_eq!((lines[0].as_str(), lines[PART - 1].as_str()), (&*format!("* {PART} EXPUNGE"), "* 1 EXPUNGE"));
+    assert!(lines[PART].starts_with("x NO [UNAVAILABLE] "), "{}", lines[PART]);
+    let lines = client.command("UID EXPUNGE 1:*").await;
+    assert_eq!(lines[..5], [5, 4, 3, 2, 1].map(|n| format!("* {n} EXPUNGE")));
+    assert_eq!(lines[5..], ["x OK EXPUNGE done"]);
+
+    for _ in 0..7 {
+        server.node.deliver_text("x");
+    }
+    client.command("SELECT INBOX").await;
+    let messages = PART + 7;
+    let first = PART + 6;
+    server.node.fail_later("copy", 1, MailError::Busy);
+    let lines = client.command(&format!("MOVE 1:{messages} Trash")).await;
+    let end = first + PART - 1;
+    assert_eq!(lines[0], format!("* OK [COPYUID 1004 {first}:{end} 1:{PART}] messages moved"));
+    assert_eq!(lines[1], format!("* {PART} EXPUNGE"));
+    assert!(lines.last().unwrap().starts_with("x NO [UNAVAILABLE] "), "{:?}", lines.last());
+    let lines = client.command("MOVE 1:* Trash").await;
+    let (first, last, to) = (end + 1, end + 7, PART + 1);
+    assert_eq!(lines[0], format!("* OK [COPYUID 1004 {first}:{last} {to}:{}] messages moved", PART + 7));
+    assert_eq!(lines.last().unwrap(), "x OK MOVE done");
+}
+
+#[tokio::test]
+async fn a_close_expunges_all_of_many_messages() {
+    let server = Server::start().await;
+    let mut client = opened_with_many(&server, 2 * PART + 1).await;
+    client.command("STORE 1:* +FLAGS.SILENT (\\Deleted)").await;
+    assert_eq!(client.command("CLOSE").await, ["x OK mailbox closed"]);
+    assert_eq!(client.command("STATUS INBOX (MESSAGES)").await[0], "* STATUS \"INBOX\" (MESSAGES 0)");
+    assert_eq!(server.node.calls("expunge"), 3);
+}
+
+#[tokio::test]
+async fn a_copy_is_one_request_and_refused_where_it_is_about_too_many_messages() {
+    let server = Server::start().await;
+    let mut client = opened_with_many(&server, 2 * PART).await;
+    assert!(client.command("COPY 1:* Trash").await[0].starts_with("x OK [COPYUID "));
+    assert_eq!(server.node.calls("copy"), 1);
+    server.node.fail("copy", MailError::Limit("too many messages".to_owned()));
+    assert!(client.command("COPY 1:* Trash").await[0].starts_with("x NO [LIMIT] "));
 }
