@@ -24,6 +24,7 @@ mod patience;
 mod piecemeal;
 mod planted;
 mod prepare;
+mod reader;
 mod reading;
 mod reads;
 mod records;
