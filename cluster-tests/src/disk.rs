@@ -92,9 +92,13 @@ impl Disk {
     /// Leaves so many octets of room; whatever filled it before is gone.
     pub fn fill(&self, left_octets: u64) -> Result<()> {
         self.empty()?;
-        let found = rustix::fs::statvfs(&self.mount)?;
-        let octets = (found.f_bavail * found.f_frsize).saturating_sub(left_octets);
+        let octets = self.free_octets()?.saturating_sub(left_octets);
         run(Command::new("fallocate").args(["-l", &octets.to_string()]).arg(self.filler()))
+    }
+
+    pub fn free_octets(&self) -> Result<u64> {
+        let found = rustix::fs::statvfs(&self.mount)?;
+        Ok(found.f_bavail * found.f_frsize)
     }
 
     pub fn empty(&self) -> Result<()> {

@@ -262,6 +262,11 @@ impl Group {
         drop(self.raft.trigger().snapshot().await);
     }
 
+    /// Drops the entries up to this index, as far as a snapshot was noted behind them.
+    pub async fn purge_to(&self, index: u64) {
+        drop(self.raft.trigger().purge_log(index).await);
+    }
+
     /// As the leader, after a read barrier: its vote, and the last entry that it has applied.
     pub fn standing(&self) -> MailResult<(wire::Vote, u64)> {
         let metrics = self.metrics();

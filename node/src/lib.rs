@@ -130,6 +130,7 @@ impl Node {
         let moving = tokio::spawn(account_move::run(node.clone(), stopped.clone()));
         let conducting = tokio::spawn(rebalance::run(node.clone(), stopped.clone()));
         let measuring = tokio::spawn(space::run(node.clone(), stopped.clone()));
+        let reclaiming = tokio::spawn(space::reclaim::run(node.clone(), stopped.clone()));
         let keeping = tokio::spawn(log_keeping::run(node.clone(), stopped.clone()));
         let clearing = tokio::spawn(remains::run(node.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub::run(node.clone(), stopped));
@@ -142,6 +143,7 @@ impl Node {
             moving,
             conducting,
             measuring,
+            reclaiming,
             keeping,
             clearing,
             scrubbing,

@@ -1,17 +1,18 @@
 //! How much room a volume's disks have, and what follows when it gets short. Below the reserve new mail is refused, while
 //! reads, flags and expunges go on. Below the floor a replica takes no more log entries, so that its database never
 //! meets a full disk, and a leader takes only what makes room; it catches up when there is room again. When next to
-//! nothing is left the ballast goes, and mail is expunged from its room.
+//! nothing is left the ballast goes, and mail is expunged from its room, which the disk is given back then (`reclaim`).
 //!
 //! Of a mirror the half with less room counts, unless mail can do without it: then it is given up rather than that mail is
 //! refused.
 
 mod ballast;
+pub mod reclaim;
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,6 +40,8 @@ pub struct Space {
     room_octets: AtomicU64,
     /// Of mail that was admitted since then.
     admitted_octets: AtomicU64,
+    /// The disks get room back one after the other: none is given up meanwhile because it is not its turn yet.
+    reclaiming: AtomicBool,
 }
 
 /// A disk that mail goes to.
@@ -81,6 +84,7 @@ impl Space {
             free_octets: new(reserve_octets),
             room_octets: new(reserve_octets),
             admitted_octets: new(0),
+            reclaiming: AtomicBool::new(false),
         }
     }
 
@@ -88,6 +92,8 @@ impl Space {
     /// as if that was done. Asks the file system: to be called off the async threads. A disk that does not answer is the
     /// mirror's to drop, and counts only where it is the last.
     pub fn measure(&self, disks: &[InUse]) -> io::Result<Option<usize>> {
+        // Before what is measured: what is measured behind the end counts.
+        let reclaiming = self.reclaiming.load(Ordering::Relaxed);
         let (mut rooms, mut failed) = (Vec::new(), io::Error::other("no disk"));
         for (place, InUse { disk, is_whole }) in disks.iter().enumerate() {
             match free_on(disk) {
@@ -99,7 +105,7 @@ impl Space {
         }
         let Some(least) = rooms.iter().map(|(_, room)| room.free_octets).min() else { return Err(failed) };
         let spare = match rooms[..] {
-            [(_, first), (_, second)] => dispensable(self.reserve_octets, [first, second]),
+            [(_, first), (_, second)] if !reclaiming => dispensable(self.reserve_octets, [first, second]),
             _ => None,
         };
         let counted = rooms.iter().enumerate().filter(|(nth, _)| Some(*nth) != spare);
@@ -108,6 +114,10 @@ impl Space {
         self.count(counted);
         let full = spare.and_then(|nth| rooms.get(nth)).filter(|(_, room)| room.free_octets < self.reserve_octets);
         Ok(full.map(|(place, _)| *place))
+    }
+
+    fn hold(&self, reclaiming: bool) {
+        self.reclaiming.store(reclaiming, Ordering::Relaxed);
     }
 
     /// Mail cannot do without the fullest disk after all.

@@ -1,6 +1,7 @@
 //! A Raft group on a volume: its log, its state, its bodies. What is common to them: which space is current, removal,
 //! and purges, where bodies end.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use crate::keys::{
     GroupId, Key, Kind, META_BEGUN, META_INSTALL, META_PURGED, META_SPACE, META_VOTE, log_key, meta_key, prefix_range,
     printable, space_range, u64_at,
 };
+use crate::reader::Reading;
 use crate::reading::Iter;
 use crate::records::{decode, encode, encode_bytes, payload};
 use crate::state::{Hints, ShardState, Totals};
@@ -127,7 +129,7 @@ impl Group {
     /// The marker that the last apply wrote, `None` before the first.
     pub fn applied(&self) -> Result<Option<Bytes>, StorageError> {
         self.inner.check()?;
-        self.inner.view().marker()
+        self.inner.view(&Held::default()).marker()
     }
 
     /// Notes an entry that changes no state as applied. Not synced: the log is replayed.
@@ -216,31 +218,33 @@ impl Inner {
         self.shared.store.check()
     }
 
-    /// A consistent view of the current state.
-    pub(crate) fn view(&self) -> View<'_> {
+    /// A consistent view of the current state. `held` is to be empty, and keeps the half open.
+    pub(crate) fn view<'a>(&'a self, held: &'a Held) -> View<'a> {
         // The snapshot is taken under the lock, so that no install comes between it and the space's number.
         let space = self.space.read();
-        let half = self.shared.store.reader();
+        let half = held.get_or_init(|| self.shared.store.reader());
         View { store: &self.shared.store, half, snapshot: Some(half.db.snapshot()), space: space.space, exact: false }
     }
 
-    /// The newest state, for the one who writes it.
-    pub(crate) fn latest(&self) -> View<'_> {
+    /// The newest state, for the one who writes it. It can be had again with the same `held` while nothing was written.
+    pub(crate) fn latest<'a>(&'a self, held: &'a Held) -> View<'a> {
         let store = &self.shared.store;
-        View { store, half: store.reader(), snapshot: None, space: self.space.read().space, exact: false }
+        let half = held.get_or_init(|| store.reader());
+        View { store, half, snapshot: None, space: self.space.read().space, exact: false }
     }
 
     /// Deletes blobs that nothing refers to and whose log entries are purged. Those that somebody is reading stay noted
-    /// as garbage until a later purge: which replica deletes when is each replica's own affair.
-    pub(crate) fn collect_garbage(&self, index: u64, changes: &mut Changes) -> Result<(), StorageError> {
+    /// as garbage until a later purge: which replica deletes when is each replica's own affair. Answers how many go.
+    pub(crate) fn collect_garbage(&self, index: u64, changes: &mut Changes) -> Result<usize, StorageError> {
         if self.id == GroupId::DIRECTORY {
             // Its state refers to no bodies.
             changes.delete_range(Family::Blob, (log_key(self.id, 0), log_key(self.id, index.saturating_add(1))));
-            return Ok(());
+            return Ok(0);
         }
         // Over the whole scan: a reader that comes later finds no body record of what is deleted here.
         let pins = self.pins.lock();
-        let view = self.latest();
+        let held = Held::default();
+        let view = self.latest(&held);
         let prefix = view.key(Kind::Garbage);
         let range = (prefix.clone().done(), prefix.u64(index.saturating_add(1)).done());
         let mut blobs = 0;
@@ -254,7 +258,8 @@ impl Inner {
             changes.delete(Family::Blob, log_key(self.id, blob));
             blobs += 1;
             Ok(blobs < PURGED_BLOBS_MAX)
-        })
+        })?;
+        Ok(blobs)
     }
 
     /// Bodies up to this index stay when the log is truncated: they belong to a snapshot.
@@ -291,6 +296,9 @@ pub(crate) fn discard_install(
     changes.delete_range(Family::Blob, (log_key(group, from), log_key(group, to)));
     Ok(())
 }
+
+/// The half that a [`View`] is of, which is open for as long as this lives: a snapshot borrows its database.
+pub(crate) type Held = OnceCell<Reading>;
 
 /// State records of one space, as of one moment if it has a snapshot.
 pub(crate) struct View<'a> {

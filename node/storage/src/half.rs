@@ -38,6 +38,8 @@ pub(crate) struct Half {
     pub damage_found: AtomicU64,
     /// Those that its disk has not answered.
     pub reads: Reads,
+    /// Others than whoever copies or compares were read here.
+    pub was_read: AtomicBool,
     /// A write became another number here than in the volume: what it holds is not told by its number.
     pub is_astray: AtomicBool,
     pub met: Arc<Met>,
@@ -113,6 +115,7 @@ impl Half {
             damaged: AtomicBool::new(false),
             damage_found: AtomicU64::new(0),
             reads: Reads::default(),
+            was_read: AtomicBool::new(false),
             is_astray: AtomicBool::new(false),
             met,
             rest: Rest::default(),

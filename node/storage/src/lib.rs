@@ -24,8 +24,10 @@ mod patience;
 mod piecemeal;
 mod planted;
 mod prepare;
+mod reader;
 mod reading;
 mod reads;
+mod reclaim;
 mod records;
 mod resilver;
 mod salvage;
@@ -52,6 +54,7 @@ pub use keys::GroupId;
 pub use log::{LogEntry, TryAppend};
 pub use options::VolumeOptions;
 pub use pace::ReadPace;
+pub use reclaim::Reclaim;
 pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{

@@ -4,6 +4,7 @@
 //! Recent entries are in memory too: what is appended can be read at once, and replication and apply of fresh entries
 //! read no disk.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
@@ -290,16 +291,38 @@ impl Group {
         if already.is_some_and(|already| already > index) {
             return Ok(());
         }
+        let removed = index.saturating_sub(already.unwrap_or(0));
         let record = PurgedRecord { index, marker };
         let mut changes = Changes::default();
         let from = already.unwrap_or(0);
         changes.delete_range(Family::Log, (log_key(inner.id, from), log_key(inner.id, index.saturating_add(1))));
-        inner.collect_garbage(index, &mut changes)?;
+        let bodies = inner.collect_garbage(index, &mut changes)?;
         changes.put(Family::Meta, meta_key(META_PURGED, inner.id), encode(&record));
         inner.log.lock().purge(record, &inner.shared);
         let durable = inner.queue(changes)?;
         drop(order);
-        durable.recv().unwrap_or(Err(StorageError::Closed))
+        durable.recv().unwrap_or(Err(StorageError::Closed))?;
+        inner.shared.removed.fetch_add(removed.saturating_add(bodies as u64), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes some of the bodies that nothing refers to and whose entries are purged, as a purge does. Durable on return;
+    /// answers how many went.
+    pub(crate) fn collect(&self) -> Result<usize, StorageError> {
+        let inner = &self.inner;
+        let order = inner.order.lock();
+        inner.check_write()?;
+        let Some(purged) = inner.log.lock().purged.as_ref().map(|purged| purged.index) else { return Ok(0) };
+        let mut changes = Changes::default();
+        let bodies = inner.collect_garbage(purged, &mut changes)?;
+        if bodies == 0 {
+            return Ok(0);
+        }
+        let durable = inner.queue(changes)?;
+        drop(order);
+        durable.recv().unwrap_or(Err(StorageError::Closed))?;
+        inner.shared.removed.fetch_add(bodies as u64, Ordering::Relaxed);
+        Ok(bodies)
     }
 
     /// The marker of the last purge.

@@ -7,7 +7,7 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,6 @@ use crate::half_status::HalfStatus;
 use crate::patience::{patiently, tick};
 use crate::store::Store;
 
-/// Every half that was read from is kept, each time (see [`Store::read_from`]): so often at most for slowness alone.
-const MOVES_MAX: u32 = 100;
-
 pub(crate) struct Mirror {
     /// Held while a batch is handed to both halves. Never while `sides` is waited for.
     pub order: Mutex<Order>,
@@ -36,8 +33,8 @@ pub(crate) struct Mirror {
     pub hang_max: Duration,
     pub dropped: AtomicU64,
     pub served_elsewhere: AtomicU64,
-    /// How often reads have left a half that was slow.
-    pub moves: AtomicU32,
+    /// When reads have last left a half that was slow.
+    pub moved: Mutex<Option<Instant>>,
     /// Tells the thread that rebuilds that there is something to rebuild.
     pub rebuild: Mutex<Rebuild>,
     pub rebuild_wanted: Condvar,
@@ -106,7 +103,7 @@ impl Mirror {
             hang_max,
             dropped: AtomicU64::new(0),
             served_elsewhere: AtomicU64::new(0),
-            moves: AtomicU32::new(0),
+            moved: Mutex::default(),
             rebuild: Mutex::default(),
             rebuild_wanted: Condvar::new(),
             resilvering: Mutex::default(),
@@ -188,9 +185,9 @@ impl Store {
     /// Returns when a batch that was handed out can be read.
     pub(crate) fn await_readable(&self, mirror: &Mirror, number: u64) -> Result<(), StorageError> {
         loop {
-            let half = self.reader().clone();
+            let half = Arc::clone(&self.reader());
             self.await_half(mirror, &half, |half, deadline| half.wait_written(number, deadline))?;
-            if Arc::ptr_eq(&half, self.reader()) {
+            if Arc::ptr_eq(&half, &self.reader()) {
                 return self.check();
             }
         }
@@ -278,7 +275,7 @@ impl Store {
         mark_stale(half, &lost.record, lost.telling.clone());
         let mut order = mirror.order.lock();
         order.halves.retain(|one| !Arc::ptr_eq(one, half));
-        if Arc::ptr_eq(half, self.reader()) {
+        if Arc::ptr_eq(half, &self.reader()) {
             if let Progress::Failed(reason) = survivor.wait_written(order.number, None) {
                 return Err(self.fail(format!("half {}: {reason}", survivor.name)));
             }
@@ -350,16 +347,20 @@ impl Store {
         Some(other)
     }
 
-    /// New reads leave a half that takes its time with others. It stays in use. Not for ever to and fro.
+    /// New reads leave a half that takes its time with others. It stays in use. Not to and fro: where both are slow, one of
+    /// them is as good as the other until it is to be dropped.
     pub(crate) fn read_elsewhere(&self, mirror: &Mirror, slow: &Arc<Half>, other: &Arc<Half>) {
-        if !Arc::ptr_eq(slow, self.reader()) || other.damaged.load(Ordering::Relaxed) {
+        if !Arc::ptr_eq(slow, &self.reader()) || other.damaged.load(Ordering::Relaxed) {
             return;
         }
         // Who holds it may wait for a disk.
         let Some(order) = mirror.order.try_lock() else { return };
         let is_there = order.halves.iter().any(|half| Arc::ptr_eq(half, other));
         let is_level = || other.wait_written(order.number, Some(Instant::now())) == Progress::Made;
-        if is_there && is_level() && mirror.moves.fetch_add(1, Ordering::Relaxed) < MOVES_MAX {
+        let mut moved = mirror.moved.lock();
+        let is_rested = moved.is_none_or(|at| at.elapsed() >= mirror.hang_max);
+        if is_there && is_rested && is_level() {
+            *moved = Some(Instant::now());
             warn!(half = %slow.name, "reads of a mirror half are slow, the other one is read");
             self.read_from(other.clone());
         }

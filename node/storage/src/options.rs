@@ -12,6 +12,11 @@ use crate::error::StorageError;
 use crate::faults::Faults;
 use crate::store::Family;
 
+/// No blob file is larger, but for its last body.
+pub(crate) const BLOB_FILE_BYTES: u64 = 128 << 20;
+/// Of the blob files, the oldest ones: what compactions write anew, without what was deleted.
+pub(crate) const BLOB_GC_AGE_CUTOFF: f64 = 0.25;
+
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
     /// Holds the database (`db/`), the mark (`MARK`) and snapshots on their way in (`spool/`).
@@ -153,11 +158,11 @@ fn family_options(family: Family, options: &VolumeOptions, cache: &Cache) -> Opt
             cf.set_enable_blob_files(true);
             // Below this a pointer saves nothing.
             cf.set_min_blob_size(1 << 10);
-            cf.set_blob_file_size(128 << 20);
+            cf.set_blob_file_size(BLOB_FILE_BYTES);
             // Mail is text and base64: zstd finds what LZ4 cannot, and compresses in the background flush.
             cf.set_blob_compression_type(DBCompressionType::Zstd);
             cf.set_enable_blob_gc(true);
-            cf.set_blob_gc_age_cutoff(0.25);
+            cf.set_blob_gc_age_cutoff(BLOB_GC_AGE_CUTOFF);
             cf.set_blob_gc_force_threshold(0.5);
         }
         Family::State => table.set_block_size(8 << 10),

@@ -271,6 +271,8 @@ impl Resilver<'_> {
         (own.record, own.lost, own.dropped) = (record, None, None);
         let old = order.halves.iter().position(|half| half.name == self.name).map(|at| order.halves.remove(at));
         order.halves.push(new.clone());
+        // The one that was there goes on until nobody reads it.
+        self.store.reader.keep(&new);
         let reader = self.store.reader();
         if reader.name == self.name || reader.damaged.load(Ordering::Relaxed) {
             self.store.read_from(new);

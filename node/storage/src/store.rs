@@ -18,6 +18,7 @@ use crate::keys::printable;
 use crate::mirror::Mirror;
 use crate::pace::RoundTimes;
 use crate::piecemeal::keys_between;
+use crate::reader::{Reader, Reading};
 use crate::reading::Iter;
 use crate::scrub::behind_damage;
 use crate::under_way::UnderWay;
@@ -104,7 +105,7 @@ impl Changes {
 }
 
 pub(crate) struct Store {
-    reading: Link,
+    pub(crate) reader: Reader,
     pub(crate) mirror: Option<Mirror>,
     failed: OnceLock<String>,
     /// Of a volume of one database: shared by writes until it is known whether they have failed.
@@ -115,18 +116,13 @@ pub(crate) struct Store {
     pub(crate) round_times: Arc<RoundTimes>,
 }
 
-/// Where reads come from: the last of the chain. Those before it were read from until they failed, and are kept for
-/// whoever still reads there.
-struct Link {
-    half: Arc<Half>,
-    next: OnceLock<Box<Link>>,
-}
-
 impl Store {
     /// A volume of one database, or of the halves of a mirror; reads come from the first.
     pub(crate) fn new(first: Arc<Half>, mirror: Option<Mirror>) -> Store {
+        let reader = Reader::new(first);
+        mirror.iter().flat_map(Mirror::halves).for_each(|half| reader.keep(&half));
         Store {
-            reading: Link { half: first, next: OnceLock::new() },
+            reader,
             mirror,
             failed: OnceLock::new(),
             writing: RwLock::new(()),
@@ -138,28 +134,17 @@ impl Store {
     }
 
     /// Where to read from. Whoever needs one state of things over several reads stays with one of these.
-    pub(crate) fn reader(&self) -> &Arc<Half> {
-        &self.last().half
-    }
-
-    fn last(&self) -> &Link {
-        let mut link = &self.reading;
-        while let Some(next) = link.next.get() {
-            link = next;
-        }
-        link
+    pub(crate) fn reader(&self) -> Reading {
+        self.reader.now()
     }
 
     /// Reads come from this half from now on. It must hold whatever a write has returned for.
     pub(crate) fn read_from(&self, half: Arc<Half>) {
-        let mut link = Box::new(Link { half, next: OnceLock::new() });
-        while let Err(back) = self.last().next.set(link) {
-            link = back;
-        }
+        self.reader.move_to(half);
     }
 
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.get_in(self.reader(), None, family, key)
+        self.get_in(&self.reader(), None, family, key)
     }
 
     /// Reads from a half, and from the other one, as it is now, where that half cannot be read. It is not dropped before it is
@@ -201,10 +186,10 @@ impl Store {
     ) -> Result<Option<Bytes>, StorageError> {
         let Some(mirror) = &self.mirror else { return Ok(None) };
         let reader = self.reader();
-        let Some(other) = mirror.halves().into_iter().find(|half| !Arc::ptr_eq(half, reader)) else { return Ok(None) };
+        let Some(other) = mirror.halves().into_iter().find(|half| !Arc::ptr_eq(half, &reader)) else { return Ok(None) };
         let found = other.get(None, family, key)?.filter(right);
         if found.is_some() {
-            self.elsewhere(reader, &StorageError::corrupt(printable(family, key), "wrong length or checksum"));
+            self.elsewhere(&reader, &StorageError::corrupt(printable(family, key), "wrong length or checksum"));
         }
         Ok(found)
     }
@@ -216,7 +201,7 @@ impl Store {
         range: (Vec<u8>, Vec<u8>),
         visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StorageError>,
     ) -> Result<(), StorageError> {
-        self.scan_in(self.reader(), None, family, range, visit)
+        self.scan_in(&self.reader(), None, family, range, visit)
     }
 
     /// Goes on in the other half, as it is now, where one cannot be read, and back again; where no walk can go on, record by
@@ -392,15 +377,7 @@ impl Store {
             None => true,
             Some(mirror) => mirror.order.try_lock().is_some_and(|order| order.halves.len() < 2),
         };
-        let mut oldest = self.under_way.oldest();
-        let mut link = Some(&self.reading);
-        while let Some(Link { half, next }) = link {
-            link = next.get().map(|next| &**next);
-            if (is_alone && link.is_none()) || half.failed().is_some() {
-                oldest = oldest.max(half.reads.oldest());
-            }
-        }
-        oldest
+        self.under_way.oldest().max(self.reader.unanswered_for(is_alone))
     }
 
     pub(crate) fn check(&self) -> Result<(), StorageError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::StorageError;
-use crate::group::{Inner, put_marker};
+use crate::group::{Held, Inner, put_marker};
 use crate::keys::Kind;
 use crate::records::{encode_bytes, payload};
 use crate::store::{Changes, Family};
@@ -29,7 +29,8 @@ impl Table {
     ) -> Result<(), StorageError> {
         let _apply = self.group.apply.lock();
         self.group.check()?;
-        let view = self.group.latest();
+        let held = Held::default();
+        let view = self.group.latest(&held);
         let mut batch = Changes::default();
         for (key, value) in changes {
             let key = view.key(Kind::Table).bytes(&key).done();
@@ -44,7 +45,8 @@ impl Table {
 
     pub fn read(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
         self.group.check()?;
-        let view = self.group.view();
+        let held = Held::default();
+        let view = self.group.view(&held);
         let key = view.key(Kind::Table).bytes(key).done();
         view.get(&key)?.map(|value| Ok(Bytes::copy_from_slice(payload(Family::State, &key, &value)?))).transpose()
     }
@@ -52,7 +54,8 @@ impl Table {
     /// Every record in the order of the keys, as of one moment.
     pub fn scan(&self) -> Result<Vec<(Vec<u8>, Bytes)>, StorageError> {
         self.group.check()?;
-        let view = self.group.view();
+        let held = Held::default();
+        let view = self.group.view(&held);
         let mut all = Vec::new();
         view.scan(view.key(Kind::Table), |key, value| {
             let value = Bytes::copy_from_slice(payload(Family::State, key, value)?);

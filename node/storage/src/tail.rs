@@ -150,7 +150,7 @@ impl LogState {
 fn bounds(store: &Store, group: GroupId) -> Result<Option<(u64, u64)>, StorageError> {
     let end = |last: bool| {
         let half = store.reader();
-        end_in(half, group, last).or_else(|error| match store.elsewhere(half, &error) {
+        end_in(&half, group, last).or_else(|error| match store.elsewhere(&half, &error) {
             Some(other) => end_in(&other, group, last),
             None => Err(error),
         })

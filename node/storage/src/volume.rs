@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     /// Bytes of recent entries over all groups.
     pub tail_bytes: AtomicUsize,
     space_next: AtomicU32,
+    /// Log entries, bodies and groups that have gone.
+    pub removed: AtomicU64,
     /// As on the disk.
     pub scrubs: Mutex<ScrubHistory>,
 }
@@ -108,6 +110,7 @@ impl Volume {
             tail_bytes_max: options.tail_bytes_max,
             tail_bytes: AtomicUsize::new(0),
             space_next: AtomicU32::new(space_next(&store)?),
+            removed: AtomicU64::new(0),
             scrubs: Mutex::new(scrub::history(&store)),
             store,
         });
@@ -167,6 +170,7 @@ impl Volume {
             Err(error) => return Err(error),
         }
         self.inner.groups.lock().remove(&id);
+        self.inner.shared.removed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -276,6 +280,14 @@ impl Volume {
         }
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.inner.shared
+    }
+
+    pub(crate) fn opened(&self) -> Vec<Group> {
+        self.inner.groups.lock().values().cloned().collect()
+    }
+
     /// The halves of a mirror; none for a volume of one disk.
     pub fn halves(&self) -> Vec<HalfStatus> {
         self.inner.shared.store.halves()
@@ -307,8 +319,7 @@ impl Volume {
     /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
     /// means that it could not go on; damage is no error, but in the report.
     pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
-        let opened = self.inner.groups.lock().values().cloned().collect();
-        scrub::run(&self.inner.shared, opened, options, progress)
+        scrub::run(&self.inner.shared, self.opened(), options, progress)
     }
 
     /// When the volume was last scrubbed, and what was found. Never waits for the disk.

@@ -144,6 +144,7 @@ pub(crate) fn run(store: &Store, closing: &Receiver<()>) {
         look(store);
         if let Some(mirror) = &store.mirror {
             look_at_reads(store, mirror, interval);
+            store.reader.close_left();
         }
     }
 }

@@ -120,7 +120,7 @@ impl<'a> Scrub<'a> {
     fn halves(&self) -> Vec<Arc<Half>> {
         match &self.shared.store.mirror {
             Some(mirror) => mirror.halves(),
-            None => vec![self.shared.store.reader().clone()],
+            None => vec![Arc::clone(&self.shared.store.reader())],
         }
     }
 

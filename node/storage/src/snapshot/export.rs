@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::block::{self, ITEM_BLOB, ITEM_STATE, PAYLOAD_BYTES_MAX, Totals};
 use crate::error::StorageError;
-use crate::group::{Group, Inner, View};
+use crate::group::{Group, Held, Inner, View};
 use crate::keys::{Kind, log_key, printable, space_range};
 use crate::pace::ReadPace;
 use crate::records::{BodyRecord, ChunkRecord, UploadRecord, decode};
@@ -43,7 +43,8 @@ impl Group {
         let (sender, receiver) = sync_channel(1);
         // A RocksDB snapshot borrows its database: it lives on the stack of this thread.
         let spawned = thread::Builder::new().name("snapshot-export".to_owned()).spawn(move || {
-            let view = group.view().exact();
+            let held = Held::default();
+            let view = group.view(&held).exact();
             match view.marker() {
                 Ok(Some(marker)) => {
                     let _ = marker_sender.send(Ok(marker.clone()));

@@ -13,7 +13,7 @@ use prost::Message;
 use super::block::{self, ITEM_BLOB, ITEM_HEADER_BYTES, ITEM_STATE, Totals};
 use crate::error::StorageError;
 use crate::failpoint::{Failpoint, reach};
-use crate::group::{Group, Inner, Installing, SpaceRecord, clear_space, put_marker};
+use crate::group::{Group, Held, Inner, Installing, SpaceRecord, clear_space, put_marker};
 use crate::keys::{Key, Kind, META_INSTALL, META_SPACE, log_key, meta_key, space_range, u32_at, u64_at};
 use crate::log::BodyCheck;
 use crate::records::{BodyRecord, ChunkRecord, UploadRecord, decode, encode, encode_bytes};
@@ -320,7 +320,8 @@ impl<'a> Filling<'a> {
     /// Blobs that the old state or the log owns and the new state does not go to the next purge.
     fn note_garbage(&mut self) -> Result<(), StorageError> {
         let mut garbage = Vec::new();
-        let view = self.inner.view();
+        let held = Held::default();
+        let view = self.inner.view(&held);
         for kind in [Kind::Body, Kind::Upload, Kind::Garbage] {
             view.scan(view.key(kind), |key, value| {
                 match kind {

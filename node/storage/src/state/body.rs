@@ -9,7 +9,7 @@ use super::ShardState;
 use super::outcome::BodyId;
 use super::read::{body_record, chunks_in};
 use crate::error::StorageError;
-use crate::group::Inner;
+use crate::group::{Held, Inner};
 use crate::keys::{log_key, printable};
 use crate::records::ChunkRecord;
 use crate::store::Family;
@@ -30,7 +30,7 @@ impl ShardState {
         // A purge looks at the pins and deletes under the same lock: either it sees these, or this does not see the
         // record.
         let mut pins = self.group.pins.lock();
-        let Some(record) = body_record(&self.group.view(), body)? else { return Ok(None) };
+        let Some(record) = body_record(&self.group.view(&Held::default()), body)? else { return Ok(None) };
         for chunk in &record.chunks {
             *pins.entry(chunk.index).or_default() += 1;
         }

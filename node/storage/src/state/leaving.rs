@@ -8,6 +8,7 @@ use super::moving::whereabouts;
 use super::outcome::BodyId;
 use super::read;
 use crate::error::StorageError;
+use crate::group::Held;
 use crate::keys::Kind;
 use crate::records::{AccountRecord, MailboxRecord};
 
@@ -36,7 +37,8 @@ pub struct MovedListing {
 impl ShardState {
     /// How the account stands between two shards.
     pub fn whereabouts(&self, account: AccountId) -> Result<Whereabouts, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record: Option<AccountRecord> = view.record(&view.key(Kind::Account).account(account).done())?;
         whereabouts(|| view.key(Kind::Account).account(account), record.as_ref())
     }
@@ -51,7 +53,8 @@ impl ShardState {
     }
 
     pub fn outline(&self, account: AccountId) -> Result<Outline, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let key = view.key(Kind::Account).account(account).done();
         let record: Option<AccountRecord> = view.record(&key)?;
         let whereabouts = whereabouts(|| view.key(Kind::Account).account(account), record.as_ref())?;
@@ -88,7 +91,7 @@ impl ShardState {
     /// Every UID of a mailbox.
     pub fn uids(&self, account: AccountId, id: MailboxId) -> Result<UidSet, StorageError> {
         let all = UidSet::from_range(1, u32::MAX);
-        read::collect_pages(&self.view()?, account, id, &all, SystemFlags::NONE, SystemFlags::NONE)
+        read::collect_pages(&self.view(&Held::default())?, account, id, &all, SystemFlags::NONE, SystemFlags::NONE)
     }
 
     /// Visits the messages of a set that exist, ascending, each with its body, until the visitor answers false.
@@ -99,7 +102,7 @@ impl ShardState {
         uids: &UidSet,
         mut visit: impl FnMut(MovedMessage, BodyId) -> bool,
     ) -> Result<(), StorageError> {
-        read::scan_messages(&self.view()?, account, id, uids, |uid, message| {
+        read::scan_messages(&self.view(&Held::default())?, account, id, uids, |uid, message| {
             let moved = MovedMessage {
                 mailbox: id.0,
                 uid,

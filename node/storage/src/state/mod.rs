@@ -42,7 +42,7 @@ pub use remembered::{Remembered, RememberedFrom};
 pub(crate) use totals::Totals;
 
 use crate::error::StorageError;
-use crate::group::{Inner, View};
+use crate::group::{Held, Inner, View};
 use edit::{Edit, Fault};
 
 /// Mailboxes of one account.
@@ -73,8 +73,8 @@ impl ShardState {
         ShardState { group }
     }
 
-    fn view(&self) -> Result<View<'_>, StorageError> {
-        let view = self.group.view();
+    fn view<'a>(&'a self, held: &'a Held) -> Result<View<'a>, StorageError> {
+        let view = self.group.view(held);
         // Looked at behind the snapshot: a replica that is dropped amid this would be taken for an empty one.
         self.group.check()?;
         Ok(view)
@@ -135,7 +135,8 @@ impl ShardState {
             Fault::Storage(error) => error,
             Fault::Mail(error) => StorageError::corrupt("request", error),
         };
-        let mut edit = Edit::new(self.group.latest(), index, stamp);
+        let held = Held::default();
+        let mut edit = Edit::new(self.group.latest(&held), index, stamp);
         let answer = match command.needs_here().map_or(Ok(()), |account| edit.check_here(account)) {
             Ok(()) => requests::known(&mut edit, request, command).map_err(storage)?,
             Err(Fault::Mail(refused)) => Some(Err(refused)),
@@ -147,7 +148,7 @@ impl ShardState {
                 answer
             }
             None => {
-                let result = self.run(&mut edit, hints, command, body_len)?;
+                let result = self.run((&mut edit, &held), hints, command, body_len)?;
                 requests::remember(&mut edit, hints, request, command, &result).map_err(storage)?;
                 result
             }
@@ -162,7 +163,7 @@ impl ShardState {
     /// A refused command leaves nothing but the fate of its body.
     fn run<'a>(
         &'a self,
-        edit: &mut Edit<'a>,
+        (edit, held): (&mut Edit<'a>, &'a Held),
         hints: &mut Hints,
         command: &Command,
         body_len: Option<u64>,
@@ -171,7 +172,7 @@ impl ShardState {
             Ok(outcome) => Ok(Ok(outcome)),
             Err(Fault::Storage(error)) => Err(error),
             Err(Fault::Mail(refused)) => {
-                *edit = Edit::new(self.group.latest(), edit.index, edit.stamp);
+                *edit = Edit::new(self.group.latest(held), edit.index, edit.stamp);
                 match apply::discard_body(edit, command, body_len) {
                     Ok(()) => Ok(Err(refused)),
                     Err(Fault::Storage(error)) => Err(error),

@@ -15,7 +15,7 @@ use super::outcome::{AccountTotals, BodyId, Changes, MailboxInfo, MessageMeta, S
 use super::page::{self, Page};
 use super::wire::{ranges, special_use_of};
 use crate::error::StorageError;
-use crate::group::View;
+use crate::group::{Held, View};
 use crate::half::Half;
 use crate::keys::{Kind, log_key, prefix_range, printable, u32_at, u64_at};
 use crate::reading::Iter;
@@ -29,13 +29,15 @@ const STEPS_PER_SEEK: u32 = 16;
 
 impl ShardState {
     pub fn account_exists(&self, account: AccountId) -> Result<bool, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         Ok(view.get(&view.key(Kind::Account).account(account).done())?.is_some())
     }
 
     /// Zero for an account that does not exist.
     pub fn account_totals(&self, account: AccountId) -> Result<AccountTotals, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record: Option<AccountRecord> = view.record(&view.key(Kind::Account).account(account).done())?;
         Ok(record.map_or_else(AccountTotals::default, |record| AccountTotals {
             mailboxes: record.mailboxes,
@@ -46,7 +48,8 @@ impl ShardState {
 
     /// In the order of their names.
     pub fn mailboxes(&self, account: AccountId) -> Result<Vec<MailboxInfo>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let mut all = mailbox_records(&view, account)?
             .into_iter()
             .map(|(id, record)| info(&view, account, id, record))
@@ -57,7 +60,8 @@ impl ShardState {
 
     /// In the order of the names; mailboxes that do not exist are among them (RFC 9051 §6.3.7).
     pub fn subscriptions(&self, account: AccountId) -> Result<Vec<MailboxName>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let mut names = Vec::new();
         view.scan(view.key(Kind::Subscription).account(account), |key, _| {
             names.push(name_in(key)?);
@@ -67,7 +71,8 @@ impl ShardState {
     }
 
     pub fn mailbox(&self, account: AccountId, name: &MailboxName) -> Result<Option<MailboxInfo>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let key = view.key(Kind::Name).account(account).bytes(name.as_str().as_bytes()).done();
         let Some(value) = view.get(&key)? else { return Ok(None) };
         let id = mailbox_id(&key, &value)?;
@@ -78,7 +83,8 @@ impl ShardState {
     }
 
     pub fn mailbox_by_id(&self, account: AccountId, id: MailboxId) -> Result<Option<MailboxInfo>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record = mailbox_record(&view, account, id)?;
         record.map(|record| info(&view, account, id, record)).transpose()
     }
@@ -94,7 +100,8 @@ impl ShardState {
 
     /// The inner error: they do not agree.
     fn select_once(&self, account: AccountId, id: MailboxId) -> MailResult<Result<Selection, StorageError>> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let last = uid_last(&record);
         let info = info(&view, account, id, record)?;
@@ -122,7 +129,8 @@ impl ShardState {
         with: SystemFlags,
         without: SystemFlags,
     ) -> MailResult<UidSet> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let last = uid_last(&record);
         if last == 0 {
@@ -139,7 +147,8 @@ impl ShardState {
         uids: &UidSet,
         mut visit: impl FnMut(MessageMeta) -> bool,
     ) -> MailResult<()> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let table = keyword_table(&view.key(Kind::Mailbox).mailbox(account, id).done(), &record)?;
         let mut failed = None;
@@ -158,7 +167,8 @@ impl ShardState {
 
     /// What happened in a mailbox after a modseq.
     pub fn changes(&self, account: AccountId, id: MailboxId, since: ModSeq) -> MailResult<Changes> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let record = mailbox_record(&view, account, id)?.ok_or(MailError::MailboxGone)?;
         let highest = ModSeq(record.mod_seq);
         if since.0 < record.changes_after {
@@ -182,7 +192,8 @@ impl ShardState {
 
     /// What was computed of a body when it came. `None` when no message refers to it any more.
     pub fn digest(&self, body: BodyId) -> Result<Option<Bytes>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let key = view.key(Kind::Digest).u64(body.0).done();
         match view.get(&key)? {
             Some(value) => Ok(Some(Bytes::copy_from_slice(payload(Family::State, &key, &value)?))),
@@ -193,14 +204,15 @@ impl ShardState {
 
     /// The pieces of a body in order: log index and length. `None` when no message refers to it any more.
     pub fn body_chunks(&self, body: BodyId) -> Result<Option<Vec<(u64, u64)>>, StorageError> {
-        let record = body_record(&self.view()?, body)?;
+        let record = body_record(&self.view(&Held::default())?, body)?;
         Ok(record.map(|record| record.chunks.iter().map(|chunk| (chunk.index, chunk.len)).collect()))
     }
 
     /// The bytes of a body from `offset`, at most `len` of them, read from the chunks that hold them. `None` when no
     /// message refers to the body any more.
     pub fn body_range(&self, body: BodyId, offset: u64, len: u64) -> Result<Option<Vec<Bytes>>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let Some(record) = body_record(&view, body)? else { return Ok(None) };
         let found = chunks_in(&record.chunks, record.size, offset, len, |index| {
             let key = log_key(self.group.id, index);
@@ -477,7 +489,7 @@ fn walk_messages(
 impl ShardState {
     pub fn page_count(&self, account: AccountId, id: MailboxId) -> Result<usize, StorageError> {
         let mut pages = 0;
-        each_page(&self.view()?, account, id, (0, u32::MAX), |_, _| pages += 1)?;
+        each_page(&self.view(&Held::default())?, account, id, (0, u32::MAX), |_, _| pages += 1)?;
         Ok(pages)
     }
 }

@@ -12,6 +12,7 @@ use super::command::Stamp;
 use super::edit::{Edit, Step};
 use super::read;
 use crate::error::StorageError;
+use crate::group::Held;
 use crate::keys::{Kind, printable, u64_at};
 use crate::records::{decode, encode};
 use crate::store::Family;
@@ -103,7 +104,8 @@ fn remains(key: &[u8], value: &[u8]) -> Result<(AccountId, MailboxId, RemainsRec
 impl ShardState {
     /// Whether [`Command::ClearRemains`](super::Command::ClearRemains) has anything to do.
     pub fn has_remains(&self) -> Result<bool, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let mut found = false;
         view.scan(view.key(Kind::Remains), |_, _| {
             found = true;

@@ -8,7 +8,7 @@ use super::ShardState;
 use super::moved::{MovedFingerprint, MovedRequest};
 use super::requests;
 use crate::error::StorageError;
-use crate::group::View;
+use crate::group::{Held, View};
 use crate::keys::{Kind, prefix_range, printable, u64_at, u128_at};
 use crate::records::{AccountRecord, FingerprintRecord, decode};
 use crate::store::Family;
@@ -52,7 +52,8 @@ impl ShardState {
         account: AccountId,
         from: &RememberedFrom,
     ) -> Result<Remembered<MovedRequest>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         look(&view, Kind::RequestTime, from, |time| {
             let Some((unix_ms, request)) = u64_at(time, TIME_AT).zip(u128_at(time, 13)) else { return Ok(None) };
             // Forgotten between the two.
@@ -68,7 +69,8 @@ impl ShardState {
         account: AccountId,
         from: &RememberedFrom,
     ) -> Result<Remembered<MovedFingerprint>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let stay = stay(&view, account)?;
         fingerprints(&view, (account, stay), from)
     }
@@ -80,12 +82,13 @@ impl ShardState {
         id: u64,
         from: &RememberedFrom,
     ) -> Result<Remembered<MovedFingerprint>, StorageError> {
-        fingerprints(&self.view()?, (account, id), from)
+        fingerprints(&self.view(&Held::default())?, (account, id), from)
     }
 
     /// Those of them by which no delivery to the account is remembered, or none any more.
     pub fn forgotten(&self, account: AccountId, fingerprints: &[[u8; 32]]) -> Result<Vec<[u8; 32]>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let stay = stay(&view, account)?;
         let mut forgotten = Vec::new();
         for fingerprint in fingerprints {

@@ -4,7 +4,7 @@
 use super::edit::{Edit, Step};
 use super::{Hints, ShardState};
 use crate::error::StorageError;
-use crate::group::View;
+use crate::group::{Held, View};
 use crate::keys::{Kind, prefix_range, u64_at, u128_at};
 
 /// A sender retries for five days at most (RFC 5321 §4.5.4.1); then a fingerprint serves nobody.
@@ -64,7 +64,8 @@ impl ShardState {
     /// fingerprint or an upload.
     pub fn newest_remembered(&self) -> Result<Option<i64>, StorageError> {
         self.group.check()?;
-        let view = self.group.view();
+        let held = Held::default();
+        let view = self.group.view(&held);
         let mut found = None;
         for kind in [Kind::RequestTime, Kind::FingerprintTime, Kind::UploadTime] {
             found = found.max(newest(&view, kind)?);

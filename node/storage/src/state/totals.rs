@@ -7,6 +7,7 @@ use super::ShardState;
 use super::moving::has_gone;
 use super::outcome::ShardTotals;
 use crate::error::StorageError;
+use crate::group::Held;
 use crate::keys::{Kind, printable, u64_at};
 use crate::records::{AccountRecord, decode};
 use crate::store::Family;
@@ -77,6 +78,7 @@ impl ShardState {
             return Ok(totals);
         }
         let _counting = self.group.counting.lock();
+        let held = Held::default();
         let view = {
             // No command between the view and the first difference.
             let _apply = self.group.apply.lock();
@@ -86,7 +88,7 @@ impl ShardState {
             }
             *totals = Totals::Counting(Grown::default());
             drop(totals);
-            self.view()?
+            self.view(&held)?
         };
         let mut counted = Grown::default();
         view.scan(view.key(Kind::Account), |key, value| {
@@ -106,7 +108,8 @@ impl ShardState {
 
     /// Accounts that have state here, ascending, from `from` on, at most `max` of them.
     pub fn accounts_from(&self, from: AccountId, max: usize) -> Result<Vec<AccountId>, StorageError> {
-        let view = self.view()?;
+        let held = Held::default();
+        let view = self.view(&held)?;
         let (_, to) = crate::keys::prefix_range(&view.key(Kind::Account).done());
         let mut found = Vec::new();
         view.scan_range((view.key(Kind::Account).account(from).done(), to), |key, _| {
