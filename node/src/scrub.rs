@@ -17,7 +17,7 @@ use proto::wire::{
     ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use storage::{Command, Finding, GroupId, ScrubOptions, Scrubbed, StorageError, Verdict, Volume};
+use storage::{Command, Finding, GroupId, ScrubOptions, StorageError, Verdict, Volume};
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -81,8 +81,8 @@ async fn read_volume(volume: &NodeVolume, options: ScrubOptions, events: &mpsc::
     let told = progress.clone();
     let mut reading = tokio::task::spawn_blocking(move || {
         let report = opened.scrub(&options, &told)?;
-        if report.complete && options.group.is_none() {
-            opened.note_scrubbed(Scrubbed::new(&report, unix_s()))?;
+        if report.complete {
+            opened.note_scrubbed(options.group, &report, unix_s())?;
         }
         Ok::<_, StorageError>(report)
     });
