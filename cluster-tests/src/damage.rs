@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
+use crate::imap::literal;
 use crate::process::{START_MAX, eventually};
 use crate::random::Random;
 
@@ -17,6 +18,8 @@ const LARGE_OCTETS: usize = 1 << 20;
 const LINE_WORDS: usize = 9;
 /// The octet of a large message that is damaged: in the first piece that a client is sent, so that nothing was sent yet.
 const FLIPPED_AT: usize = 10_000;
+/// In the last piece, of another record.
+const FLIPPED_LATE_AT: usize = LARGE_OCTETS - 10_000;
 /// No other message has these octets behind it.
 const NEEDLE_OCTETS: usize = 64;
 
@@ -135,8 +138,17 @@ fn large(number: usize, seed: u64) -> Vec<u8> {
 /// Flips a bit of a large message where it lies on a disk, the same one each time. False while it lies in no file but a
 /// log.
 pub fn flip_large(disk: &Path, number: usize, seed: u64) -> Result<bool> {
+    flip_large_at(disk, number, seed, FLIPPED_AT)
+}
+
+/// The same where a client has been sent the beginning before it is met.
+pub fn flip_large_late(disk: &Path, number: usize, seed: u64) -> Result<bool> {
+    flip_large_at(disk, number, seed, FLIPPED_LATE_AT)
+}
+
+fn flip_large_at(disk: &Path, number: usize, seed: u64, octet: usize) -> Result<bool> {
     let message = large(number, seed);
-    let needle = message.get(FLIPPED_AT + 1..).and_then(|rest| rest.get(..NEEDLE_OCTETS)).context("a short message")?;
+    let needle = message.get(octet + 1..).and_then(|rest| rest.get(..NEEDLE_OCTETS)).context("a short message")?;
     let mut found = false;
     for path in files_of(disk, &["blob"])? {
         let octets = fs::read(&path)?;
@@ -187,5 +199,37 @@ pub fn check_large_but(cluster: &Cluster, seed: u64, refused: &[usize]) -> Resul
         let body = imap.body(uid)?.with_context(|| format!("large message {number}"))?;
         ensure!(body == large(number, seed), "large message {number} is not what it was");
     }
+    Ok(())
+}
+
+/// One FETCH brings every large message but some, byte for byte, and says at its end which it lacks; the session goes on.
+pub fn check_range_but(cluster: &Cluster, seed: u64, refused: &[usize]) -> Result<()> {
+    let mut imap = cluster.imap_client("user0@example.test")?;
+    imap.select("Large")?;
+    let uids = imap.uids()?;
+    let (untagged, tagged) = imap.command("UID FETCH 1:* (BODY.PEEK[])")?;
+    let mut expected = uids.iter().enumerate().filter(|(number, _)| !refused.contains(number));
+    for response in untagged {
+        let (number, uid) = expected.next().context("more messages than there are")?;
+        let head = format!("(UID {uid} BODY[] {{");
+        let is_its = response.windows(head.len()).take(100).any(|some| some == head.as_bytes());
+        ensure!(is_its, "{}", String::from_utf8_lossy(&response[..response.len().min(100)]));
+        ensure!(literal(&response).as_ref() == Some(&large(number, seed)), "large message {number} is not what it was");
+    }
+    ensure!(expected.next().is_none(), "messages are missing: {tagged}");
+    let mut lacking: Vec<u32> = refused.iter().filter_map(|number| uids.get(*number)).copied().collect();
+    lacking.sort_unstable();
+    match lacking[..] {
+        [] => ensure!(tagged.starts_with("OK"), "{tagged}"),
+        [uid] => ensure!(tagged.ends_with(&format!(": 1 message was left out, UID {uid}")), "{tagged}"),
+        _ => {
+            let named: Vec<String> = lacking.iter().map(ToString::to_string).collect();
+            let told = format!(": {} messages were left out, UIDs {}", lacking.len(), named.join(","));
+            ensure!(tagged.starts_with("NO [CORRUPTION]") && tagged.ends_with(&told), "{tagged}");
+        }
+    }
+    let (number, uid) =
+        uids.iter().enumerate().rfind(|(number, _)| !refused.contains(number)).context("none is left")?;
+    ensure!(imap.body(*uid)?.as_ref() == Some(&large(number, seed)), "the session does not go on");
     Ok(())
 }

@@ -123,7 +123,7 @@ fn literal_octets(line: &[u8]) -> Option<usize> {
 }
 
 /// The first literal in a response, or the quoted string after `BODY[] `.
-fn literal(response: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn literal(response: &[u8]) -> Option<Vec<u8>> {
     let brace = response.windows(3).position(|three| three == b"}\r\n")?;
     let octets = literal_octets(&response[..=brace])?;
     response.get(brace + 3..brace + 3 + octets).map(<[u8]>::to_vec)

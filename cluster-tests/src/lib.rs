@@ -42,8 +42,8 @@ pub use clock::{Clock, no_clocks_because};
 pub use cluster::{Cluster, ClusterOptions, PASSWORD};
 pub use corpus::{CorpusMessage, corpus};
 pub use damage::{
-    LARGE_MESSAGES, LOGS, TABLES, check_large, check_large_but, files_of, fill, flip, flip_large, flip_log,
-    flip_tables, live_log,
+    LARGE_MESSAGES, LOGS, TABLES, check_large, check_large_but, check_range_but, files_of, fill, flip, flip_large,
+    flip_large_late, flip_log, flip_tables, live_log,
 };
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
 pub use failpoints::{Failpoints, Reached, failpoints_binary};

@@ -3,12 +3,13 @@
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, LARGE_MESSAGES, Scenario, check_large, check_large_but, eventually, fill, flip_large,
-    rounds, setting,
+    Cluster, ClusterOptions, LARGE_MESSAGES, Scenario, check_large, check_large_but, check_range_but, delete_disk,
+    eventually, fill, flip_large, flip_large_late, rounds, setting,
 };
 use serde_json::Value;
 
@@ -95,10 +96,15 @@ fn a_record_that_is_bad_in_both_halves_is_refused_by_name_and_can_be_expunged() 
     scenario.finish()
 }
 
+/// The shard of an account.
+fn shard_of(cluster: &Cluster, account: &str) -> Result<String> {
+    let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", account, "--json"])?)?;
+    Ok(account["shard"].as_u64().with_context(|| format!("{account}"))?.to_string())
+}
+
 /// The node that leads the shard of an account.
 fn leader_of(cluster: &Cluster, account: &str) -> Result<usize> {
-    let account: Value = serde_json::from_str(&cluster.admin(&["account", "show", account, "--json"])?)?;
-    let shard = account["shard"].as_u64().with_context(|| format!("{account}"))?.to_string();
+    let shard = shard_of(cluster, account)?;
     let shard: Value = serde_json::from_str(&cluster.admin(&["shard", "show", &shard, "--json"])?)?;
     let leader = cluster.nodes.iter().position(|node| shard["leader"] == node.name.as_str());
     leader.with_context(|| format!("{shard}"))
@@ -132,7 +138,103 @@ fn a_record_that_is_bad_in_both_halves_of_a_leader_is_served_by_another_replica(
         eventually("the replica is made anew", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
         eventually("nothing is damaged any more", PATIENCE, || scenario.cluster.check_scrub())?;
         check_large(&scenario.cluster, seed)?;
+        check_range_but(&scenario.cluster, seed, &[])?;
         scenario.load.forget_errors();
     }
+    scenario.finish()
+}
+
+/// Half b of the only node is replaced, and waited for: what the command says, and whether it succeeds.
+fn replace_half(cluster: &Cluster) -> Result<(bool, String)> {
+    let disk = cluster.disk_directories(0)[1].clone();
+    delete_disk(&disk)?;
+    cluster.wait_half("node1", 1, "stale")?;
+    fs::create_dir_all(&disk)?;
+    let output = cluster.admin_command(&["volume", "replace", "node1", "1", "--half", "b", "--wait"])?.output()?;
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    Ok((output.status.success(), said))
+}
+
+#[test]
+fn a_range_of_messages_comes_but_for_those_that_no_disk_has_and_they_are_told_until_they_are_expunged() -> Result<()> {
+    let seed = setting("MAILRING_SEED", 100);
+    // Without a load: everything is made anew again and again.
+    let cluster = &Cluster::start(MIRROR)?;
+    cluster.add_accounts(&["user0"])?;
+    fill(cluster, seed)?;
+    let account = "user0@example.test";
+    let shard = shard_of(cluster, account)?;
+    cluster.admin(&["status"])?;
+    let (early, late) = ([3, 8], 12);
+    for disk in &cluster.disk_directories(0) {
+        for number in early {
+            ensure!(flip_large(disk, number, seed)?, "large message {number} is in no file of {}", disk.display());
+        }
+    }
+    check_range_but(cluster, seed, &early)?;
+    cluster.wait_whole("node1")?;
+    check_range_but(cluster, seed, &early)?;
+    // One whose beginning is sent before its damage is met: that ends the connection, once.
+    for disk in &cluster.disk_directories(0) {
+        ensure!(flip_large_late(disk, late, seed)?, "large message {late} is in no file of {}", disk.display());
+    }
+    let bad = [early[0], early[1], late];
+    ensure!(check_range_but(cluster, seed, &bad).is_err(), "the damage was not met late");
+    check_range_but(cluster, seed, &bad)?;
+    cluster.wait_whole("node1")?;
+    check_range_but(cluster, seed, &bad)?;
+
+    let problem =
+        format!("volume 1 of node1 has no good copy of 3 records of shard {shard}: mailring scrub --shard {shard} ");
+    let told = |cluster: &Cluster| match cluster.admin(&["status"]) {
+        Ok(said) => said,
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(told(cluster).contains(&problem), "{}", told(cluster));
+    ensure!(cluster.admin(&["status"]).is_err());
+    let (success, said) = replace_half(cluster)?;
+    let but = format!("whole again but for what has no good copy on it, 3 records of shard {shard}");
+    ensure!(!success && said.contains(&but), "{said}");
+    let lost = cluster.volumes("node1")?.swap_remove(0)["lost"].take();
+    ensure!(lost[0]["records"] == 3 && lost[0]["keys"].as_array().is_some_and(|keys| keys.len() == 3), "{lost}");
+    let found = cluster.scrub(&["--shard", &shard])?;
+    ensure!(found["clean"] == false && told(cluster).contains(&problem), "{found:#} {}", told(cluster));
+    let shown = cluster.json(&["volume", "list"])?;
+    ensure!(shown[0]["lost"][0]["shard"].as_u64() == shard.parse().ok(), "{shown}");
+
+    expunge(cluster, &bad)?;
+    eventually("nothing refers to them any more", PATIENCE, || {
+        cluster.scrub(&["--shard", &shard])?;
+        cluster.admin(&["status"]).map(drop)
+    })?;
+    let (success, said) = replace_half(cluster)?;
+    ensure!(success && said.contains("volume 1 of node1 is whole again\n"), "{said}");
+    cluster.admin(&["status"]).map(drop)
+}
+
+#[test]
+fn a_range_comes_but_for_what_no_replica_can_read_each_of_them_being_asked() -> Result<()> {
+    let seed = setting("MAILRING_SEED", 101);
+    let options = ClusterOptions { leaders_look_s: Some(0), ..ClusterOptions::DEFAULT };
+    let mut scenario = Scenario::start(options, seed, 1)?;
+    fill(&scenario.cluster, seed)?;
+    scenario.progress()?;
+    scenario.cluster.wait_led()?;
+    let (nowhere, somewhere) = (5, [2, 9]);
+    for node in 0..3 {
+        let disk = scenario.cluster.disk(node);
+        let bad = somewhere.iter().take(node).chain([&nowhere]);
+        for number in bad {
+            ensure!(flip_large(&disk, *number, seed)?, "large message {number} is in no file of {}", disk.display());
+        }
+    }
+    check_range_but(&scenario.cluster, seed, &[nowhere])?;
+    for node in &scenario.cluster.nodes {
+        ensure!(node.logged("record is damaged")? > 0, "{} was not asked", node.name);
+    }
+    scenario.load.forget_errors();
+    // While it is there no replica of it can be compared.
+    expunge(&scenario.cluster, &[somewhere[0], nowhere, somewhere[1]])?;
+    scenario.progress()?;
     scenario.finish()
 }

@@ -44,7 +44,7 @@ use types::{NodeId, ShardId};
 
 use crate::group::GroupContext;
 use crate::groups::Groups;
-use crate::mail::Bounds;
+use crate::mail::{Bounds, Doubted};
 use crate::raft::{Peers, RaftService};
 use crate::step_aside::Stall;
 use crate::volumes::Volumes;
@@ -75,6 +75,7 @@ struct Inner {
     settings: NodeSettings,
     groups: Arc<Groups>,
     bounds: Bounds,
+    doubted: Doubted,
     account_moves: account_move::Figures,
     /// Held by the scrub that is under way.
     scrubbing: Arc<tokio::sync::Mutex<()>>,
@@ -113,6 +114,7 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {
             bounds: Bounds::default(),
+            doubted: Doubted::default(),
             account_moves: account_move::Figures::default(),
             settings,
             groups,
@@ -205,6 +207,10 @@ impl Node {
 
     fn bounds(&self) -> &Bounds {
         &self.inner.bounds
+    }
+
+    fn doubted(&self) -> &Doubted {
+        &self.inner.doubted
     }
 }
 

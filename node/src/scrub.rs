@@ -17,7 +17,7 @@ use proto::wire::{
     ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
 };
 use proto::{DirectoryStore, ItemStream};
-use storage::{Command, Finding, GroupId, ScrubOptions, Scrubbed, StorageError, Verdict, Volume};
+use storage::{Command, Finding, GroupId, ScrubOptions, StorageError, Verdict, Volume};
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -81,8 +81,8 @@ async fn read_volume(volume: &NodeVolume, options: ScrubOptions, events: &mpsc::
     let told = progress.clone();
     let mut reading = tokio::task::spawn_blocking(move || {
         let report = opened.scrub(&options, &told)?;
-        if report.complete && options.group.is_none() {
-            opened.note_scrubbed(Scrubbed::new(&report, unix_s()))?;
+        if report.complete {
+            opened.note_scrubbed(options.group, &report, unix_s())?;
         }
         Ok::<_, StorageError>(report)
     });
@@ -238,15 +238,17 @@ async fn seen_to_by(node: &Node, shard: ShardId, heir: NodeId) -> String {
 }
 
 /// A read has met damage in this node's replica, with no good copy on its disks: another replica leads when this returns
-/// true, and sees to this one. False where there is none that could.
-pub async fn leave(node: &Node, id: ShardId) -> bool {
+/// true, and sees to this one. False where there is none that could, but for those that are known to have no good copy
+/// either.
+pub async fn leave(node: &Node, id: ShardId, tried: &[NodeId]) -> bool {
     let Ok(shard) = node.groups().shard(id) else { return true };
     // A second reader waits for what the first one does.
     let mut seeing_to = shard.seen_to.lock().await;
     if !shard.group.leads() {
         return true;
     }
-    let Some(heir) = shard.group.heir(|other| shard.group.has_caught_up(other)) else { return false };
+    let is_fit = |other| !tried.contains(&other) && shard.group.has_caught_up(other);
+    let Some(heir) = shard.group.heir(is_fit) else { return false };
     shard.group.hand_over(heir).await;
     if !shard.group.ends_to_lead(LEAVE_MAX).await {
         return false;

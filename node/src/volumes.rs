@@ -13,7 +13,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::RwLock;
 use proto::wire;
 use storage::{
-    GroupId, HalfName, HalfState, HalfStatus, Identity, Scrubbed, StorageError, Volume, VolumeOptions, VolumeStatistics,
+    GroupId, HalfName, HalfState, HalfStatus, Identity, Lost, Scrubbed, StorageError, Volume, VolumeOptions,
+    VolumeStatistics,
 };
 use types::{MailError, MailResult, NodeId};
 
@@ -21,6 +22,8 @@ use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
 use crate::space::{BALLAST, Space};
 
+/// Lost records of a group that its volume's status names; a scrub names more.
+const LOST_KEYS_MAX: usize = 20;
 /// Below a disk's directory.
 const DATABASE: &str = "db";
 
@@ -356,7 +359,9 @@ impl NodeVolume {
                 status.reads_elsewhere = statistics.reads_elsewhere;
                 status.resilvers = statistics.resilvers;
                 status.halves = volume.halves().iter().map(half_status).collect();
-                status.last_scrub = volume.scrub_history().last.map(scrubbed);
+                let history = volume.scrub_history();
+                status.last_scrub = history.last.map(scrubbed);
+                status.lost = history.losses.by_group().into_iter().map(lost).collect();
             }
         }
         status
@@ -366,6 +371,11 @@ impl NodeVolume {
 fn scrubbed(last: Scrubbed) -> wire::LastScrub {
     let Scrubbed { unix_s, records, bytes, findings, lost, differing, rewritten } = last;
     wire::LastScrub { unix_s, records, octets: bytes, findings, lost, differing, rewritten }
+}
+
+fn lost((group, Lost { records, mut keys }): (Option<GroupId>, Lost)) -> wire::LostRecords {
+    keys.truncate(LOST_KEYS_MAX);
+    wire::LostRecords { group: group.map(|group| group.0), records, keys }
 }
 
 fn half_status(half: &HalfStatus) -> wire::HalfStatus {

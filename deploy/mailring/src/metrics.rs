@@ -92,7 +92,7 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
             family.get_or_create(&GroupLabels { group: label }).set(clamp(value(group)));
         }
     }
-    let families: [(&str, &str, VolumeFigure); 13] = [
+    let families: [(&str, &str, VolumeFigure); 14] = [
         ("volume_down", "1 where the volume is not open", |volume| u64::from(!volume.down_because.is_empty())),
         ("volume_full", "1 where the volume takes no new mail", |volume| u64::from(volume.full)),
         ("volume_free_octets", "Room on its fullest disk", |volume| volume.free_octets),
@@ -104,6 +104,9 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
         ("volume_reads_elsewhere", "Reads that the other half answered", |volume| volume.reads_elsewhere),
         ("volume_resilvers", "Halves that were made anew since the start", |volume| volume.resilvers),
         ("volume_synced_writes", "Synced writes since the start", |volume| volume.synced_writes),
+        ("volume_lost_records", "Records with no good copy here, until a scrub does not find them so", |volume| {
+            volume.lost.iter().map(|lost| lost.records).sum()
+        }),
         ("volume_scrubbed_unix_seconds", "When the last scrub of all of it ended; none before the first", |volume| {
             scrubbed(volume, |last| last.unix_s.max(0).unsigned_abs())
         }),

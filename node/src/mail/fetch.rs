@@ -1,19 +1,23 @@
 //! FETCH: messages from the index in ascending UID order, sections from their bodies. Read in batches, so that a slow
-//! client holds no thread and no snapshot.
+//! client holds no thread and no snapshot. A message that can be read nowhere is left out and told; those behind it come.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use message::{Digest, Section as Place, SectionText};
+use parking_lot::Mutex;
 use proto::wire::fetch_item::Item;
-use proto::wire::{FetchItem, FetchRequest, FetchedMessage, FetchedSection, Section, SectionData, section};
+use proto::wire::{
+    FetchItem, FetchRequest, FetchedMessage, FetchedSection, Section, SectionData, UnreadMessage, section,
+};
 use proto::{BODY_PIECE_OCTETS, ItemStream, uid_set_from_wire};
 use storage::{BodyId, MessageMeta, PinnedBody, ShardState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, UidSet};
+use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, NodeId, ShardId, UidSet};
 
 use super::{blocking, if_here, storage_error};
 use crate::Node;
@@ -32,6 +36,8 @@ const ITEMS_QUEUED: usize = 8;
 const SECTIONS_MAX: usize = 128;
 /// A router that takes nothing for so long, since its client does not, is let go: no body is held for ever.
 const STALL_MAX: Duration = Duration::from_secs(600);
+/// Bodies that are remembered as damaged; the oldest are forgotten.
+const DOUBTED_MAX: usize = 1_024;
 
 impl Node {
     pub(super) async fn fetch_stream(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
@@ -43,7 +49,7 @@ impl Node {
         let (account, mailbox) = (AccountId(request.account), MailboxId(request.mailbox));
         let here = state.clone();
         blocking(move || here.check_here(account)).await?;
-        let fetch = Fetch { state, account, mailbox, request };
+        let fetch = Fetch { node: self.clone(), state, account, mailbox, request };
         let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
         let (node, shard) = (self.clone(), fetch.request.shard);
         tokio::spawn(async move {
@@ -55,17 +61,61 @@ impl Node {
     }
 }
 
+/// Bodies whose damage was met after their length had been announced, so that the client's connection ended. The next
+/// time they are read whole before it is announced.
+#[derive(Default)]
+pub struct Doubted(Mutex<VecDeque<(u32, BodyId)>>);
+
+impl Doubted {
+    fn add(&self, shard: u32, body: BodyId) {
+        let mut doubted = self.0.lock();
+        if doubted.contains(&(shard, body)) {
+            return;
+        }
+        doubted.push_back((shard, body));
+        if doubted.len() > DOUBTED_MAX {
+            doubted.pop_front();
+        }
+    }
+
+    fn contains(&self, shard: u32, body: BodyId) -> bool {
+        self.0.lock().contains(&(shard, body))
+    }
+
+    fn remove(&self, shard: u32, body: BodyId) {
+        self.0.lock().retain(|doubted| *doubted != (shard, body));
+    }
+}
+
 #[derive(Clone)]
 struct Fetch {
+    node: Node,
     state: ShardState,
     account: AccountId,
     mailbox: MailboxId,
     request: FetchRequest,
 }
 
+/// What one visit to the disk brings.
+#[derive(Default)]
+struct Batch {
+    fetched: Vec<Fetched>,
+    /// The one behind them, which cannot be read.
+    unread: Option<Unread>,
+    /// The UID to go on with.
+    next: Option<u32>,
+}
+
+struct Unread {
+    uid: u32,
+    /// What is damaged, for the log.
+    key: String,
+}
+
 /// A message to send, and what of its sections did not fit into it.
 struct Fetched {
     message: FetchedMessage,
+    body: BodyId,
     rest: Vec<Rest>,
 }
 
@@ -74,6 +124,7 @@ struct Rest {
     source: Source,
 }
 
+#[derive(Clone)]
 enum Source {
     /// Held: what was announced comes, though another session expunges the message meanwhile (RFC 2180 §4.1).
     Body(Arc<PinnedBody>, Range<u64>),
@@ -96,6 +147,15 @@ impl Source {
             }
         }
     }
+
+    /// Whether all of it can be read. Reads the disk.
+    fn check(&self) -> MailResult<()> {
+        let mut source = Some(self.clone());
+        while let Some(left) = source {
+            source = left.piece()?.1;
+        }
+        Ok(())
+    }
 }
 
 async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<()> {
@@ -106,18 +166,31 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
             let (state, account) = (&fetch_batch.state, fetch_batch.account);
             if_here(state, account, |_| fetch_batch.batch(&uids_batch, first))
         };
-        let (batch, next) = blocking(read).await?;
-        for Fetched { message, rest } in batch {
+        let batch = blocking(read).await?;
+        for Fetched { message, body, rest } in batch.fetched {
+            let uid = message.uid;
             if !send(sender, Item::Message(message)).await {
                 return Ok(());
             }
             for rest in rest {
-                if !send_rest(rest, sender).await? {
-                    return Ok(());
+                match send_rest(rest, sender).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    // Announced already: it comes from another replica, or whoever waits for it gives the message up.
+                    Err(MailError::Corrupt { key }) => {
+                        fetch.node.doubted().add(fetch.request.shard, body);
+                        return fetch.tell_unread(Unread { uid, key }, sender).await.map(drop);
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
-        from = next;
+        if let Some(unread) = batch.unread
+            && !fetch.tell_unread(unread, sender).await?
+        {
+            return Ok(());
+        }
+        from = batch.next;
     }
     Ok(())
 }
@@ -142,38 +215,102 @@ async fn send(sender: &mpsc::Sender<MailResult<FetchItem>>, item: Item) -> bool 
 }
 
 impl Fetch {
-    /// Some messages from `first` on, and the UID to go on with.
-    fn batch(&self, uids: &UidSet, first: u32) -> MailResult<(Vec<Fetched>, Option<u32>)> {
+    /// Tells of a message that cannot be read here. False: the caller has gone. An error where another replica is to be
+    /// asked for it, which leads then, or where the caller does not know of messages that are left out.
+    async fn tell_unread(
+        &self,
+        Unread { uid, key }: Unread,
+        sender: &mpsc::Sender<MailResult<FetchItem>>,
+    ) -> MailResult<bool> {
+        let request = &self.request;
+        if !request.tells_unread {
+            return Err(MailError::Corrupt { key });
+        }
+        tracing::error!(shard = request.shard, key, "record is damaged");
+        let tried = if request.unread_uid == uid { request.unread_at.as_slice() } else { &[] };
+        let tried: Vec<NodeId> = tried.iter().copied().map(NodeId).collect();
+        let elsewhere = crate::scrub::leave(&self.node, ShardId(request.shard), &tried).await;
+        let unread = UnreadMessage { uid, node: self.node.id().0, elsewhere };
+        match (send(sender, Item::Unread(unread)).await, elsewhere) {
+            (true, true) => Err(MailError::NotLeader { hint: None }),
+            (sent, _) => Ok(sent),
+        }
+    }
+
+    /// Some messages from `first` on.
+    fn batch(&self, uids: &UidSet, first: u32) -> MailResult<Batch> {
         let window = uids.intersection(&UidSet::from_range(first, u32::MAX));
         let mut metas: Vec<MessageMeta> = Vec::new();
-        let since = ModSeq(self.request.changed_since);
-        let (mut more, mut visited) = (None, 0);
-        self.state.messages(self.account, self.mailbox, &window, |meta| {
+        let (mut more, mut visited, mut last) = (None, 0, None);
+        let listed = self.state.messages(self.account, self.mailbox, &window, |meta| {
             visited += 1;
             if metas.len() as u32 >= BATCH_MESSAGES || visited > BATCH_VISITED {
                 more = Some(meta.uid.0);
                 return false;
             }
-            if meta.mod_seq > since || since.0 == 0 {
+            last = Some(meta.uid.0);
+            if self.is_wanted(&meta) {
                 metas.push(meta);
             }
             true
-        })?;
-        let mut batch = Vec::with_capacity(metas.len());
+        });
+        match (listed, last) {
+            (Ok(()), _) => self.read(metas, more),
+            // Those before it are sent, and the next batch begins with it.
+            (Err(MailError::Corrupt { .. }), Some(last)) => self.read(metas, last.checked_add(1)),
+            (Err(MailError::Corrupt { key }), None) => self.first_alone(&window, key),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// The first message of a window whose index cannot be read: that one by itself, to get past it. Which UIDs there
+    /// are the mailbox's pages tell.
+    fn first_alone(&self, window: &UidSet, key: String) -> MailResult<Batch> {
+        // What is damaged may be the mailbox itself.
+        self.state.messages(self.account, self.mailbox, &UidSet::new(), |_| true)?;
+        let there = self.state.select(self.account, self.mailbox)?.uids;
+        let Some(uid) = there.intersection(window).first() else { return Err(MailError::Corrupt { key }) };
+        let next = uid.checked_add(1);
+        let mut metas = Vec::new();
+        let listed = self.state.messages(self.account, self.mailbox, &UidSet::from_range(uid, uid), |meta| {
+            metas.extend(Some(meta).filter(|meta| self.is_wanted(meta)));
+            true
+        });
+        match listed {
+            Ok(()) => self.read(metas, next),
+            Err(MailError::Corrupt { key }) => {
+                Ok(Batch { unread: Some(Unread { uid, key }), next, ..Batch::default() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_wanted(&self, meta: &MessageMeta) -> bool {
+        let since = ModSeq(self.request.changed_since);
+        meta.mod_seq > since || since.0 == 0
+    }
+
+    /// Messages up to the first that cannot be read, or as many as a batch holds. `more`: the UID behind them all.
+    fn read(&self, metas: Vec<MessageMeta>, more: Option<u32>) -> MailResult<Batch> {
+        let mut fetched = Vec::with_capacity(metas.len());
         let mut octets = 0;
         for meta in metas {
+            let uid = meta.uid.0;
             if octets > BATCH_OCTETS {
-                return Ok((batch, Some(meta.uid.0)));
+                return Ok(Batch { fetched, unread: None, next: Some(uid) });
             }
-            let fetched = match self.fetch_one(meta) {
+            let one = match self.fetch_one(meta) {
                 // Expunged since the index was read: no reply for it (RFC 2180 §4.1.2).
                 Err(MailError::MailboxGone) => continue,
+                Err(MailError::Corrupt { key }) => {
+                    return Ok(Batch { fetched, unread: Some(Unread { uid, key }), next: uid.checked_add(1) });
+                }
                 other => other?,
             };
-            octets += fetched.message.sections.iter().map(|section| section.data.len() as u64).sum::<u64>();
-            batch.push(fetched);
+            octets += one.message.sections.iter().map(|section| section.data.len() as u64).sum::<u64>();
+            fetched.push(one);
         }
-        Ok((batch, more))
+        Ok(Batch { fetched, unread: None, next: more })
     }
 
     fn fetch_one(&self, meta: MessageMeta) -> MailResult<Fetched> {
@@ -203,7 +340,7 @@ impl Fetch {
             }
         }
         if request.sections.is_empty() {
-            return Ok(Fetched { message, rest });
+            return Ok(Fetched { message, body: meta.body, rest });
         }
         let body = self.state.pin_body(meta.body).map_err(storage_error)?.ok_or(MailError::MailboxGone)?;
         let body = Arc::new(body);
@@ -214,7 +351,11 @@ impl Fetch {
             message.sections.push(fetched);
             rest.extend(more.map(|source| Rest { section: i as u32, source }));
         }
-        Ok(Fetched { message, rest })
+        if !rest.is_empty() && self.node.doubted().contains(request.shard, meta.body) {
+            rest.iter().try_for_each(|rest| rest.source.check())?;
+            self.node.doubted().remove(request.shard, meta.body);
+        }
+        Ok(Fetched { message, body: meta.body, rest })
     }
 
     /// A section with at most `inline` of its octets, and where the others come from.
@@ -290,4 +431,23 @@ fn read_pinned(body: &PinnedBody, range: Range<u64>) -> MailResult<Bytes> {
 
 fn joined(mut pieces: Vec<Bytes>) -> Bytes {
     if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::BodyId;
+
+    use super::{DOUBTED_MAX, Doubted};
+
+    #[test]
+    fn the_oldest_doubts_are_forgotten_and_those_that_were_unfounded() {
+        let doubted = Doubted::default();
+        for id in 0..=DOUBTED_MAX as u64 {
+            doubted.add(7, BodyId(id));
+            doubted.add(7, BodyId(id));
+        }
+        assert!(!doubted.contains(7, BodyId(0)) && doubted.contains(7, BodyId(1)) && !doubted.contains(8, BodyId(1)));
+        doubted.remove(7, BodyId(1));
+        assert!(!doubted.contains(7, BodyId(1)) && doubted.contains(7, BodyId(2)));
+    }
 }

@@ -29,6 +29,8 @@ use types::{
 use crate::Node;
 use crate::shard::Shard;
 
+pub use fetch::Doubted;
+
 /// Searches that read messages at once: each keeps a core and a disk busy.
 const SEARCHES_MAX: usize = 4;
 /// Searches at once that the index answers, among them the one before each FETCH that sets \Seen: they are short, and
@@ -89,7 +91,7 @@ impl Node {
     pub(crate) async fn or_elsewhere<T>(&self, shard: u32, result: MailResult<T>) -> MailResult<T> {
         let Err(MailError::Corrupt { key }) = &result else { return result };
         tracing::error!(shard, key, "record is damaged");
-        match crate::scrub::leave(self, ShardId(shard)).await {
+        match crate::scrub::leave(self, ShardId(shard), &[]).await {
             true => Err(MailError::NotLeader { hint: None }),
             false => result,
         }

@@ -7,6 +7,7 @@
 //! The new database lies beside whatever the directory held. The half's record, written when all is there, makes it the
 //! half's; a crash before that leaves the mirror as it was.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -15,20 +16,24 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rocksdb::{Cache, DB};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::assemble::replay;
 use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
+use crate::keys::printable;
+use crate::losses::Losses;
 use crate::mark::{self, Mark};
 use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
 use crate::salvage::{Old, Source};
+use crate::scrub::{self, ScrubHistory};
 use crate::store::{Family, Store};
+use crate::volume::Shared;
 
 mod copying;
 
@@ -40,9 +45,12 @@ const REST_BYTES_MAX: u64 = 1 << 20;
 const ROUNDS_MAX: usize = 50;
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
+/// Records without a good copy that the log names at once.
+const LOST_TOLD_MAX: usize = 100;
 
 /// The thread: rebuilds what is to be rebuilt until the volume is closed.
-pub(crate) fn run(store: &Store, options: &VolumeOptions) {
+pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
+    let store = &*shared.store;
     let Some(mirror) = &store.mirror else { return };
     let mut failed_at: Option<Instant> = None;
     loop {
@@ -63,7 +71,7 @@ pub(crate) fn run(store: &Store, options: &VolumeOptions) {
             mirror.copied_records.store(0, Ordering::Relaxed);
             mirror.records.store(0, Ordering::Relaxed);
             let begun = Instant::now();
-            let result = Resilver { store, mirror, options, name }.run();
+            let result = Resilver { shared, store, mirror, options, name }.run();
             *mirror.resilvering.lock() = None;
             let ms = begun.elapsed().as_millis() as u64;
             match result {
@@ -103,6 +111,7 @@ fn next(mirror: &Mirror, rested: bool) -> Option<HalfName> {
 }
 
 struct Resilver<'a> {
+    shared: &'a Shared,
     store: &'a Store,
     mirror: &'a Mirror,
     options: &'a VolumeOptions,
@@ -182,7 +191,9 @@ impl Resilver<'_> {
             copy.family(&sources, family)?;
         }
         copy.write()?;
+        let (lost, losses) = copy.lost()?;
         drop((copy, sources));
+        self.tell(&lost, losses)?;
         // The copy is in no log: what follows it is.
         new.flush()?;
         // Each record of the copy had a number of its own once, so the copy has used no more of them.
@@ -199,6 +210,20 @@ impl Resilver<'_> {
         // So that the last sync, for which writes wait, has little to do.
         new.sync()?;
         self.join(source, new)
+    }
+
+    /// Recorded before the half is in use: nobody is to take the volume for whole.
+    fn tell(&self, lost: &BTreeSet<Vec<u8>>, losses: Losses) -> Result<(), StorageError> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = lost.iter().take(LOST_TOLD_MAX).map(|key| printable(Family::Blob, key)).collect();
+        error!(bodies = lost.len(), keys = keys.join(" "), "bodies have no good copy here");
+        self.mirror.left_out.fetch_add(lost.len() as u64, Ordering::Relaxed);
+        scrub::note(self.shared, |history| {
+            let losses = history.losses.clone().with(losses.current(self.store)?);
+            Ok(ScrubHistory { losses, ..history })
+        })
     }
 
     fn check(&self) -> Result<(), StorageError> {

@@ -242,7 +242,7 @@ pub(crate) struct Stretch {
     /// What the old database has of it.
     pub bodies: Vec<(Vec<u8>, Bytes)>,
     /// Bodies that entries of the log refer to, and that are nowhere.
-    pub lost: Vec<String>,
+    pub lost: Vec<Vec<u8>>,
 }
 
 /// What there is from `from` on and before `to`, but for the bodies that are there already.
@@ -290,7 +290,7 @@ pub(crate) fn stretch(
             let has_body = check_entry(&key, &value).is_ok_and(|check| check.is_some());
             let mut had = there.iter().chain(bodies.iter().map(|(own, _)| own));
             if has_body && !had.any(|own| own[..] == key[..]) {
-                lost.push(printable(Family::Blob, &key));
+                lost.push(key.to_vec());
             }
         }
     }

@@ -27,6 +27,7 @@ use crate::faults::HalfName;
 use crate::group::Group;
 use crate::half::Half;
 use crate::keys::GroupId;
+use crate::losses::Losses;
 use crate::store::Family;
 use crate::volume::Shared;
 
@@ -36,6 +37,7 @@ pub(crate) use check::holds;
 pub(crate) use merge::{Item, Records, behind};
 pub use scrubbed::{ScrubHistory, Scrubbed};
 pub(crate) use scrubbed::{ScrubbedRecord, history, note};
+pub(crate) use walk::referred;
 
 /// Findings that a report lists; more are only counted.
 pub const FINDINGS_MAX: usize = 1000;
@@ -116,6 +118,10 @@ pub struct ScrubReport {
     /// Findings of [`Verdict::Lost`] and of [`Verdict::Differs`].
     pub lost: u64,
     pub differing: u64,
+    /// The records of [`Verdict::Lost`], each once, but for bodies that no message has; and those that were known before
+    /// the scrub began.
+    pub losses: Losses,
+    pub losses_before: Losses,
     /// Groups with records that have no good copy here: their replica is to be fetched from another node.
     pub groups_lost: BTreeSet<GroupId>,
     /// Groups whose halves differ, and nothing here tells which is right: other replicas may.

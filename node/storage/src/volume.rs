@@ -24,7 +24,7 @@ use crate::options::VolumeOptions;
 use crate::planted;
 use crate::records;
 use crate::resilver;
-use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed};
+use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport};
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::stray;
@@ -75,6 +75,8 @@ pub(crate) struct Shared {
     pub removed: AtomicU64,
     /// As on the disk.
     pub scrubs: Mutex<ScrubHistory>,
+    /// Held while they are changed.
+    pub noting: Mutex<()>,
 }
 
 impl Shared {
@@ -112,6 +114,7 @@ impl Volume {
             space_next: AtomicU32::new(space_next(&store)?),
             removed: AtomicU64::new(0),
             scrubs: Mutex::new(scrub::history(&store)),
+            noting: Mutex::default(),
             store,
         });
         remove_unfinished(&shared)?;
@@ -122,8 +125,8 @@ impl Volume {
         let mut threads = vec![thread.map_err(|error| StorageError::io("starting the writer", error))?];
         if shared.store.mirror.is_some() {
             let thread = thread::Builder::new().name("mirror-resilver".to_owned()).spawn({
-                let store = shared.store.clone();
-                move || resilver::run(&store, &options)
+                let shared = shared.clone();
+                move || resilver::run(&shared, &options)
             });
             threads.push(thread.map_err(|error| StorageError::io("starting the resilver", error))?);
         }
@@ -171,6 +174,12 @@ impl Volume {
         }
         self.inner.groups.lock().remove(&id);
         self.inner.shared.removed.fetch_add(1, Ordering::Relaxed);
+        if self.scrub_history().losses.has(id) {
+            scrub::note(&self.inner.shared, |history| {
+                let losses = history.losses.clone().without(id);
+                Ok(ScrubHistory { losses, ..history })
+            })?;
+        }
         Ok(())
     }
 
@@ -319,22 +328,29 @@ impl Volume {
     /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
     /// means that it could not go on; damage is no error, but in the report.
     pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
-        scrub::run(&self.inner.shared, self.opened(), options, progress)
+        let before = self.scrub_history().losses;
+        let report = scrub::run(&self.inner.shared, self.opened(), options, progress)?;
+        Ok(ScrubReport { losses_before: before, ..report })
     }
 
-    /// When the volume was last scrubbed, and what was found. Never waits for the disk.
+    /// When the volume was last scrubbed, what was found, and which records have no good copy on it. Never waits for the
+    /// disk.
     pub fn scrub_history(&self) -> ScrubHistory {
-        *self.inner.shared.scrubs.lock()
+        self.inner.shared.scrubs.lock().clone()
     }
 
-    /// Records that all of the volume has been scrubbed. Durable on return.
-    pub fn note_scrubbed(&self, scrubbed: Scrubbed) -> Result<(), StorageError> {
-        scrub::note(&self.inner.shared, ScrubHistory { since_unix_s: Some(scrubbed.unix_s), last: Some(scrubbed) })
+    /// Records that all of the volume has been scrubbed, or one group's part of it. Durable on return.
+    pub fn note_scrubbed(&self, group: Option<GroupId>, report: &ScrubReport, unix_s: i64) -> Result<(), StorageError> {
+        let shared = &self.inner.shared;
+        scrub::note(shared, |history| {
+            let found = report.losses.clone().current(&shared.store)?;
+            Ok(history.after(group, &ScrubReport { losses: found, ..report.clone() }, unix_s))
+        })
     }
 
     /// Records from when on the time to the first scrub counts. Durable on return.
     pub fn note_unscrubbed(&self, since_unix_s: i64) -> Result<(), StorageError> {
-        scrub::note(&self.inner.shared, ScrubHistory { since_unix_s: Some(since_unix_s), ..self.scrub_history() })
+        scrub::note(&self.inner.shared, |history| Ok(ScrubHistory { since_unix_s: Some(since_unix_s), ..history }))
     }
 
     /// Whether a write or sync has failed: then the volume only reads.

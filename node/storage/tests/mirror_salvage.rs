@@ -5,15 +5,21 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::flips::{Random, files_of, flip, flip_body, flip_some};
+use bytes::Bytes;
+use common::flips::{Random, files_of, flip, flip_body, flip_some, flip_where, lies_in};
 use common::mirror::{
-    EIO, Failure, Script, assert_entries, body, head, is_current, mirror_options, put, status, wait_until, wait_whole,
-    write_entries,
+    EIO, FILLER, Failure, Script, assert_entries, body, fill_until, head, is_current, mirror_options, put, random,
+    status, wait_until, wait_whole, write_entries,
 };
-use common::{SHARD, append, entry, marker, options};
-use storage::{Group, HalfName, HalfState, Operation, StorageError, Volume, VolumeOptions};
+use common::{Replica, SHARD, append, entry, marker, name, options};
+use storage::{
+    BodySource, Command, Group, GroupId, HalfName, HalfState, MessageMeta, Operation, ScrubOptions, ScrubProgress,
+    StorageError, Volume, VolumeOptions,
+};
+use types::{AccountId, Flags, InternalDate, MailboxId, Quota, UidSet};
 
 const ENTRIES: u64 = 1200;
+const ALICE: AccountId = AccountId(1);
 
 /// Small memtables, so that there are many tables and blob files, and compactions.
 fn small(options: VolumeOptions) -> VolumeOptions {
@@ -188,6 +194,89 @@ fn a_body_that_no_half_has_is_left_out_and_named_and_all_else_is_whole_again() {
         assert_eq!(found[0].body, (!index.is_multiple_of(3)).then(|| body(index)), "entry {index}");
     }
     assert!(volume.statistics().bodies_left_out > 0);
+}
+
+/// A volume that has made both halves anew without the body of its only message, whose entry the log has no more.
+fn without_a_body(root: &Path) -> (Volume, MailboxId) {
+    // Not as those that fill.
+    let body = random(1_000_000, 40_000);
+    {
+        let volume = Volume::open(small(mirror_options(root))).unwrap();
+        let mut replica = Replica::new(&volume);
+        replica.run(Command::CreateAccount { account: ALICE }).unwrap();
+        let append = Command::Append {
+            account: ALICE,
+            mailbox: name("INBOX"),
+            flags: Flags::default(),
+            date: InternalDate::default(),
+            body: BodySource::Inline,
+            digest: Bytes::from_static(b"digest"),
+            quota: Quota::NONE,
+        };
+        replica.run_with(append, Some(body.clone())).unwrap();
+        replica.group.purge_to(replica.next - 1, marker(replica.next - 1)).unwrap();
+        fill_until(&volume, "it lies in tables", || {
+            ["a", "b"].iter().all(|half| lies_in(&root.join(half), "blob", &body[500..600]))
+        });
+    }
+    for half in ["a", "b"] {
+        assert!(flip_where(&root.join(half), "blob", &body[500..600]) > 0);
+    }
+    let volume = Volume::open(small(mirror_options(root))).unwrap();
+    let state = volume.group(SHARD).unwrap().shard();
+    let inbox = state.mailbox(ALICE, &name("INBOX")).unwrap().unwrap().id;
+    let mut of = None;
+    let visit = |meta: MessageMeta| {
+        of = Some(meta.body);
+        true
+    };
+    state.messages(ALICE, inbox, &UidSet::from_range(1, 9), visit).unwrap();
+    assert!(state.body_range(of.unwrap(), 0, 40_000).is_err());
+    wait_until("both are made anew", || volume.statistics().resilvers >= 2);
+    wait_whole(&volume);
+    assert_eq!(volume.statistics().bodies_left_out, 1);
+    (volume, inbox)
+}
+
+fn scrub(volume: &Volume, group: Option<GroupId>) {
+    let options = ScrubOptions { group, bytes_per_s: 1 << 40, ..ScrubOptions::default() };
+    let report = volume.scrub(&options, &ScrubProgress::default()).unwrap();
+    volume.note_scrubbed(group, &report, 1_700_000_000).unwrap();
+}
+
+#[test]
+fn a_lost_body_is_told_until_a_scrub_finds_no_message_that_has_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (volume, inbox) = without_a_body(root.path());
+    let told = volume.scrub_history().losses.by_group();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[&Some(SHARD)].records, &told[&Some(SHARD)].keys[..]), (1, &["blob/7/2".to_owned()][..]));
+    drop(volume);
+    let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+    assert_eq!(volume.scrub_history().losses.by_group(), told);
+    for group in [None, Some(SHARD), Some(FILLER)] {
+        scrub(&volume, group);
+        assert_eq!(volume.scrub_history().losses.by_group(), told, "{group:?}");
+    }
+    let mut replica = Replica { next: 3, ..Replica::new(&volume) };
+    let uids = Some(UidSet::from_range(1, 9));
+    replica.run(Command::Expunge { account: ALICE, mailbox: inbox, uids, only_deleted: false }).unwrap();
+    scrub(&volume, Some(FILLER));
+    assert_eq!(volume.scrub_history().losses.by_group(), told);
+    scrub(&volume, Some(SHARD));
+    assert!(volume.scrub_history().losses.is_empty(), "{:?}", volume.scrub_history());
+}
+
+#[test]
+fn what_a_group_has_lost_goes_with_the_group() {
+    let root = tempfile::tempdir().unwrap();
+    let (volume, _) = without_a_body(root.path());
+    assert_eq!(volume.scrub_history().losses.records(), 1);
+    volume.drop_group(SHARD).unwrap();
+    assert!(volume.scrub_history().losses.is_empty());
+    drop(volume);
+    let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+    assert!(volume.scrub_history().losses.is_empty());
 }
 
 #[test]

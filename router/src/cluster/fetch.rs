@@ -1,14 +1,15 @@
 //! A FETCH that outlives its node: when the stream breaks, it goes on at another replica after the last message that
-//! came whole, or within the section that was under way, as bodies never change.
+//! came whole, or within the section that was under way, as bodies never change. What a replica cannot read is asked of
+//! each of the others, and left out where none can.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::wire::fetch_item::Item;
-use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData};
+use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData, UnreadMessage};
 use proto::{ItemStream, NodeApi, uid_set_from_wire, uid_set_to_wire};
-use types::{MailError, MailResult, ShardId, UidSet};
+use types::{MailError, MailResult, NodeId, ShardId, UidSet};
 
 use super::shards::{Place, ShardClient};
 
@@ -25,7 +26,17 @@ pub struct FetchStream {
     /// Items made of a resumed message, which come before the stream's next.
     ready: VecDeque<FetchItem>,
     breaks: u32,
+    sought: Option<Sought>,
+    /// What no replica could read.
+    unread: UidSet,
     done: bool,
+}
+
+/// A message that is asked for at one replica after the other.
+struct Sought {
+    uid: u32,
+    /// Of those that could not read it.
+    nodes: Vec<NodeId>,
 }
 
 /// A message whose large sections are coming.
@@ -50,8 +61,16 @@ impl FetchStream {
             under_way: None,
             ready: VecDeque::new(),
             breaks: 0,
+            sought: None,
+            unread: UidSet::new(),
             done: false,
         }
+    }
+
+    /// The messages that were left out so far, as they can be read nowhere; none where the request does not ask to be
+    /// told.
+    pub fn unread(&self) -> &UidSet {
+        &self.unread
     }
 
     /// The next item; `None` after the last. After an error nothing more comes.
@@ -92,6 +111,7 @@ impl FetchStream {
             return Ok(None);
         };
         match stream.next().await {
+            Some(Ok(FetchItem { item: Some(Item::Unread(unread)) })) => self.take_unread(unread).map(|()| None),
             Some(Ok(item)) => {
                 self.breaks = 0;
                 self.take(item)
@@ -123,8 +143,13 @@ impl FetchStream {
     /// The rest of a section of the message under way, else the messages still to come. One section a request: a node
     /// puts the beginning of each into the message's head, but its reader takes them one after the other.
     fn next_request(&mut self) -> FetchRequest {
+        let (unread_uid, unread_at) = match &self.sought {
+            Some(sought) => (sought.uid, sought.nodes.iter().map(|node| node.0).collect()),
+            None => (0, Vec::new()),
+        };
         let Some(under_way) = &mut self.under_way else {
-            return FetchRequest { uids: Some(uid_set_to_wire(&self.left)), ..self.request.clone() };
+            let uids = Some(uid_set_to_wire(&self.left));
+            return FetchRequest { uids, unread_uid, unread_at, ..self.request.clone() };
         };
         let index = under_way.missing.iter().position(|octets| *octets > 0);
         let rest = index.and_then(|index| {
@@ -139,6 +164,9 @@ impl FetchStream {
             mailbox: self.request.mailbox,
             uids: Some(uid_set_to_wire(&UidSet::from_range(under_way.uid, under_way.uid))),
             sections: rest.into_iter().collect(),
+            tells_unread: self.request.tells_unread,
+            unread_uid,
+            unread_at,
             ..FetchRequest::default()
         };
         under_way.resumed = index;
@@ -147,7 +175,7 @@ impl FetchStream {
 
     fn take(&mut self, item: FetchItem) -> MailResult<Option<FetchItem>> {
         match item.item {
-            None => Ok(None),
+            None | Some(Item::Unread(_)) => Ok(None),
             Some(Item::Message(message)) => match self.under_way.as_ref().and_then(|under| under.resumed) {
                 Some(index) => self.take_resumed(message, index).map(|()| None),
                 None => self.take_message(message).map(Some),
@@ -164,6 +192,35 @@ impl FetchStream {
                 Ok(Some(FetchItem { item: Some(Item::Data(data)) }))
             }
         }
+    }
+
+    /// Another replica is asked next, each once; or the message is left out.
+    fn take_unread(&mut self, UnreadMessage { uid, node, elsewhere }: UnreadMessage) -> MailResult<()> {
+        let is_expected = match &self.under_way {
+            Some(under_way) => under_way.uid == uid,
+            None => self.left.contains(uid),
+        };
+        if !is_expected {
+            return Err(broken());
+        }
+        let sought = self.sought.take().filter(|sought| sought.uid == uid);
+        if elsewhere {
+            let mut sought = sought.unwrap_or(Sought { uid, nodes: Vec::new() });
+            // One that is told of again has been asked again, as no other came to lead: that is a break like any other.
+            if !sought.nodes.contains(&NodeId(node)) {
+                sought.nodes.push(NodeId(node));
+                self.breaks = 0;
+            }
+            self.sought = Some(sought);
+            return Ok(());
+        }
+        if self.under_way.is_some() {
+            return Err(MailError::Corrupt { key: format!("the rest of message {uid}") });
+        }
+        self.breaks = 0;
+        self.left = self.left.difference(&UidSet::from_range(1, uid));
+        self.unread.insert(uid);
+        Ok(())
     }
 
     fn take_message(&mut self, message: FetchedMessage) -> MailResult<FetchItem> {

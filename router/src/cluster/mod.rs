@@ -178,6 +178,14 @@ impl Cluster {
         recipients::resolve_postmaster(&self.shared.view.read())
     }
 
+    /// Why nothing is taken for a name at a domain that no account can have.
+    pub fn refusal(&self, domain: &str) -> Refused {
+        if !self.is_ready() {
+            return Refused::Unknowable;
+        }
+        recipients::refusal(&self.shared.view.read(), domain)
+    }
+
     pub fn is_hosted(&self, domain: &str) -> bool {
         self.shared.view.read().is_hosted(domain)
     }

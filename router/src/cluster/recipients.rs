@@ -25,6 +25,10 @@ pub enum Refused {
     /// The alias expands to too many aliases or accounts.
     #[error("the alias expands too far")]
     TooMany,
+    /// There is no domain at all: an operator has yet to make one, or has started with the wrong disks. Mail that is refused
+    /// for good then would be lost.
+    #[error("no domain is set up here yet, try again later")]
+    NoDomains,
     /// The directory has not been seen yet.
     #[error("the directory is not known yet, try again later")]
     Unknowable,
@@ -36,15 +40,24 @@ impl Refused {
             Refused::Foreign => (550, "5.7.1"),
             Refused::Unknown => (550, "5.1.1"),
             // Temporary: an operator can mend it before the sender gives up.
-            Refused::TooMany => (451, "4.3.5"),
+            Refused::TooMany | Refused::NoDomains => (451, "4.3.5"),
             Refused::Unknowable => (451, "4.3.0"),
         };
         SmtpReply { code, enhanced, text: self.to_string() }
     }
 }
 
+/// Why nothing is taken for a name that no account and no alias can have.
+pub(super) fn refusal(view: &View, domain: &str) -> Refused {
+    if view.is_hosted(domain) { Refused::Unknown } else { foreign(view) }
+}
+
+fn foreign(view: &View) -> Refused {
+    if view.has_domains() { Refused::Foreign } else { Refused::NoDomains }
+}
+
 pub(super) fn resolve(view: &View, name: &AccountName) -> Resolution {
-    let Some(domain) = view.domain(name.domain()) else { return Err(Refused::Foreign) };
+    let Some(domain) = view.domain(name.domain()) else { return Err(foreign(view)) };
     let is_postmaster = name.local() == "postmaster";
     let cluster_wide = if is_postmaster { view.postmaster() } else { "" };
     // The name itself, then what stands for names that nobody has.
@@ -62,6 +75,9 @@ pub(super) fn resolve_postmaster(view: &View) -> Resolution {
     let found = expand(view, view.postmaster())?;
     if !found.is_empty() {
         return Ok(found);
+    }
+    if !view.has_domains() {
+        return Err(Refused::NoDomains);
     }
     let domain = view.oldest_domain().ok_or(Refused::Unknown)?;
     let found = expand(view, &format!("postmaster@{domain}"))?;
@@ -110,7 +126,7 @@ mod tests {
 
     use super::super::view::View;
     use super::super::view::tests::{account, alias, domain, postmaster, view};
-    use super::{Refused, resolve, resolve_postmaster};
+    use super::{Refused, refusal, resolve, resolve_postmaster};
 
     fn ids(view: &View, name: &str) -> Result<Vec<u64>, Refused> {
         let found = resolve(view, &AccountName::parse(name).unwrap())?;
@@ -171,6 +187,23 @@ mod tests {
         assert_eq!(ids(&view, "postmaster@x.test"), Ok(vec![2]));
         assert_eq!(ids(&view, "nobody@y.test"), Err(Refused::Unknown));
         assert_eq!(ids(&view, "nobody@z.test"), Err(Refused::Foreign));
+    }
+
+    #[test]
+    fn without_any_domain_nothing_is_refused_for_good() {
+        let name = |name: &str| AccountName::parse(name).unwrap();
+        let empty = View::default();
+        assert_eq!(resolve(&empty, &name("a@x.test")), Err(Refused::NoDomains));
+        assert_eq!(resolve(&empty, &name("postmaster@x.test")), Err(Refused::NoDomains));
+        assert_eq!(resolve_postmaster(&empty), Err(Refused::NoDomains));
+        assert_eq!(refusal(&empty, "x.test"), Refused::NoDomains);
+        let reply = Refused::NoDomains.smtp_reply();
+        assert_eq!((reply.code, reply.enhanced), (451, "4.3.5"));
+        // With the first one, what is not of it is not ours.
+        let first = view(vec![domain("x.test")]);
+        assert_eq!(resolve(&first, &name("a@z.test")), Err(Refused::Foreign));
+        assert_eq!((refusal(&first, "z.test"), refusal(&first, "x.test")), (Refused::Foreign, Refused::Unknown));
+        assert_eq!(resolve_postmaster(&first), Err(Refused::Unknown));
     }
 
     #[test]

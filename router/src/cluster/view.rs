@@ -49,6 +49,10 @@ impl View {
         self.domain(domain).is_some()
     }
 
+    pub(super) fn has_domains(&self) -> bool {
+        !self.domains.is_empty()
+    }
+
     /// Domains hosted here, unordered.
     pub fn domains(&self) -> impl Iterator<Item = &str> {
         self.domains.keys().map(|name| &**name)

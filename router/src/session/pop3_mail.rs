@@ -182,7 +182,7 @@ impl Retrieval {
             }
             piece = match self.items.next().await.transpose().map_err(io::Error::other)?.and_then(|item| item.item) {
                 Some(Item::Data(data)) => data.data,
-                Some(Item::Message(_)) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(Item::Message(_) | Item::Unread(_)) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
             };
         }
         stuffer.finish(connection.output());

@@ -306,21 +306,17 @@ impl Conversation {
             ForwardPath::Mailbox(mailbox) => match mailbox.account_name() {
                 Some(name) => context.cluster.resolve(&name),
                 // No account can have such a name; whether to say so, or that we do not relay, depends on the domain.
-                None => match mailbox.domain() {
-                    smtp::Domain::Name(domain)
-                        if !context.cluster.is_ready() || context.cluster.is_hosted(domain.as_str()) =>
-                    {
-                        Err(if context.cluster.is_ready() { Refused::Unknown } else { Refused::Unknowable })
-                    }
-                    _ => Err(Refused::Foreign),
-                },
+                None => Err(match mailbox.domain() {
+                    smtp::Domain::Name(domain) => context.cluster.refusal(domain.as_str()),
+                    _ => Refused::Foreign,
+                }),
             },
         };
         context.metrics.recipient(match &found {
             Ok(_) => "accepted",
             Err(Refused::Unknown) => "unknown",
             Err(Refused::Foreign) => "foreign",
-            Err(Refused::TooMany | Refused::Unknowable) => "deferred",
+            Err(Refused::TooMany | Refused::NoDomains | Refused::Unknowable) => "deferred",
         });
         let found = found.map_err(Refused::smtp_reply)?;
         if found.iter().any(|recipient| context.cluster.has_no_leader(recipient.shard)) {

@@ -8,9 +8,9 @@ use proto::wire::{
     AccountRequest, CreateMailboxRequest, DomainRecord, FetchRequest, MailboxNameRequest, Section, UidSet, WatchEvent,
 };
 use router::Cluster;
-use router::cluster::{Notice, Subscription};
+use router::cluster::{FetchStream, Notice, Subscription};
 use tokio::time::{Instant, timeout};
-use types::{AccountId, AccountName, MailError, MailboxId, ModSeq, ShardId};
+use types::{AccountId, AccountName, MailError, MailResult, MailboxId, ModSeq, ShardId};
 
 use crate::support::cluster::{Fault, TestCluster, shard_of};
 use crate::support::router::PATIENCE;
@@ -329,6 +329,7 @@ async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
                     let (_, first, second) = got.last_mut().unwrap();
                     (if data.section == 0 { first } else { second }).extend_from_slice(&data.data);
                 }
+                Item::Unread(_) => panic!("everything can be read"),
             }
         }
         let expected: Vec<(u32, Vec<u8>, Vec<u8>)> = (0..4)
@@ -340,6 +341,92 @@ async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
         assert_eq!(got, expected, "{breaks:?}");
         test.state.lock().faults.clear();
     }
+}
+
+/// Messages, and the nodes that cannot read them.
+type Unreadable<'a> = &'a [(u32, &'a [u64])];
+
+/// What came of each message, by UID, and what ended the stream or was left out.
+async fn fetched(stream: &mut FetchStream) -> (Vec<(u32, Vec<u8>)>, MailResult<String>) {
+    let mut got: Vec<(u32, Vec<u8>)> = Vec::new();
+    while let Some(item) = stream.next().await {
+        match item.map(|item| item.item.unwrap()) {
+            Ok(Item::Message(message)) => {
+                got.push((message.uid, message.sections.into_iter().next().unwrap().data.to_vec()));
+            }
+            Ok(Item::Data(data)) => got.last_mut().unwrap().1.extend_from_slice(&data.data),
+            Ok(Item::Unread(_)) => panic!("the stream sees to it"),
+            Err(error) => return (got, Err(error)),
+        }
+    }
+    (got, Ok(stream.unread().to_string()))
+}
+
+#[tokio::test]
+async fn what_a_replica_cannot_read_is_asked_of_each_and_what_none_can_is_left_out() {
+    let test = TestCluster::new();
+    let bodies: Vec<Vec<u8>> = (0..5).map(|i| format!("{i}").repeat(10 + 37 * i).into_bytes()).collect();
+    bodies.iter().for_each(|body| test.put(ALICE, body));
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let account = test.id(ALICE);
+    let request = FetchRequest {
+        shard: shard_of(account),
+        account,
+        mailbox: 1,
+        uids: Some(UidSet { bounds: vec![1, 5] }),
+        sections: vec![Section::default()],
+        tells_unread: true,
+        ..FetchRequest::default()
+    };
+    let all = [1, 2, 3];
+    let cases: [(Unreadable<'_>, &str); 6] = [
+        (&[], ""),
+        (&[(3, &[2])], ""),
+        (&[(1, &[1, 2]), (2, &[1, 3]), (5, &[2, 3])], ""),
+        (&[(3, &all)], "3"),
+        (&[(1, &all), (2, &[2, 3]), (3, &all), (4, &all)], "1,3:4"),
+        (&[(1, &all), (2, &all), (3, &all), (4, &all), (5, &all)], "1:5"),
+    ];
+    for (unread, left_out) in cases {
+        test.state.lock().unread = unread.iter().map(|(uid, nodes)| (*uid, nodes.to_vec())).collect();
+        let lost = |uid: u32| unread.iter().any(|(own, nodes)| *own == uid && nodes.len() == 3);
+        let readable = (1..=5).filter(|uid| !lost(*uid)).map(|uid| (uid, bodies[uid as usize - 1].clone()));
+        let mut stream = cluster.shards().fetch(request.clone());
+        let (got, told) = fetched(&mut stream).await;
+        assert_eq!((got, told), (readable.collect(), Ok(left_out.to_owned())), "{unread:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_rest_of_a_message_comes_from_a_replica_that_can_read_it_or_the_stream_ends() {
+    let test = TestCluster::new();
+    let bodies: Vec<Vec<u8>> = (0..3).map(|i| format!("{i}").repeat(90 + i).into_bytes()).collect();
+    bodies.iter().for_each(|body| test.put(ALICE, body));
+    let cluster = followed_for(&test, Duration::from_secs(10)).await;
+    let account = test.id(ALICE);
+    let request = FetchRequest {
+        shard: shard_of(account),
+        account,
+        mailbox: 1,
+        uids: Some(UidSet { bounds: vec![1, 3] }),
+        sections: vec![Section::default()],
+        tells_unread: true,
+        ..FetchRequest::default()
+    };
+    let leader = test.state.lock().leaders[&request.shard];
+    let whole: Vec<(u32, Vec<u8>)> = (1..).zip(bodies.clone()).collect();
+    test.state.lock().unread_rest.insert(2, vec![leader]);
+    let mut stream = cluster.shards().fetch(request.clone());
+    assert_eq!(fetched(&mut stream).await, (whole.clone(), Ok(String::new())));
+    // What was announced cannot be made good: nothing else may come in its place.
+    test.state.lock().unread_rest.insert(2, vec![1, 2, 3]);
+    let mut stream = cluster.shards().fetch(request);
+    let (got, told) = fetched(&mut stream).await;
+    assert_eq!(got[0], whole[0]);
+    assert_eq!(got.len(), 2);
+    assert!(bodies[1].starts_with(&got[1].1) && got[1].1.len() < bodies[1].len(), "{got:?}");
+    assert!(matches!(told, Err(MailError::Corrupt { .. })), "{told:?}");
+    assert!(stream.next().await.is_none());
 }
 
 #[tokio::test]

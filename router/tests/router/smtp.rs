@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proto::wire::DomainRecord;
+use proto::wire::directory_change::Change;
 use router::settings::Limits;
 use types::MailError;
 
@@ -64,6 +66,28 @@ async fn recipients_are_accepted_or_refused_one_by_one() {
         body.starts_with("Return-Path: <>\r\n") && unfolded(&body).contains(" for <Alice@example.test>;"),
         "{body}"
     );
+}
+
+#[tokio::test]
+async fn nothing_is_refused_for_good_while_there_is_no_domain() {
+    let router = TestRouter::start().await;
+    for domain in ["example.test", "example.org"] {
+        router.cluster.change(Change::DomainRemoved(domain.to_owned()));
+    }
+    router.heard().await;
+    let mut client = greeted(&router).await;
+    client.expect("MAIL FROM:<s@client.example.net>", "250 2.1.0").await;
+    for path in ["alice@example.test", "postmaster@example.test", "postmaster", "\"a b\"@example.test"] {
+        client.expect(&format!("RCPT TO:<{path}>"), "451 4.3.5 no domain is set up here yet").await;
+    }
+    client.expect("RCPT TO:<alice@[127.0.0.1]>", "550 5.7.1").await;
+    client.expect("DATA", "554 5.5.1").await;
+    // With the first one, others are not ours.
+    router.cluster.change(Change::Domain(DomainRecord { name: "example.test".to_owned() }));
+    router.heard().await;
+    client.expect("RCPT TO:<alice@elsewhere.test>", "550 5.7.1").await;
+    client.expect("RCPT TO:<nobody@example.test>", "550 5.1.1").await;
+    client.expect("RCPT TO:<\"a b\"@elsewhere.test>", "550 5.7.1").await;
 }
 
 #[tokio::test]

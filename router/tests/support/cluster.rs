@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use proto::NodeApi;
 use proto::wire::account_move::Stage;
 use proto::wire::directory_change::Change;
+use proto::wire::fetch_item::Item;
 use proto::wire::{
-    AccountMove, AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord, NodeRecord,
-    PlacementRecord, WatchEvent,
+    AccountMove, AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord,
+    FetchRequest, NodeRecord, PlacementRecord, UnreadMessage, WatchEvent,
 };
 use router::Cluster;
 use tokio::sync::broadcast;
@@ -68,6 +69,10 @@ pub struct State {
     /// Calls that arrived, by operation.
     pub calls: HashMap<&'static str, usize>,
     pub locks: HashMap<u64, u64>,
+    /// Nodes whose replicas cannot read a message, by its UID.
+    pub unread: HashMap<u32, Vec<u64>>,
+    /// They cannot read it beyond what comes with its head.
+    pub unread_rest: HashMap<u32, Vec<u64>>,
     pub mod_seq: u64,
     pub over_quota: HashSet<u64>,
     /// Accounts that are on another shard than at first; none: between two.
@@ -262,6 +267,25 @@ impl State {
             Some(on) if *on != Some(shard) => Err(MailError::NotHere),
             None if shard_of(account) != shard => Err(MailError::NotHere),
             _ => Ok(()),
+        }
+    }
+
+    pub fn cannot_read(&self, unread: &HashMap<u32, Vec<u64>>, uid: u32, node: u64) -> bool {
+        unread.get(&uid).is_some_and(|nodes| nodes.contains(&node))
+    }
+
+    /// A message that a node cannot read: another one, which was not asked, leads and is to be asked; or it is left out.
+    pub fn unread_item(&mut self, request: &FetchRequest, uid: u32, node: u64) -> (Item, Option<MailError>) {
+        assert!(request.tells_unread);
+        let tried: &[u64] = if request.unread_uid == uid { &request.unread_at } else { &[] };
+        let other = (1..=3).find(|other| *other != node && !tried.contains(other));
+        let item = Item::Unread(UnreadMessage { uid, node, elsewhere: other.is_some() });
+        match other {
+            None => (item, None),
+            Some(other) => {
+                self.leaders.insert(request.shard, other);
+                (item, Some(MailError::NotLeader { hint: None }))
+            }
         }
     }
 

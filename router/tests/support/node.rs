@@ -229,9 +229,19 @@ impl MailStore for Node {
     async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
         let fault = self.enter("fetch", request.shard).await?;
         let wanted = uid_set_from_wire(request.uids.as_ref())?;
-        let mut items = Vec::new();
-        for message in &self.cluster.state.lock().accounts[&request.account].messages {
+        let (mut items, mut ended) = (Vec::new(), None);
+        let mut state = self.cluster.state.lock();
+        for message in state.accounts[&request.account].messages.clone() {
             if !wanted.contains(message.uid) {
+                continue;
+            }
+            if state.cannot_read(&state.unread, message.uid, self.id) {
+                let (item, error) = state.unread_item(&request, message.uid, self.id);
+                items.push(item);
+                ended = error;
+                if ended.is_some() {
+                    break;
+                }
                 continue;
             }
             let mut follow = Vec::new();
@@ -259,10 +269,19 @@ impl MailStore for Node {
                 sections,
                 ..FetchedMessage::default()
             }));
-            items.extend(follow.into_iter().map(Item::Data));
+            let is_cut = !follow.is_empty() && state.cannot_read(&state.unread_rest, message.uid, self.id);
+            items.extend(follow.into_iter().map(Item::Data).take(if is_cut { 1 } else { usize::MAX }));
+            if is_cut {
+                let (item, error) = state.unread_item(&request, message.uid, self.id);
+                items.push(item);
+                ended = error;
+                break;
+            }
         }
+        drop(state);
         let mut items: Vec<MailResult<FetchItem>> =
             items.into_iter().map(|item| Ok(FetchItem { item: Some(item) })).collect();
+        items.extend(ended.map(Err));
         match fault {
             Some(Fault::Break(after)) => {
                 items.truncate(after);

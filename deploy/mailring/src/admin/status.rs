@@ -31,6 +31,8 @@ struct StatusReport {
     accounts: usize,
     messages: u64,
     octets: u64,
+    /// That have no good copy on a volume; other replicas may have one.
+    records_lost: u64,
     scrub: Scrubs,
     problems: Vec<String>,
 }
@@ -152,6 +154,14 @@ fn report(survey: &Survey) -> StatusReport {
         accounts: survey.view.accounts.len(),
         messages: shards.iter().map(|shard| shard.messages).sum(),
         octets: shards.iter().map(|shard| shard.octets).sum(),
+        records_lost: survey
+            .nodes
+            .iter()
+            .filter_map(|node| node.status.as_ref().ok())
+            .flat_map(|status| &status.volumes)
+            .flat_map(|volume| &volume.lost)
+            .map(|lost| lost.records)
+            .sum(),
         scrub: Scrubs::of(survey),
         problems,
     }

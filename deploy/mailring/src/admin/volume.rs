@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use proto::wire::change_volume_request::Change;
-use proto::wire::{ChangeVolumeRequest, HalfStatus, LastScrub, VolumeStatus};
+use proto::wire::{ChangeVolumeRequest, HalfStatus, LastScrub, LostRecords, VolumeStatus};
 use proto::{DirectoryStore, GrpcNode};
 use serde::Serialize;
 use tokio::time::sleep;
 use types::MailError;
 
-use crate::admin::client::AdminClient;
+use crate::admin::client::{AdminClient, DIRECTORY};
 use crate::admin::survey::{Survey, SurveyedNode};
 use crate::cli::{HalfArgs, OutputArgs, VolumeVerb};
 use crate::failure::Failure;
@@ -46,6 +46,47 @@ struct DiskRow {
     damage_found: u64,
     /// Of all of the volume.
     last_scrub: Option<ScrubRow>,
+    /// Of all of the volume: what has no good copy on it.
+    lost: Vec<LostRow>,
+}
+
+/// Records of a shard that a volume has no good copy of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LostRow {
+    /// `shard 7`, `the directory`, or `no shard alone`.
+    pub of: String,
+    pub shard: Option<u32>,
+    pub records: u64,
+    /// Some of them.
+    pub keys: Vec<String>,
+}
+
+impl LostRow {
+    fn new(lost: &LostRecords) -> LostRow {
+        let (of, shard) = match lost.group {
+            Some(DIRECTORY) => ("the directory".to_owned(), None),
+            Some(shard) => (format!("shard {shard}"), Some(shard)),
+            None => ("no shard alone".to_owned(), None),
+        };
+        LostRow { of, shard, records: lost.records, keys: lost.keys.clone() }
+    }
+
+    /// `2 records of shard 7`.
+    fn said(&self) -> String {
+        format!("{} of {}", counted(self.records as usize, "record"), self.of)
+    }
+
+    /// The command that names them all, and after which they are told no more once they are mended or expunged.
+    fn scrub(&self) -> String {
+        match self.shard {
+            Some(shard) => format!("mailring scrub --shard {shard}"),
+            None => "mailring scrub".to_owned(),
+        }
+    }
+}
+
+fn lost_of(volume: &VolumeStatus) -> Vec<LostRow> {
+    volume.lost.iter().map(LostRow::new).collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -93,6 +134,8 @@ struct Begun<'a> {
     node: &'a str,
     volume: u32,
     waited: bool,
+    /// What the volume has no good copy of when all is made anew; nothing unless that was waited for.
+    lost: Vec<LostRow>,
 }
 
 pub async fn run(client: &mut AdminClient, verb: VolumeVerb) -> Result<(), Failure> {
@@ -139,6 +182,13 @@ fn state(row: &DiskRow) -> String {
     if row.full {
         said.push_str(", full");
     }
+    for lost in &row.lost {
+        said.push_str(&format!(", {} lost", lost.said()));
+        if let Some(key) = lost.keys.first() {
+            let more = if lost.records > 1 { " and others" } else { "" };
+            said.push_str(&format!(" ({key}{more})"));
+        }
+    }
     said
 }
 
@@ -174,6 +224,7 @@ fn rows_of(node: &str, volume: &VolumeStatus) -> Vec<DiskRow> {
         records: half.map_or(0, |half| half.records),
         damage_found: half.map_or(0, |half| half.damage_found),
         last_scrub: volume.last_scrub.as_ref().map(ScrubRow::new),
+        lost: lost_of(volume),
     };
     match volume.halves.is_empty() {
         true => volume.disks.iter().map(|disk| row(None, disk)).collect(),
@@ -198,6 +249,13 @@ pub fn problems(name: &str, volumes: &[VolumeStatus]) -> Vec<String> {
             };
             problems.push(format!("half {} of volume {number} of {name} {said}", half.name));
         }
+        problems.extend(lost_of(volume).iter().map(|lost| {
+            let (said, scrub) = (lost.said(), lost.scrub());
+            format!(
+                "volume {number} of {name} has no good copy of {said}: {scrub} names them, and clears this once they are \
+                 mended or expunged"
+            )
+        }));
     }
     problems
 }
@@ -216,15 +274,28 @@ async fn change(client: &mut AdminClient, half: HalfArgs, change: Change, done: 
         }
         Err(error) => return Err(error.into()),
     }
+    let mut lost = Vec::new();
     if wait {
-        until_whole(&api, (&node, volume), survey.view.cluster.replicas, output).await?;
+        lost = until_whole(&api, (&node, volume), survey.view.cluster.replicas, output).await?;
     }
     let sentence = match wait {
-        true => format!("volume {volume} of {node} is whole again"),
+        true => whole_again(&node, volume, &lost),
         false => format!("volume {volume} of {node}: {done}, see mailring volume list"),
     };
-    output.done(&Begun { node: &node, volume, waited: wait }, &sentence)?;
-    Ok(())
+    let begun = Begun { node: &node, volume, waited: wait, lost };
+    output.done(&begun, &sentence)?;
+    if begun.lost.is_empty() { Ok(()) } else { Err(Failure::Told) }
+}
+
+fn whole_again(node: &str, volume: u32, lost: &[LostRow]) -> String {
+    let but: Vec<String> = lost.iter().map(|lost| format!("{}: {} names them", lost.said(), lost.scrub())).collect();
+    match but.is_empty() {
+        true => format!("volume {volume} of {node} is whole again"),
+        false => {
+            let but = but.join("; ");
+            format!("volume {volume} of {node} is whole again but for what has no good copy on it, {but}")
+        }
+    }
 }
 
 fn lost_for_good(shards: usize, node: &str) -> String {
@@ -234,13 +305,14 @@ fn lost_for_good(shards: usize, node: &str) -> String {
     )
 }
 
-/// Waits until no half of a volume is made anew any more, nor any replica of its node, and tells how far it is.
+/// Waits until no half of a volume is made anew any more, nor any replica of its node, and tells how far it is. What the
+/// volume has no good copy of then.
 async fn until_whole(
     api: &GrpcNode,
     (node, volume): (&str, u32),
     replicas: u32,
     output: OutputArgs,
-) -> Result<(), Failure> {
+) -> Result<Vec<LostRow>, Failure> {
     let mut silent_looks = 0;
     loop {
         let Ok(status) = api.node_status().await else {
@@ -269,7 +341,9 @@ async fn until_whole(
         if let Some(half) = volume.halves.iter().find(|half| half.state == "stale") {
             return Err(Failure::Refused(format!("half {} is not in use: {}", half.name, half.reason)));
         }
-        let Some(half) = volume.halves.iter().find(|half| half.state != "current") else { return Ok(()) };
+        let Some(half) = volume.halves.iter().find(|half| half.state != "current") else {
+            return Ok(lost_of(volume));
+        };
         if !output.json {
             eprintln!("half {}: {}", half.name, progress(half.copied_records, half.records));
         }
@@ -279,9 +353,9 @@ async fn until_whole(
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::{HalfStatus, LastScrub, VolumeStatus};
+    use proto::wire::{HalfStatus, LastScrub, LostRecords, VolumeStatus};
 
-    use super::{ScrubRow, free, problems, progress, rows_of, state};
+    use super::{DIRECTORY, ScrubRow, free, lost_of, problems, progress, rows_of, state, whole_again};
 
     fn half(name: &str, state: &str, reason: &str) -> HalfStatus {
         HalfStatus { name: name.to_owned(), state: state.to_owned(), reason: reason.to_owned(), ..Default::default() }
@@ -323,5 +397,24 @@ mod tests {
     #[test]
     fn progress_is_an_estimate_that_never_says_done() {
         assert_eq!((progress(300, 200), progress(7, 0)), ("99 %".to_owned(), "7 records".to_owned()));
+    }
+
+    #[test]
+    fn lost_records_are_a_problem_and_a_volume_without_them_is_not_said_to_be_whole() {
+        let mut volume = VolumeStatus { number: 1, disks: vec!["/d".to_owned()], ..Default::default() };
+        assert_eq!(whole_again("n1", 1, &lost_of(&volume)), "volume 1 of n1 is whole again");
+        let lost = |group, records, key: &str| LostRecords { group, records, keys: vec![key.to_owned()] };
+        volume.lost =
+            vec![lost(None, 1, "meta"), lost(Some(7), 2, "blob/7/9"), lost(Some(DIRECTORY), 1, "log/4294967295/3")];
+        let told = problems("n1", &[volume.clone()]);
+        assert_eq!(told.len(), 3);
+        let of_shard = "volume 1 of n1 has no good copy of 2 records of shard 7: ";
+        assert!(told[1].starts_with(of_shard) && told[1].contains("mailring scrub --shard 7 "), "{told:?}");
+        assert!(told[0].contains("1 record of no shard alone") && told[2].contains("1 record of the directory"));
+        let rows = rows_of("n1", &volume);
+        let said = state(&rows[0]);
+        assert!(said.contains(", 2 records of shard 7 lost (blob/7/9 and others), "), "{said}");
+        let said = whole_again("n1", 1, &rows[0].lost);
+        assert!(said.contains("whole again but") && said.contains("mailring scrub --shard 7 names them"), "{said}");
     }
 }

@@ -1,17 +1,23 @@
 //! The copy that a resilver makes: every record of the sources as of one moment, into new tables.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rocksdb::WriteBatch;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::Resilver;
 use crate::error::StorageError;
+use crate::group::SpaceRecord;
 use crate::half::Half;
+use crate::keys::{GroupId, Key, Kind, META_SPACE, log_key, prefix_range, printable, u32_at};
+use crate::losses::Losses;
 use crate::pace::Pace;
+use crate::records::decode;
 use crate::salvage::{Old, Source, Stretch, ask, read, readable_again, stretch};
+use crate::scrub::referred;
 use crate::since::Since;
 use crate::store::{Family, Walked, walk};
 
@@ -31,12 +37,17 @@ pub(super) struct Copying<'a> {
     /// What was written since the old database; read when it is needed.
     since: Option<Since>,
     batch: WriteBatch,
+    /// Where no source can be walked over bodies.
+    holes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The bodies there that the log tells of and that were not found.
+    lost: BTreeSet<Vec<u8>>,
 }
 
 impl<'a> Copying<'a> {
     pub(super) fn new(resilver: &'a Resilver<'a>, new: &'a Half, old: Option<&'a Old>, number: u64) -> Copying<'a> {
         let pace = Pace::new(&resilver.store.round_times, resilver.options.resilver_bytes_per_s, Instant::now());
-        Copying { resilver, new, pace, old, number, since: None, batch: WriteBatch::default() }
+        let (since, batch, holes, lost) = Default::default();
+        Copying { resilver, new, pace, old, number, since, batch, holes, lost }
     }
 
     /// Copies a column family. What cannot be read in one source comes from the other: both are of one moment.
@@ -105,11 +116,60 @@ impl<'a> Copying<'a> {
             self.put(family, &key, &value)?;
             mirror.salvaged.fetch_add(1, Ordering::Relaxed);
         }
-        if !lost.is_empty() {
-            mirror.left_out.fetch_add(lost.len() as u64, Ordering::Relaxed);
-            error!(keys = lost.join(" "), reason = %error, "bodies have no good copy here");
-        }
+        self.lost.extend(lost);
+        self.holes.push((from.to_vec(), to.to_vec()));
         Ok(())
+    }
+
+    /// The bodies that are in none of the sources, and among them those that a message has: others go with the log. Of what
+    /// was copied, once all of it is.
+    pub(super) fn lost(&mut self) -> Result<(BTreeSet<Vec<u8>>, Losses), StorageError> {
+        let mut losses = Losses::default();
+        let mut lost = std::mem::take(&mut self.lost);
+        if self.holes.is_empty() {
+            return Ok((lost, losses));
+        }
+        let mut spaces: Vec<(GroupId, u32)> = Vec::new();
+        self.each(Family::Meta, (vec![META_SPACE], vec![META_SPACE + 1]), |key, value| {
+            let record: SpaceRecord = decode(Family::Meta, key, value)?;
+            spaces.extend(u32_at(key, 1).map(|group| (GroupId(group), record.space)));
+            Ok(())
+        })?;
+        for (group, space) in spaces {
+            losses.found_in(group, space);
+            let (first, last) = (log_key(group, 0), log_key(group, u64::MAX));
+            if !self.holes.iter().any(|(from, to)| *from <= last && *to > first) {
+                continue;
+            }
+            for kind in [Kind::Body, Kind::Upload] {
+                self.each(Family::State, prefix_range(&Key::state(space, kind).done()), |key, value| {
+                    let bodies = referred(Family::State, key, value).into_iter().map(|index| log_key(group, index));
+                    for body in bodies.filter(|body| self.holes.iter().any(|(from, to)| from <= body && body < to)) {
+                        if self.new.get(None, Family::Blob, &body)?.is_none() {
+                            losses.add(Some(group), printable(Family::Blob, &body));
+                            lost.insert(body);
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        Ok((lost, losses))
+    }
+
+    /// Visits what was copied.
+    fn each(
+        &self,
+        family: Family,
+        (from, to): (Vec<u8>, Vec<u8>),
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let iterator = self.new.iterator(None, family, to)?;
+        let broken = walk(iterator, family, &from, &mut Walked::default(), |key, value| {
+            visit(key, value)?;
+            Ok(true)
+        })?;
+        broken.map_or(Ok(()), Err)
     }
 
     /// Takes records from the old database, where the log of the half that went on tells what has changed since.

@@ -1,6 +1,6 @@
 //! The report while it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cursor::View;
 use super::merge::Records;
@@ -36,13 +36,15 @@ pub(crate) struct Book {
     spaces: BTreeMap<u32, (GroupId, bool)>,
     /// Places that cannot be read, while no record is known that lies there.
     places: BTreeMap<Name, (Vec<u8>, StorageError)>,
+    /// Bodies without a good copy. Only those that a message has are lost: others go with the log.
+    lost_bodies: BTreeSet<Vec<u8>>,
 }
 
 impl Book {
     pub(crate) fn new(opened: Vec<Group>, only: Option<GroupId>, mirrored: bool) -> Book {
-        let (report, bad, spaces, places) = Default::default();
+        let (report, bad, spaces, places, lost_bodies) = Default::default();
         let groups = opened.iter().map(Group::id).collect();
-        Book { report, bad, groups, opened, only, mirrored, spaces, places }
+        Book { report, bad, groups, opened, only, mirrored, spaces, places, lost_bodies }
     }
 
     /// Learns of groups and their spaces, from whichever half tells.
@@ -62,6 +64,13 @@ impl Book {
                 cursor.advance();
             }
         }
+    }
+
+    pub(crate) fn finished(mut self) -> ScrubReport {
+        for (space, (group, _)) in self.spaces.into_iter().filter(|(_, (_, current))| *current) {
+            self.report.losses.found_in(group, space);
+        }
+        self.report
     }
 
     pub(crate) fn findings(&self) -> u64 {
@@ -130,6 +139,11 @@ impl Book {
             _ => {}
         }
         let group = self.group_of(family, key);
+        match (verdict, family) {
+            (Verdict::Lost, Family::Blob) => drop(self.lost_bodies.insert(key.to_vec())),
+            (Verdict::Lost, _) => self.report.losses.add(group, printable(family, key)),
+            _ => {}
+        }
         self.add(Finding {
             verdict,
             family: family.name(),
@@ -184,6 +198,11 @@ impl Book {
             self.half(*name).damaged += 1;
         }
         let groups = self.groups_between(family, from, to);
+        let key = format!("{} and behind it", place(family, from));
+        match groups.is_empty() {
+            true => self.report.losses.add(None, key),
+            false => groups.iter().for_each(|group| self.report.losses.add(Some(*group), key.clone())),
+        }
         let finding = Finding {
             verdict: Verdict::Lost,
             family: family.name(),
@@ -198,8 +217,18 @@ impl Book {
         self.add(finding);
     }
 
+    /// A record refers to a body, of which there may be no good copy.
+    pub(crate) fn refers(&mut self, body: &[u8], group: GroupId, family: Family) {
+        if family == Family::State && self.lost_bodies.contains(body) {
+            self.report.losses.add(Some(group), printable(Family::Blob, body));
+        }
+    }
+
     /// A record refers to a body that no half has.
     pub(crate) fn lost_body(&mut self, body: &[u8], group: GroupId, family: Family, key: &[u8]) {
+        if family == Family::State {
+            self.report.losses.add(Some(group), printable(Family::Blob, body));
+        }
         self.add(Finding {
             verdict: Verdict::Lost,
             family: Family::Blob.name(),

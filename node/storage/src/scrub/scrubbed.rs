@@ -6,7 +6,8 @@ use tracing::warn;
 
 use super::ScrubReport;
 use crate::error::StorageError;
-use crate::keys::META_SCRUBBED;
+use crate::keys::{GroupId, META_SCRUBBED};
+use crate::losses::{Losses, LossesRecord};
 use crate::records;
 use crate::store::{Changes, Family, Store};
 use crate::volume::Shared;
@@ -38,12 +39,32 @@ impl Scrubbed {
     }
 }
 
-/// What a volume knows of its scrubs.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+/// What a volume knows of its scrubs, and of what it has lost.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct ScrubHistory {
     /// From when on the time to the next one counts.
     pub since_unix_s: Option<i64>,
     pub last: Option<Scrubbed>,
+    pub losses: Losses,
+}
+
+impl ScrubHistory {
+    /// After a scrub of everything that ended then, or of one group.
+    pub(crate) fn after(self, group: Option<GroupId>, report: &ScrubReport, unix_s: i64) -> ScrubHistory {
+        // What resilvers found meanwhile may lie where the scrub had been.
+        let meanwhile = self.losses.clone().since(&report.losses_before);
+        match group {
+            Some(group) => {
+                let losses = self.losses.without(group).with(report.losses.clone()).with(meanwhile);
+                ScrubHistory { losses, ..self }
+            }
+            None => ScrubHistory {
+                since_unix_s: Some(unix_s),
+                last: Some(Scrubbed::new(report, unix_s)),
+                losses: report.losses.clone().with(meanwhile),
+            },
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -52,6 +73,8 @@ pub(crate) struct ScrubbedRecord {
     pub since_unix_s: i64,
     #[prost(message, optional, tag = "2")]
     pub last: Option<LastRecord>,
+    #[prost(message, optional, tag = "3")]
+    pub losses: Option<LossesRecord>,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -84,7 +107,7 @@ pub(crate) fn history(store: &Store) -> ScrubHistory {
 fn read(store: &Store) -> Result<ScrubHistory, StorageError> {
     let key = [META_SCRUBBED];
     let Some(value) = store.get(Family::Meta, &key)? else { return Ok(ScrubHistory::default()) };
-    let ScrubbedRecord { since_unix_s, last } = records::decode(Family::Meta, &key, &value)?;
+    let ScrubbedRecord { since_unix_s, last, losses } = records::decode(Family::Meta, &key, &value)?;
     let last = last.map(|LastRecord { unix_s, records, bytes, findings, lost, differing, rewritten }| Scrubbed {
         unix_s,
         records,
@@ -94,15 +117,27 @@ fn read(store: &Store) -> Result<ScrubHistory, StorageError> {
         differing,
         rewritten,
     });
-    Ok(ScrubHistory { since_unix_s: Some(since_unix_s), last })
+    // 0 where something was lost before anybody counted.
+    let since_unix_s = Some(since_unix_s).filter(|since| *since != 0);
+    Ok(ScrubHistory { since_unix_s, last, losses: losses.unwrap_or_default().into() })
 }
 
-/// Durable on return.
-pub(crate) fn note(shared: &Shared, history: ScrubHistory) -> Result<(), StorageError> {
+/// Durable on return. One at a time: each is made of the one before.
+pub(crate) fn note(
+    shared: &Shared,
+    change: impl FnOnce(ScrubHistory) -> Result<ScrubHistory, StorageError>,
+) -> Result<(), StorageError> {
+    let _noting = shared.noting.lock();
+    let before = shared.scrubs.lock().clone();
+    let history = change(before.clone())?;
+    if history == before {
+        return Ok(());
+    }
     let last = history.last.map(|Scrubbed { unix_s, records, bytes, findings, lost, differing, rewritten }| {
         LastRecord { unix_s, records, bytes, findings, lost, differing, rewritten }
     });
-    let record = ScrubbedRecord { since_unix_s: history.since_unix_s.unwrap_or_default(), last };
+    let losses = (!history.losses.is_empty()).then(|| LossesRecord::from(&history.losses));
+    let record = ScrubbedRecord { since_unix_s: history.since_unix_s.unwrap_or_default(), last, losses };
     let mut changes = Changes::default();
     changes.put(Family::Meta, vec![META_SCRUBBED], records::encode(&record));
     shared.writer.write_and_wait(changes)?;

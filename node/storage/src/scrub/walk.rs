@@ -111,7 +111,7 @@ impl<'a> Scrub<'a> {
             self.look_again()?;
         }
         self.begin_resilvers();
-        let report = self.book.report;
+        let report = self.book.finished();
         let (records, bytes, findings) = (report.records, report.bytes, report.findings.len());
         info!(records, bytes, findings, lost = report.lost, complete = report.complete, "scrubbed");
         Ok(report)
@@ -358,6 +358,7 @@ impl Scrub<'_> {
     fn references(&mut self, views: &[View<'_>], family: Family, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
         let Some(group) = self.book.refers_to_bodies(family, key) else { return Ok(()) };
         for index in referred(family, key, value) {
+            self.book.refers(&log_key(group, index), group, family);
             if self.bodies.get(&group.0).is_some_and(|bodies| bodies.contains(index)) {
                 continue;
             }
@@ -460,7 +461,7 @@ fn unanswered(readings: &[Reading<'_>]) -> Option<(usize, StorageError)> {
 }
 
 /// Log indices of the bodies that a record refers to; none if it cannot be read, which is told elsewhere.
-fn referred(family: Family, key: &[u8], value: &[u8]) -> Vec<u64> {
+pub(crate) fn referred(family: Family, key: &[u8], value: &[u8]) -> Vec<u64> {
     match family {
         Family::Log => match check_entry(key, value) {
             Ok(Some(_)) => u64_at(key, 4).into_iter().collect(),

@@ -14,7 +14,7 @@ use proto::wire::section::Text;
 use proto::wire::store_request::Action;
 use proto::wire::{FetchRequest, FetchedMessage, SearchKey, SearchRequest, Section, StoreRequest};
 use proto::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
-use types::{Flags, MailResult, ModSeq, SystemFlags, Uid, UidSet};
+use types::{Flags, MailError, MailResult, ModSeq, SystemFlags, Uid, UidSet};
 
 use super::reply::Reply;
 use super::{Conversation, Ended, Owner, Step};
@@ -22,6 +22,8 @@ use crate::cluster::FetchStream;
 
 /// Gathered at most before it is written.
 const PIECE_OCTETS: usize = 64 * 1024;
+/// Messages that are left out are named by so many runs of UIDs at most: the answer stays a line that people can read.
+const UNREAD_RANGES_MAX: usize = 20;
 
 /// What the client asked for, in the order in which it is answered: sections last, as they may be large.
 #[derive(Default)]
@@ -96,7 +98,20 @@ impl Plan {
             body_structure: self.body_structure,
             sections: self.sections.iter().map(wire_section).collect(),
             changed_since: self.changed_since.map_or(0, |mod_seq| mod_seq.0),
+            tells_unread: true,
+            ..FetchRequest::default()
         }
+    }
+}
+
+/// What a client is told of messages that cannot be read anywhere; nothing where there are none.
+fn left_out(unread: &UidSet) -> Option<String> {
+    let named: UidSet = unread.ranges().iter().copied().take(UNREAD_RANGES_MAX).collect();
+    let more = if named.len() < unread.len() { " and others" } else { "" };
+    match unread.len() {
+        0 => None,
+        1 => Some(format!("stored data is damaged: 1 message was left out, UID {named}")),
+        count => Some(format!("stored data is damaged: {count} messages were left out, UIDs {named}{more}")),
     }
 }
 
@@ -148,12 +163,18 @@ impl Conversation {
             match item.map(|item| item.item) {
                 Ok(Some(Item::Message(message))) => self.write_message(&plan, &seen, message, &mut items).await?,
                 // Of a message that is not in view.
-                Ok(Some(Item::Data(_)) | None) => {}
+                Ok(Some(Item::Data(_) | Item::Unread(_)) | None) => {}
                 Err(error) => return Ok(self.failed_on_selected(&error)),
             }
             self.connection.flush_if_full().await?;
         }
-        Ok(Reply::ok("FETCH done"))
+        match left_out(items.unread()) {
+            None => Ok(Reply::ok("FETCH done")),
+            Some(text) => {
+                let error = MailError::Corrupt { key: String::new() };
+                Ok(self.failed_on_selected(&error).with_text(text))
+            }
+        }
     }
 
     async fn fetch_uids(&mut self, uids: &UidSet) -> Step<Reply> {

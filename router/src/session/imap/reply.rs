@@ -66,6 +66,10 @@ impl Reply {
         Reply { code, ..self }
     }
 
+    pub(super) fn with_text(self, text: String) -> Reply {
+        Reply { text: text.into(), ..self }
+    }
+
     /// NO with the code that `error` has in IMAP.
     pub(super) fn failed(error: &MailError) -> Reply {
         let code = error.imap_code().map_or(ReplyCode::None, ReplyCode::Named);

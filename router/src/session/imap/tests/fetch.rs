@@ -127,6 +127,59 @@ async fn a_fetch_goes_on_where_its_stream_broke() {
 }
 
 #[tokio::test]
+async fn messages_that_cannot_be_read_are_left_out_and_named_at_the_end() {
+    let server = server().await;
+    for body in ["three", "four", "five", "six"] {
+        server.node.deliver_text(body);
+    }
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    let whole = client.command("FETCH 1:* (UID BODY.PEEK[])").await;
+    server.node.state().unread = [2, 4, 5].into();
+    let lines = client.command("FETCH 1:* (UID BODY.PEEK[])").await;
+    let left: Vec<&String> = lines.iter().filter(|line| line.starts_with("* ")).collect();
+    let starts = ["* 1 FETCH (UID 1 ", "* 3 FETCH (UID 3 ", "* 6 FETCH (UID 6 "];
+    assert!(left.len() == 3 && left.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{lines:?}");
+    assert!(lines[..lines.len() - 1].iter().all(|line| whole.contains(line)), "{lines:?}");
+    let answer = "NO [CORRUPTION] stored data is damaged: 3 messages were left out, UIDs 2,4:5";
+    assert!(lines.last().unwrap().ends_with(answer), "{lines:?}");
+    // The session goes on, and each by itself is as it is among others.
+    let answer = "NO [CORRUPTION] stored data is damaged: 1 message was left out, UID 4";
+    assert!(client.command("UID FETCH 4 BODY.PEEK[]").await.last().unwrap().ends_with(answer));
+    assert_eq!(client.command("UID FETCH 6 BODY.PEEK[]").await.len(), 3);
+}
+
+#[tokio::test]
+async fn however_many_cannot_be_read_the_answer_stays_a_line() {
+    let server = Server::start().await;
+    for _ in 0..100 {
+        server.node.deliver_text("x");
+    }
+    server.node.state().unread = (1..=100).filter(|uid| uid % 2 == 0).collect();
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    let lines = client.command("FETCH 1:* BODY.PEEK[]").await;
+    let answer = lines.last().unwrap();
+    assert!(answer.contains("50 messages were left out, UIDs 2,4,") && answer.ends_with(",40 and others"), "{answer}");
+    assert_eq!(lines.iter().filter(|line| line.starts_with("* ")).count(), 50);
+}
+
+/// Anything else in the place of what was announced would be taken for the message.
+#[tokio::test]
+async fn a_message_whose_rest_cannot_be_read_ends_the_connection() {
+    let server = server().await;
+    server.node.state().unread_rest = [1].into();
+    let mut client = server.client().await;
+    client.command("EXAMINE INBOX").await;
+    client.send("a FETCH 1:2 BODY.PEEK[]\r\n").await;
+    assert_eq!(client.line().await, format!("* 1 FETCH (BODY[] {{{}}}", MESSAGE.len()));
+    let mut rest = client.rest().await.join("\r\n").into_bytes();
+    rest.extend(b"\r\n");
+    rest.extend(&client.received);
+    assert!(rest.len() < MESSAGE.len() && MESSAGE.as_bytes().starts_with(&rest), "{rest:?}");
+}
+
+#[tokio::test]
 async fn a_stored_message_comes_back_as_it_is_nul_and_all() {
     let server = server().await;
     server.node.deliver_text("a\0b\0");

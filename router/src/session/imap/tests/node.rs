@@ -22,7 +22,7 @@ use proto::wire::{
     NodeRecord, NodeStart, NodeStatusReply, PlacementRecord, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
     RenameMailboxRequest, ScrubEvent, ScrubRequest, SearchReply, SearchRequest, Section, SectionData, SelectReply,
     SelectRequest, SettleRequest, ShardMembersReply, ShardMembersRequest, StoreReply, StoreRequest, SubscribeRequest,
-    UsageReply, WatchEvent, WatchRequest,
+    UnreadMessage, UsageReply, WatchEvent, WatchRequest,
 };
 use proto::{Body, DirectoryStore, ItemStream, MailStore, uid_set_from_wire, uid_set_to_wire, wire};
 use tokio::sync::broadcast;
@@ -279,10 +279,23 @@ impl MailStore for MemoryNode {
     async fn fetch(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
         let mut state = self.enter("fetch")?;
         let wanted = uid_set_from_wire(request.uids.as_ref())?;
+        let (unreadable, unreadable_rest) = (state.unread.clone(), state.unread_rest.clone());
         let mut items = Vec::new();
         for (uid, message) in &state.by_id(request.mailbox)?.messages {
-            if wanted.contains(*uid) && message.mod_seq > request.changed_since {
-                fetched(&request, *uid, message, &mut items);
+            if !wanted.contains(*uid) || message.mod_seq <= request.changed_since {
+                continue;
+            }
+            assert!(request.tells_unread);
+            let unread = UnreadMessage { uid: *uid, node: 1, elsewhere: false };
+            let unread = FetchItem { item: Some(Item::Unread(unread)) };
+            if unreadable.contains(uid) {
+                items.push(unread);
+                continue;
+            }
+            fetched(&request, *uid, message, &mut items);
+            if unreadable_rest.contains(uid) {
+                items.pop();
+                items.push(unread);
             }
         }
         let mut items: Vec<MailResult<FetchItem>> = items.into_iter().map(Ok).collect();

@@ -45,6 +45,9 @@ pub struct State {
     /// A fetch stream breaks after so many items, once.
     pub break_fetch_after: Option<usize>,
     pub keyword_order: Vec<String>,
+    /// UIDs of messages that cannot be read, and of those of which all but the beginning cannot.
+    pub unread: BTreeSet<u32>,
+    pub unread_rest: BTreeSet<u32>,
 }
 
 impl State {
