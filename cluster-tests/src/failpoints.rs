@@ -5,9 +5,11 @@ use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use anyhow::{Context, Result};
+
+use crate::cluster::Cluster;
 
 const HELD: &str = "held-";
 
@@ -52,6 +54,17 @@ impl Failpoints {
         Ok(fs::write(self.file(point, shard, process), "")?)
     }
 
+    /// Nobody who comes by a point stops there.
+    pub fn ask_no_more(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name() != "reached" {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The process that has stopped.
     pub fn held(&self) -> Result<u32> {
         let names = fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.file_name()));
@@ -60,15 +73,55 @@ impl Failpoints {
         held.context("nobody has stopped")
     }
 
+    /// The node whose process has stopped.
+    pub fn held_node(&self, cluster: &Cluster) -> Result<usize> {
+        let process = self.held()?;
+        cluster.nodes.iter().position(|node| node.pid() == Some(process)).context("no node's process")
+    }
+
     /// It may go on from there once it gets SIGCONT, or it is dead.
-    pub fn let_go(&self, process: u32) -> Result<()> {
+    fn let_go(&self, process: u32) -> Result<()> {
         Ok(fs::remove_file(self.directory.join(format!("{HELD}{process}")))?)
+    }
+
+    /// The node that has stopped goes on.
+    pub fn go_on(&self, cluster: &Cluster, node: usize) -> Result<()> {
+        let node = &cluster.nodes[node];
+        self.let_go(node.pid().context("not running")?)?;
+        node.signal("CONT")
+    }
+
+    /// Kills a node's process, stopped or not, and starts it again. `cut`: its disk loses its power too.
+    pub fn kill(&self, cluster: &mut Cluster, node: usize, cut: bool) -> Result<()> {
+        let process = cluster.nodes[node].pid();
+        if cut {
+            cluster.disks[node].cut()?;
+        }
+        cluster.nodes[node].kill()?;
+        if cut {
+            cluster.disks[node].restore()?;
+        }
+        if process.is_some() && self.held().ok() == process {
+            self.let_go(process.context("no process")?)?;
+        }
+        cluster.nodes[node].start()
     }
 
     /// Everybody who came by a point, in that order.
     pub fn reached(&self) -> Result<Vec<Reached>> {
         let lines = fs::read_to_string(self.directory.join("reached"))?;
         lines.lines().map(|line| reached(line).with_context(|| line.to_owned())).collect()
+    }
+}
+
+/// An administrator's command that may not get an answer.
+pub struct Asked(pub Child);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 

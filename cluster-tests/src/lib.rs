@@ -46,7 +46,7 @@ pub use damage::{
     flip_large_late, flip_log, flip_tables, live_log,
 };
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
-pub use failpoints::{Failpoints, Reached, failpoints_binary};
+pub use failpoints::{Asked, Failpoints, Reached, failpoints_binary};
 pub use groups::Elections;
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Status, Tally};
 pub use idle::Idlers;

@@ -4,9 +4,10 @@
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{
     ClusterOptions, PROVEN, Random, Scenario, TABLES, check_large, delete_disk, disks_possible, eventually, fill, flip,
     letter, rounds, setting,
@@ -62,6 +63,50 @@ fn a_half_that_is_deleted_under_load_is_not_missed_and_its_successor_is_filled()
     scenario.cluster.start_all()?;
     scenario.cluster.wait_ready()?;
     scenario.cluster.wait_whole("node1")?;
+    scenario.progress()?;
+    scenario.finish()
+}
+
+/// What an operator may do to the directories of a mirror by mistake, and what a disk may lose of itself.
+#[test]
+fn a_mirror_whose_directories_are_mixed_up_is_not_destroyed() -> Result<()> {
+    let mut scenario = Scenario::start(MIRROR, setting("MAILRING_SEED", 66), 1)?;
+    scenario.progress()?;
+    let disks = scenario.cluster.disk_directories(0);
+    let [first, second] = &disks[..] else { bail!("{disks:?}") };
+    let aside = second.with_extension("aside");
+    scenario.cluster.nodes[0].kill()?;
+    fs::rename(second, &aside)?;
+    symlink(first, second)?;
+    scenario.cluster.nodes[0].start()?;
+    let (code, said) = scenario.cluster.nodes[0].ended()?;
+    ensure!(code == Some(1) && said.contains("are one directory"), "{code:?} {said}");
+    // It comes as a link while the node runs.
+    fs::remove_file(second)?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    scenario.cluster.wait_half("node1", 1, "stale")?;
+    symlink(first, second)?;
+    for command in ["replace", "resilver"] {
+        let taken = scenario.cluster.admin(&["volume", command, "node1", "1", "--half", "b"]);
+        let refused = taken.err().context("a link to the other half was taken")?.to_string();
+        ensure!(refused.contains("are one directory"), "{refused}");
+    }
+    scenario.progress()?;
+    scenario.cluster.nodes[0].kill()?;
+    fs::remove_file(second)?;
+    fs::rename(&aside, second)?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    scenario.cluster.wait_whole("node1")?;
+    for half in [second, first] {
+        scenario.progress()?;
+        scenario.cluster.nodes[0].kill()?;
+        fs::remove_file(half.join("db/HALF"))?;
+        scenario.cluster.start_all()?;
+        scenario.cluster.wait_ready()?;
+        scenario.cluster.wait_whole("node1")?;
+    }
     scenario.progress()?;
     scenario.finish()
 }

@@ -2,16 +2,17 @@
 //! that was acknowledged is lost, and no replica or part of one is left where it should not be.
 //!
 //! MAILRING_FAILPOINTS_BIN names the binary that was built with the feature `failpoints`; without it these tests are
-//! skipped. `MAILRING_SEED` and `MAILRING_ROUNDS` (how many trials) choose the run; with MAILRING_LONG=1 it has all of them.
+//! skipped. `MAILRING_SEED` and `MAILRING_ROUNDS` (how many trials) choose the run; with MAILRING_LONG=1 it has all of them, in parts
+//! with a cluster each, of which `MAILRING_PART` repeats one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{
-    ClusterOptions, Failpoints, Quantiles, Random, Scenario, disks_possible, eventually, failpoints_binary, is_long,
-    setting,
+    Asked, ClusterOptions, Failpoints, Quantiles, Random, Scenario, disks_possible, eventually, failpoints_binary,
+    is_long, setting,
 };
 use serde_json::Value;
 use storage::{Failpoint, GroupId, Volume, VolumeOptions};
@@ -25,6 +26,8 @@ const LOADED_ENTRIES: u64 = 4 * LOG_ENTRIES_KEPT;
 const SHARDS: u32 = 4;
 /// So long after its end nobody comes by a point of a move any more.
 const OVER: Duration = Duration::from_secs(15);
+/// Over one cluster: a part that fails does not keep the others from being run.
+const PART_TRIALS: usize = 12;
 /// Moves in which nobody is held; then there is no such step.
 const DRAWS_MAX: usize = 4;
 
@@ -131,25 +134,16 @@ impl Move {
     }
 }
 
+/// From the fault's end to the end of the move, or of its undoing.
+type Took = BTreeMap<&'static str, Vec<Duration>>;
+
 struct Steps {
     scenario: Scenario,
     points: Failpoints,
     random: Random,
-    /// From the fault's end to the end of the move, or of its undoing.
-    took: BTreeMap<&'static str, Vec<Duration>>,
+    took: Took,
     /// Replicas that have come by a move, and stayed so far.
     came: BTreeSet<(u32, usize)>,
-}
-
-/// An administrator's command that may not get an answer.
-struct Asked(Child);
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }
 
 impl Steps {
@@ -226,13 +220,8 @@ impl Steps {
         let (source, target) = (self.name(one.source).to_owned(), self.name(one.target).to_owned());
         let mut over: Option<Instant> = None;
         eventually("somebody comes by the point", PATIENCE, || {
-            if let Ok(process) = self.points.held() {
-                let nodes = &self.scenario.cluster.nodes;
-                return nodes
-                    .iter()
-                    .position(|node| node.pid() == Some(process))
-                    .context("no node's process")
-                    .map(Some);
+            if self.points.held().is_ok() {
+                return self.points.held_node(&self.scenario.cluster).map(Some);
             }
             if asked.is_some() && self.ended(one).unwrap_or(false) {
                 if over.get_or_insert_with(Instant::now).elapsed() > OVER {
@@ -263,7 +252,7 @@ impl Steps {
                 self.points.stop_at(Failpoint::JointApplied, one.shard, process(one.leader))?;
                 let Some(leader) = self.held(one, asked)? else { return Ok(None) };
                 self.points.stop_at(trial.point, one.shard, None)?;
-                self.kill(leader, false)?;
+                self.points.kill(&mut self.scenario.cluster, leader, false)?;
                 self.held(one, asked)
             }
             Failpoint::RemoveProposed | Failpoint::Removed => {
@@ -271,7 +260,7 @@ impl Steps {
                 let Some(target) = self.held(one, asked)? else { return Ok(None) };
                 self.points.stop_at(trial.point, one.shard, None)?;
                 self.scenario.cluster.admin(&["rebalance", "abort"])?;
-                self.let_go(target)?;
+                self.points.go_on(&self.scenario.cluster, target)?;
                 self.held(one, asked)
             }
             _ => {
@@ -281,39 +270,18 @@ impl Steps {
         }
     }
 
-    /// Kills a node's process, held or not, and starts it again.
-    fn kill(&mut self, node: usize, cut: bool) -> Result<()> {
-        let cluster = &mut self.scenario.cluster;
-        let process = cluster.nodes[node].pid();
-        if cut {
-            cluster.disks[node].cut()?;
-        }
-        cluster.nodes[node].kill()?;
-        if cut {
-            cluster.disks[node].restore()?;
-        }
-        if process.is_some() && self.points.held().ok() == process {
-            self.points.let_go(process.context("no process")?)?;
-        }
-        cluster.nodes[node].start()
-    }
-
-    fn let_go(&self, node: usize) -> Result<()> {
-        let node = &self.scenario.cluster.nodes[node];
-        self.points.let_go(node.pid().context("not running")?)?;
-        node.signal("CONT")
-    }
-
     /// What a process that is held, and perhaps others, meet there.
     fn strike(&mut self, trial: Trial, one: &Move, held: usize) -> Result<()> {
         match trial.fault {
-            Fault::Dies => self.kill(held, false),
-            Fault::PowerCut => self.kill(held, true),
+            Fault::Dies => self.points.kill(&mut self.scenario.cluster, held, false),
+            Fault::PowerCut => self.points.kill(&mut self.scenario.cluster, held, true),
             // One process may have two parts: then it dies.
-            Fault::OtherDies(role) if one.node(role) == held => self.kill(held, false),
+            Fault::OtherDies(role) if one.node(role) == held => {
+                self.points.kill(&mut self.scenario.cluster, held, false)
+            }
             Fault::OtherDies(role) => {
-                self.kill(one.node(role), false)?;
-                self.let_go(held)
+                self.points.kill(&mut self.scenario.cluster, one.node(role), false)?;
+                self.points.go_on(&self.scenario.cluster, held)
             }
             Fault::GoesOnLate => {
                 let name = self.name(held).to_owned();
@@ -325,7 +293,7 @@ impl Steps {
                         Ok(())
                     }
                 })?;
-                self.let_go(held)
+                self.points.go_on(&self.scenario.cluster, held)
             }
         }
     }
@@ -350,6 +318,8 @@ impl Steps {
         for _ in 0..DRAWS_MAX {
             self.scenario.progress()?;
             eventually("all is well", PATIENCE, || self.scenario.cluster.admin(&["status"]))?;
+            // Whoever was to be held in a move before, and was not.
+            self.points.ask_no_more()?;
             let one = self.choose(trial)?;
             let mut asked = None;
             if let Some(held) = self.approach(trial, &one, &mut asked)? {
@@ -394,14 +364,12 @@ impl Steps {
         }
         self.scenario.progress()?;
         self.scenario.finish()?;
-        for (name, times) in std::mem::take(&mut self.took) {
-            println!("ended or undone where {name}: {} trials, {}", times.len(), Quantiles::of(times));
-        }
         let reached = self.points.reached()?;
         let is_of_shard = |shard: u32| GroupId(shard) != GroupId::DIRECTORY;
         let reached: BTreeSet<String> =
             reached.into_iter().filter(|one| is_of_shard(one.shard)).map(|one| one.point).collect();
-        let missed: Vec<_> = Failpoint::ALL.iter().filter(|point| !reached.contains(&format!("{point:?}"))).collect();
+        let points = trials.iter().map(|trial| trial.point);
+        let missed: Vec<_> = points.filter(|point| !reached.contains(&format!("{point:?}"))).collect();
         ensure!(missed.is_empty(), "nobody came by {missed:?}");
         self.check_disks()
     }
@@ -418,7 +386,8 @@ impl Steps {
         for node in 0..self.scenario.cluster.nodes.len() {
             self.scenario.cluster.nodes[node].terminate()?;
             let name = self.name(node);
-            let volume = Volume::open(VolumeOptions::new(self.scenario.cluster.disk(node)))?;
+            let directory = self.scenario.cluster.disk(node).join("db");
+            let volume = Volume::open(VolumeOptions { create: false, ..VolumeOptions::new(directory) })?;
             let shards = |groups: Vec<GroupId>| -> BTreeSet<u32> {
                 groups.into_iter().filter(|group| *group != GroupId::DIRECTORY).map(|group| group.0).collect()
             };
@@ -434,6 +403,32 @@ impl Steps {
         }
         Ok(())
     }
+}
+
+/// Every part, whatever has become of those before it.
+fn run(options: ClusterOptions, seed: u64, trials: &[Trial]) -> Result<()> {
+    let only = setting("MAILRING_PART", 0);
+    let mut failed = Vec::new();
+    let mut took = Took::new();
+    for (part, some) in (1..).zip(trials.chunks(PART_TRIALS)).filter(|(part, _)| only == 0 || *part == only) {
+        println!("part {part}, R = {}", options.replicas);
+        if let Err(error) = run_part(options, seed, some, &mut took) {
+            println!("part {part}: {error:#}");
+            failed.push(format!("part {part}: {error:#}"));
+        }
+    }
+    for (name, times) in took {
+        println!("ended or undone where {name}: {} trials, {}", times.len(), Quantiles::of(times));
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn run_part(options: ClusterOptions, seed: u64, trials: &[Trial], took: &mut Took) -> Result<()> {
+    let mut steps = Steps::start(options, seed, trials.len() as u64)?;
+    let ran = steps.run(trials);
+    steps.took.into_iter().for_each(|(name, times)| took.entry(name).or_default().extend(times));
+    ran
 }
 
 fn names(list: &Value) -> BTreeSet<String> {
@@ -465,7 +460,7 @@ fn processes_killed_at_every_step_of_a_move_lose_nothing_and_leave_nothing_behin
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 96), setting("MAILRING_ROUNDS", 10));
     let trials = chosen(kills(3), seed, rounds);
-    Steps::start(ClusterOptions::default(), seed, rounds)?.run(&trials)
+    run(ClusterOptions::default(), seed, &trials)
 }
 
 #[test]
@@ -475,7 +470,7 @@ fn processes_killed_at_every_step_of_the_move_of_an_only_replica_lose_nothing() 
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 98), setting("MAILRING_ROUNDS", 6));
     let trials = chosen(kills(1), seed, rounds);
-    Steps::start(ClusterOptions { replicas: 1, ..ClusterOptions::default() }, seed, rounds)?.run(&trials)
+    run(ClusterOptions { replicas: 1, ..ClusterOptions::default() }, seed, &trials)
 }
 
 /// With three replicas and with one in turn.
@@ -488,7 +483,7 @@ fn power_cut_at_every_step_of_a_move_loses_nothing_and_leaves_nothing_behind() -
     for (replicas, rounds) in [(3, rounds), (1, rounds.div_ceil(2))] {
         let trials = chosen(trials(|_| vec![Fault::PowerCut]), seed, rounds);
         let options = ClusterOptions { own_disks: true, replicas, ..ClusterOptions::default() };
-        Steps::start(options, seed, rounds)?.run(&trials)?;
+        run(options, seed, &trials)?;
     }
     Ok(())
 }

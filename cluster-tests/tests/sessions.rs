@@ -19,11 +19,11 @@ const READERS: usize = 2;
 /// Between two operations of a client: the machine is to be used, not filled.
 const PACE: Duration = Duration::from_millis(20);
 
-/// What was measured in each phase: before nodes come and go, and while they do.
+/// What was measured in each phase: before nodes come and go, while they do, and after.
 #[derive(Default)]
 struct Measured {
     phase: AtomicUsize,
-    times: Mutex<[Vec<Duration>; 2]>,
+    times: Mutex<[Vec<Duration>; 3]>,
 }
 
 impl Measured {
@@ -127,6 +127,12 @@ impl Clients {
         Ok(())
     }
 
+    fn begin_phase(&self, phase: usize) {
+        for measured in [&self.deliveries, &self.changes] {
+            measured.phase.store(phase, Ordering::SeqCst);
+        }
+    }
+
     fn tell(&self) -> Result<()> {
         for (what, measured) in [("deliveries", &self.deliveries), ("flag changes", &self.changes)] {
             let (before, during) = (measured.of(0)?, measured.of(1)?);
@@ -157,9 +163,7 @@ fn nodes_come_and_go(options: ClusterOptions) -> Result<()> {
     let idlers = Idlers::start(cluster.imap(0), &accounts, idle)?;
     let mut clients = Clients::start(&cluster, &accounts);
     clients.reach(messages / 2)?;
-    for measured in [&clients.deliveries, &clients.changes] {
-        measured.phase.store(1, Ordering::SeqCst);
-    }
+    clients.begin_phase(1);
     let began = Instant::now();
     for _ in 0..2 {
         let node = cluster.add_node()?;
@@ -174,6 +178,7 @@ fn nodes_come_and_go(options: ClusterOptions) -> Result<()> {
         })?;
         cluster.nodes[node].terminate()?;
     }
+    clients.begin_phase(2);
     println!("3 nodes became 4, 5, 4 and 3 in {:.1?}", began.elapsed());
     clients.reach(messages)?;
     clients.stop()?;

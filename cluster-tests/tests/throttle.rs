@@ -15,8 +15,8 @@ const SLOWED: &str = "mailring_node_copies_slowed";
 const COPIED: &str = "mailring_node_copied_octets";
 /// Less than what [`fill`] stores in it.
 const LARGE_OCTETS: u64 = 28 << 20;
-/// Each way between nodes: below what a heartbeat may take there and back.
-const DELAY: Duration = Duration::from_millis(300);
+/// Each way between nodes. There and back takes less than the 500 ms that a heartbeat may take.
+const DELAY: Duration = Duration::from_millis(200);
 
 /// Copies of the large shard: on a busy machine mail may be slow without them too, and one ends before it has yielded.
 const COPIES_MAX: usize = 4;

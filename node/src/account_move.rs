@@ -16,7 +16,7 @@ use directory::{AccountMove, Command as DirectoryCommand, MoveStage};
 use parking_lot::Mutex;
 use proto::wire::move_account_request::Step;
 use proto::wire::{AccountMoveFigures, AccountMoveWait, MoveAccountReply, MoveAccountRequest};
-use storage::{Command, MoveStep, Outcome, Place, Whereabouts};
+use storage::{AccountFailpoint, Command, GroupId, MoveStep, Outcome, Place, Whereabouts, reach};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use types::{AccountId, MailError, MailResult, ShardId};
@@ -269,6 +269,7 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
         MoveStage::Copying => {
             let held_since = bring::bring(node, target, account, moving).await?;
             ask::directory(node, of_source(Step::Switch)).await?;
+            reach(AccountFailpoint::SwitchAnswered, target.group.id);
             admit(target, account, id).await?;
             let held_ms = held_since.map_or(0, |since: Instant| since.elapsed().as_millis() as u64);
             let figures = node.account_moves();
@@ -278,7 +279,12 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
         }
         MoveStage::Switched => admit(target, account, id).await?,
         MoveStage::Undone => {
-            while take(target, account, id, MoveStep::Leave).await?.place == Place::Leaving {
+            let leave = || async {
+                let now = take(target, account, id, MoveStep::Leave).await?;
+                reach(AccountFailpoint::CopyLeft, target.group.id);
+                MailResult::Ok(now.place)
+            };
+            while leave().await? == Place::Leaving {
                 tokio::time::sleep(LEAVE_PAUSE).await;
             }
         }
@@ -287,6 +293,7 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
     while !ask::source(node, of_source(last)).await?.done {
         tokio::time::sleep(LEAVE_PAUSE).await;
     }
+    reach(AccountFailpoint::LeaveAnswered, target.group.id);
     ask::directory(node, of_source(Step::End)).await?;
     hears(node, account, |now| now.is_none_or(|now| now.id != id)).await;
     tracing::info!(account = account.0, from = from.0, to = to.0, undone = is_undone(&moving), "move is over");
@@ -297,7 +304,10 @@ async fn conduct(node: &Node, target: &Arc<Shard>, account: AccountId, moving: A
 async fn admit(target: &Shard, account: AccountId, id: u64) -> MailResult<()> {
     let now = take(target, account, id, MoveStep::Admit).await?;
     match now.place {
-        Place::Here if now.move_id >= id => Ok(()),
+        Place::Here if now.move_id >= id => {
+            reach(AccountFailpoint::Admitted, target.group.id);
+            Ok(())
+        }
         place => Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
     }
 }
@@ -331,12 +341,21 @@ async fn take(shard: &Shard, account: AccountId, id: u64, step: MoveStep) -> Mai
 /// As the leader of the shard that an account leaves, or of the directory.
 pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAccountReply> {
     let (account, id) = (AccountId(request.account), request.id);
-    let (step, stage) = match request.step() {
-        Step::Freeze => (MoveStep::Freeze, MoveStage::Copying),
-        Step::Thaw => (MoveStep::Thaw, MoveStage::Undone),
-        Step::Leave => (MoveStep::Leave, MoveStage::Switched),
-        Step::Switch => return change_stage(node, account, id, Some(MoveStage::Switched)).await,
-        Step::End => return change_stage(node, account, id, None).await,
+    use AccountFailpoint as At;
+    let group = GroupId(request.shard);
+    let (step, stage, received, taken) = match request.step() {
+        Step::Freeze => (MoveStep::Freeze, MoveStage::Copying, At::FreezeReceived, At::AccountFrozen),
+        Step::Thaw => (MoveStep::Thaw, MoveStage::Undone, At::ThawReceived, At::AccountThawed),
+        Step::Leave => (MoveStep::Leave, MoveStage::Switched, At::LeaveReceived, At::LeaveTaken),
+        Step::Switch => {
+            reach_leading(node, At::SwitchProposed, group);
+            let switched = change_stage(node, account, id, Some(MoveStage::Switched)).await;
+            return switched.inspect(|_| reach(At::SwitchCommitted, group));
+        }
+        Step::End => {
+            reach_leading(node, At::EndProposed, group);
+            return change_stage(node, account, id, None).await.inspect(|_| reach(At::EndCommitted, group));
+        }
         Step::Undo => return change_stage(node, account, id, Some(MoveStage::Undone)).await,
     };
     let shard = node.groups().shard(ShardId(request.shard))?;
@@ -345,7 +364,11 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
     if !hears(node, account, is_it).await {
         return Err(MailError::CannotDo("the move is at another stage".to_owned()));
     }
+    if shard.group.leads_majority() {
+        reach(received, group);
+    }
     let now = take(&shard, account, id, step).await?;
+    reach(taken, group);
     let done = now.move_id == id
         && match step {
             MoveStep::Freeze => now.place == Place::Frozen,
@@ -353,6 +376,13 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
             _ => now.place == Place::Gone,
         };
     Ok(MoveAccountReply { done, mod_seq_last: now.mod_seq_last })
+}
+
+/// Others are asked too, and say who leads.
+fn reach_leading(node: &Node, point: AccountFailpoint, group: GroupId) {
+    if node.groups().directory().leads_majority() {
+        reach(point, group);
+    }
 }
 
 async fn change_stage(

@@ -285,12 +285,16 @@ impl DirectoryStore for Node {
             "b" => Some(HalfName::B),
             other => return Err(MailError::Invalid(format!("no half {}: a or b", other.escape_debug()))),
         };
-        let volume = self.groups().volumes.numbered(request.volume)?;
+        let volumes = self.groups().volumes.clone();
+        let volume = volumes.numbered(request.volume)?;
         let (node, cluster) = (self.id(), self.settings().cluster.id.clone());
         let change = request.change();
-        blocking(move || match change {
-            Change::Replace => volume.replace(half, node, &cluster),
-            Change::Resilver => volume.resilver(half),
+        blocking(move || {
+            volumes.check_apart()?;
+            match change {
+                Change::Replace => volume.replace(half, node, &cluster),
+                Change::Resilver => volume.resilver(half),
+            }
         })
         .await
     }

@@ -3,6 +3,7 @@
 //! The first volume also holds the directory's replica, and the record of which replica is on which volume. Without it
 //! the node does not run; without another one it runs without that one's replicas.
 
+mod apart;
 mod room;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ enum State {
 struct Looked {
     number: u32,
     identity: Option<Identity>,
+    /// Whether each of them says it.
+    is_said_by_all: bool,
     /// Why they say nothing, if not because they are empty.
     error: Option<StorageError>,
 }
@@ -57,6 +60,7 @@ struct Looked {
 impl Volumes {
     /// Opens what can be opened; an error if the first volume cannot, or if the disks are not all this node's.
     pub fn open(settings: &NodeSettings) -> Result<Volumes> {
+        apart::check(settings.volumes.iter().map(|volume| &volume.disks[..]))?;
         let looked: Vec<Looked> =
             (1..).zip(&settings.volumes).map(|(number, volume)| look(number, volume)).collect::<Result<_>>()?;
         let identities = || looked.iter().filter_map(|one| one.identity.as_ref());
@@ -95,6 +99,12 @@ impl Volumes {
     /// The one with the directory's replica.
     pub fn first(&self) -> MailResult<Volume> {
         self.list.first().and_then(|first| first.volume()).ok_or(MailError::Unavailable)
+    }
+
+    /// Refuses disks of which two are one by now, or one is within another.
+    pub fn check_apart(&self) -> MailResult<()> {
+        let checked = apart::check(self.list.iter().map(|volume| &volume.disks[..]));
+        checked.map_err(|error| MailError::CannotDo(error.to_string()))
     }
 
     pub fn numbered(&self, number: u32) -> MailResult<Arc<NodeVolume>> {
@@ -144,7 +154,7 @@ impl Volumes {
 }
 
 fn look(number: u32, volume: &VolumeSettings) -> Result<Looked> {
-    let mut looked = Looked { number, identity: None, error: None };
+    let mut looked = Looked { number, identity: None, is_said_by_all: true, error: None };
     for disk in &volume.disks {
         match (Identity::read(disk), &looked.identity) {
             (Ok(Some(found)), Some(own)) => {
@@ -155,12 +165,12 @@ fn look(number: u32, volume: &VolumeSettings) -> Result<Looked> {
                 looked.identity = Some(Identity { cluster_id, format, ..found });
             }
             (Ok(Some(found)), None) => looked.identity = Some(found),
-            (Ok(None), _) => {}
+            (Ok(None), _) => looked.is_said_by_all = false,
             // A newer format is nobody's to open; what is damaged or does not answer may have a mirror.
             (Err(error @ StorageError::Refused(_)), _) => return Err(error.into()),
             (Err(error), _) => {
                 tracing::warn!(disk = %disk.display(), %error, "disk does not say whose it is");
-                looked.error = Some(error);
+                (looked.error, looked.is_said_by_all) = (Some(error), false);
             }
         }
     }
@@ -191,6 +201,9 @@ impl NodeVolume {
         let mut directories = disks.iter().map(|disk| disk.join(DATABASE));
         let mut options = VolumeOptions::new(directories.next().context("no disk")?);
         options.mirror = directories.next();
+        // 0: nobody's.
+        let has_number = looked.identity.as_ref().is_some_and(|identity| identity.volume != 0);
+        options.is_one_volume = looked.is_said_by_all && has_number;
         options.resilver_bytes_per_s = settings.resilver_octets_per_s;
         options.block_cache_bytes /= share;
         options.memtable_bytes /= share;

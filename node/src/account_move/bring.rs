@@ -23,8 +23,8 @@ use proto::wire::move_account_request::Step;
 use proto::wire::{Done, ExportAccountRequest, ExportMailbox, ExportedListing, ExportedMessage, MoveAccountRequest};
 use proto::{ItemStream, MESSAGES_PER_CHANGE_MAX, uid_set_from_wire, uid_set_to_wire};
 use storage::{
-    BodyOf, Command, MoveStep, Moved, MovedAccount, MovedMailbox, MovedPart, MovedPass, MovedSubscription, Outline,
-    Place,
+    AccountFailpoint, BodyOf, Command, MoveStep, Moved, MovedAccount, MovedMailbox, MovedPart, MovedPass,
+    MovedSubscription, Outline, Place, reach,
 };
 use types::{AccountId, MailError, MailResult, MailboxId, UidSet};
 
@@ -73,6 +73,8 @@ pub async fn bring(
         Place::Whole | Place::Here if now.move_id == id => return Ok(None),
         place => return Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
     }
+    let group = target.group.id;
+    reach(AccountFailpoint::ComingNoted, group);
     let request = ExportAccountRequest { shard: from.0, account: account.0, what: None };
     let mut bringing = Bringing {
         node,
@@ -97,6 +99,7 @@ pub async fn bring(
         messages_in_all += messages;
         bringing.requests().await?;
         bringing.fingerprints().await?;
+        reach(AccountFailpoint::PassBrought, group);
         if messages <= FEW_MESSAGES && pass_began.elapsed() <= FEW_TAKE {
             break;
         }
@@ -106,9 +109,11 @@ pub async fn bring(
     }
     let held_since = Instant::now();
     let freeze = MoveAccountRequest { shard: from.0, account: account.0, id, step: Step::Freeze.into() };
+    reach(AccountFailpoint::FreezeAsked, group);
     if !ask::source(node, freeze).await?.done {
         return Err(MailError::CannotDo("the account cannot be frozen".to_owned()));
     }
+    reach(AccountFailpoint::FreezeAnswered, group);
     tracing::info!(
         account = account.0,
         from = from.0,
@@ -125,9 +130,13 @@ pub async fn bring(
     bringing.requests().await?;
     bringing.fingerprints().await?;
     bringing.settle_forgotten().await?;
+    reach(AccountFailpoint::LastPassBrought, group);
     let now = take(target, account, id, MoveStep::Complete { bringer, mod_seq_last }).await?;
     match now.place {
-        Place::Whole if now.move_id == id => Ok(Some(held_since)),
+        Place::Whole if now.move_id == id => {
+            reach(AccountFailpoint::AllBrought, group);
+            Ok(Some(held_since))
+        }
         place => Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
     }
 }

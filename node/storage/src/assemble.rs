@@ -13,6 +13,7 @@ use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::half::{Half, peek};
 use crate::half_record::HalfRecord;
+use crate::location::Location;
 use crate::mark::{self, Mark};
 use crate::mirror::{Mirror, Side, write_record};
 use crate::options::{Tables, VolumeOptions};
@@ -56,8 +57,10 @@ fn look(directory: &Path) -> Found {
         Err(error) => Found::Damaged(error),
         Ok(None) if !directory.is_dir() && !parent_exists => Found::Missing,
         Ok(None) => match mark::generations(directory) {
-            Ok(found) if !found.is_empty() => Found::Alone,
-            _ => Found::Empty,
+            Ok(found) if found.is_empty() => Found::Empty,
+            Ok(_) => Found::Alone,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Empty,
+            Err(error) => Found::Damaged(StorageError::io(format!("listing {}", directory.display()), error)),
         },
     }
 }
@@ -81,15 +84,32 @@ fn fresh_volume() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// The two places, each with why it cannot be used, if so. Makes the records of a new mirror.
-fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2], StorageError> {
+/// Whether what is written to one directory may end up in the other.
+pub(crate) fn is_one(first: &Path, second: &Path) -> bool {
+    match (Location::of(first), Location::of(second)) {
+        (Some(one), Some(other)) => one.overlaps(&other),
+        _ => first == second,
+    }
+}
+
+/// A half of this volume whose record is not there any more.
+struct Unrecorded {
+    at: usize,
+    /// The number up to which it had what was acknowledged, at least.
+    acknowledged: u64,
+}
+
+/// The two places, each with why it cannot be used, if so; and which of them has lost its record. Makes the records of a new
+/// mirror.
+fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<([Side; 2], Option<Unrecorded>), StorageError> {
     let refused = |reason: String| Err(StorageError::Refused(reason));
     let [first, second] = &directories;
     let shown = [first.display(), second.display()];
-    if first == second {
-        return refused(format!("{} cannot be both halves of a mirror", shown[0]));
+    if is_one(first, second) {
+        return refused(format!("{} and {} are one directory, or one is within the other", shown[0], shown[1]));
     }
     let lost = |reason: &str| Some(reason.to_owned());
+    let mut unrecorded = None;
     let (records, lost) = match (look(first), look(second)) {
         (Found::Half(one), Found::Half(other)) => {
             if one.volume != other.volume {
@@ -101,11 +121,15 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2]
             let lost = judge(&one, &other);
             ([one, other], lost)
         }
-        (Found::Half(one), other) | (other, Found::Half(one)) if matches!(other, Found::Alone) => {
-            return refused(format!(
-                "one of {} and {} holds another volume than volume {:016x}",
-                shown[0], shown[1], one.volume
-            ));
+        (Found::Half(one), Found::Alone) => {
+            let (other, reason) = unrecorded_half(options, second, &one)?;
+            unrecorded = Some(Unrecorded { at: 1, acknowledged: mark::acknowledged(second)? });
+            ([one.clone(), other], [own_reason(&one), reason])
+        }
+        (Found::Alone, Found::Half(one)) => {
+            let (other, reason) = unrecorded_half(options, first, &one)?;
+            unrecorded = Some(Unrecorded { at: 0, acknowledged: mark::acknowledged(first)? });
+            ([other, one.clone()], [reason, own_reason(&one)])
         }
         (Found::Half(one), other) => {
             let reason = without(&other);
@@ -142,7 +166,7 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2]
     let [directory, other_directory] = directories;
     let [record, other_record] = records;
     let [lost, other_lost] = lost;
-    Ok([
+    let sides = [
         Side { directory, record, lost, rebuild: false, dropped: None, telling: Arc::default() },
         Side {
             directory: other_directory,
@@ -152,7 +176,45 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<[Side; 2]
             dropped: None,
             telling: Arc::default(),
         },
-    ])
+    ];
+    Ok((sides, unrecorded))
+}
+
+/// The record that a half gets which has none any more, though it belongs beside this one: it is never opened again.
+fn unrecorded_half(
+    options: &VolumeOptions,
+    directory: &Path,
+    one: &HalfRecord,
+) -> Result<(HalfRecord, Option<String>), StorageError> {
+    if !options.is_one_volume {
+        let reason = format!("{} holds another volume than volume {:016x}", directory.display(), one.volume);
+        return Err(StorageError::Refused(reason));
+    }
+    let doing = |error| StorageError::io(format!("listing {}", directory.display()), error);
+    let generation = mark::generations(directory).map_err(doing)?.last().copied().unwrap_or(0);
+    let record = HalfRecord { stale: true, generation, ..fresh(one.volume, one.name.other(), false) };
+    Ok((record, Some("its record has gone".to_owned())))
+}
+
+impl Unrecorded {
+    /// It is to be made anew from the other half, unless it had more than that one has.
+    fn give_way(&self, sides: &[Side; 2], number: u64) -> Result<(), StorageError> {
+        let [first, second] = sides;
+        let (own, other) = if self.at == 0 { (first, second) } else { (second, first) };
+        if self.acknowledged > number {
+            return Err(StorageError::Refused(format!(
+                "{} has lost its record, and had number {} when {} has {number}: put the newest disks back, or move that \
+                 directory away to go on without what it had",
+                own.directory.display(),
+                self.acknowledged,
+                other.directory.display(),
+            )));
+        }
+        if let Err(error) = own.record.write(&own.directory) {
+            warn!(%error, directory = %own.directory.display(), "a half without a record does not take one");
+        }
+        Ok(())
+    }
 }
 
 fn without(found: &Found) -> String {
@@ -196,7 +258,7 @@ struct Candidate {
 }
 
 fn open_mirror(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<Store, StorageError> {
-    let mut sides = sides(options, directories)?;
+    let (mut sides, unrecorded) = sides(options, directories)?;
     let cache = Cache::new_lru_cache(options.block_cache_bytes);
     let mut first_error = None;
     let mut candidates = Vec::new();
@@ -239,6 +301,9 @@ fn open_mirror(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<Sto
         level
     });
     halves.sort_by_key(|(at, _)| *at);
+    if let (Some(unrecorded), false) = (&unrecorded, halves.is_empty()) {
+        unrecorded.give_way(&sides, last)?;
+    }
     note_opening(&mut sides, &mut halves)?;
     if halves.is_empty() {
         let reasons = sides.iter().map(|side| {

@@ -1,5 +1,5 @@
-//! The steps of a move at which a test can stop a process, to kill it there, cut its disks' power, or kill another
-//! meanwhile (`cluster-tests/tests/move_steps.rs`). The feature `failpoints` compiles them in; without it [`reach`] is
+//! The steps of a move of a shard, and of one of an account, at which a test can stop a process, to kill it there, cut its
+//! disks' power, or kill another meanwhile (`move_steps.rs` and `account_move_steps.rs` of `cluster-tests/tests`). The feature `failpoints` compiles them in; without it [`reach`] is
 //! nothing, and nothing is left of them.
 //!
 //! The environment variable MAILRING_FAILPOINTS names a directory that the processes of a cluster share. A process that
@@ -11,18 +11,21 @@
 use crate::keys::GroupId;
 
 macro_rules! failpoints {
-    ($($(#[$doc:meta])* $point:ident,)*) => {
-        /// In the order in which a move comes by them.
+    ($(#[$of:meta])* $name:ident, $($(#[$doc:meta])* $point:ident,)*) => {
+        $(#[$of])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        pub enum Failpoint { $($(#[$doc])* $point,)* }
+        pub enum $name { $($(#[$doc])* $point,)* }
 
-        impl Failpoint {
-            pub const ALL: &[Failpoint] = &[$(Failpoint::$point,)*];
+        impl $name {
+            pub const ALL: &[$name] = &[$($name::$point,)*];
         }
     };
 }
 
 failpoints! {
+    /// In the order in which the move of a shard comes by them.
+    Failpoint,
+
     // The directory's leader.
     /// The move is in the plan, by hand.
     Planned,
@@ -102,9 +105,52 @@ failpoints! {
     Dropped,
 }
 
+failpoints! {
+    /// In the order in which the move of an account comes by them: those of the leader of the shard that it leaves, and of the
+    /// directory's, have the group that it leaves, those of the leader of the shard that it goes to have that.
+    AccountFailpoint,
+
+    // The leader of the shard that it goes to.
+    /// It may come here; nothing has.
+    ComingNoted,
+    /// What there was when the first pass began has come.
+    PassBrought,
+    FreezeAsked,
+    // The leader of the shard that it leaves.
+    FreezeReceived,
+    AccountFrozen,
+    // The leader of the shard that it goes to.
+    FreezeAnswered,
+    LastPassBrought,
+    /// All has come, and nobody is served.
+    AllBrought,
+    // The directory's leader.
+    SwitchProposed,
+    SwitchCommitted,
+    // The leader of the shard that it goes to.
+    SwitchAnswered,
+    /// It is served here.
+    Admitted,
+    // The leader of the shard that it leaves.
+    LeaveReceived,
+    /// Some of it is dropped, or all.
+    LeaveTaken,
+    // The leader of the shard that it goes to.
+    LeaveAnswered,
+    // The directory's leader.
+    EndProposed,
+    EndCommitted,
+
+    // Where the move is undone. The leader of the shard that it does not go to: some of what has come is dropped, or all.
+    CopyLeft,
+    // The leader of the shard that it stays on.
+    ThawReceived,
+    AccountThawed,
+}
+
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub const fn reach(_: Failpoint, _: GroupId) {}
+pub fn reach<P>(_: P, _: GroupId) {}
 
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
@@ -119,6 +165,7 @@ pub use stopping::reach;
 
 #[cfg(feature = "failpoints")]
 mod stopping {
+    use std::fmt::Debug;
     use std::fs::{self, File};
     use std::io::{self, Write};
     use std::path::{Path, PathBuf};
@@ -130,7 +177,6 @@ mod stopping {
     use rustix::process::{Signal, getpid, kill_process};
     use tracing::{error, warn};
 
-    use super::Failpoint;
     use crate::error::StorageError;
     use crate::keys::GroupId;
 
@@ -141,14 +187,14 @@ mod stopping {
     static DIRECTORY: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(VARIABLE).map(PathBuf::from));
 
     /// Notes that this process has come by a point, and stops it there if a test wants that.
-    pub fn reach(point: Failpoint, group: GroupId) {
+    pub fn reach(point: impl Debug, group: GroupId) {
         let Some(directory) = &*DIRECTORY else { return };
-        if let Err(failure) = stop_if_asked(directory, point, group) {
+        if let Err(failure) = stop_if_asked(directory, &point, group) {
             error!(?point, group = group.0, %failure, "failpoint is of no use");
         }
     }
 
-    fn stop_if_asked(directory: &Path, point: Failpoint, group: GroupId) -> io::Result<()> {
+    fn stop_if_asked(directory: &Path, point: impl Debug, group: GroupId) -> io::Result<()> {
         let own = process::id();
         let line = format!("{point:?} {} {own}\n", group.0);
         File::options().create(true).append(true).open(directory.join("reached"))?.write_all(line.as_bytes())?;

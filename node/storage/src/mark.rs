@@ -88,15 +88,7 @@ impl Mark {
         let doing = |error: io::Error| StorageError::io(format!("reading {}", path.display()), error);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(doing)?;
         let data = file.metadata().map_err(doing)?;
-        let slot = [0, SLOT_DISTANCE]
-            .into_iter()
-            .filter_map(|at| {
-                let mut bytes = [0; SLOT_BYTES];
-                file.read_exact_at(&mut bytes, at).ok()?;
-                Slot::decode(&bytes)
-            })
-            .max_by_key(|slot| slot.turn)
-            .ok_or_else(|| StorageError::corrupt(path.display().to_string(), "no valid slot"))?;
+        let slot = newest_slot(&file, &path)?;
         let mark = Mark { path, database, file, inode: (data.dev(), data.ino()), slot, synced_at: None };
         if slot.sequence > 0 && (!database_exists || live_wal(&mark.database)? < slot.wal) {
             // The live log is never older than one that was live before.
@@ -173,6 +165,29 @@ impl Mark {
         self.synced_at = Some(Instant::now());
         Ok(())
     }
+}
+
+fn newest_slot(file: &File, path: &Path) -> Result<Slot, StorageError> {
+    let slots = [0, SLOT_DISTANCE].into_iter().filter_map(|at| {
+        let mut bytes = [0; SLOT_BYTES];
+        file.read_exact_at(&mut bytes, at).ok()?;
+        Slot::decode(&bytes)
+    });
+    slots.max_by_key(|slot| slot.turn).ok_or_else(|| StorageError::corrupt(path.display().to_string(), "no valid slot"))
+}
+
+/// The volume's number up to which what a directory holds was acknowledged, at least, whatever has become of its databases.
+pub(crate) fn acknowledged(directory: &Path) -> Result<u64, StorageError> {
+    let mut acknowledged = 0;
+    for generation in generations(directory).map_err(|error| listing(directory, &error))? {
+        let path = file_name(directory, generation);
+        match File::open(&path) {
+            Ok(file) => acknowledged = newest_slot(&file, &path)?.sequence.max(acknowledged),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StorageError::io(format!("reading {}", path.display()), error)),
+        }
+    }
+    Ok(acknowledged)
 }
 
 /// The mark of a database. The first database of a directory has no number.

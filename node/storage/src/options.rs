@@ -23,6 +23,9 @@ pub struct VolumeOptions {
     pub directory: PathBuf,
     /// The other half of a mirror, on another disk. `None` for a volume of one disk.
     pub mirror: Option<PathBuf>,
+    /// Whether both directories are known, by more than is in them, to be this volume's: one that does not say itself what it
+    /// is, is then made anew from the other.
+    pub is_one_volume: bool,
     /// How long one half of a mirror may take longer than the other before it is dropped.
     pub hang_max: Duration,
     /// What a resilver copies at most.
@@ -54,6 +57,7 @@ impl VolumeOptions {
         VolumeOptions {
             directory: directory.into(),
             mirror: None,
+            is_one_volume: false,
             // Longer than a busy disk takes for its slowest fsync; and half of what a proposal waits for at most, so that
             // it is answered by the half that is left.
             hang_max: Duration::from_secs(5),

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rocksdb::{Cache, DB};
 use tracing::{error, info, warn};
 
-use crate::assemble::replay;
+use crate::assemble::{is_one, replay};
 use crate::error::StorageError;
 use crate::faults::HalfName;
 use crate::half::{Half, Progress};
@@ -120,11 +120,16 @@ struct Resilver<'a> {
 
 impl Resilver<'_> {
     fn run(&self) -> Result<(), StorageError> {
-        let (directory, record, dropped) = {
+        let (directory, record, dropped, other) = {
             let mut sides = self.mirror.sides.lock();
-            let own = side(&mut sides, self.name).0;
-            (own.directory.clone(), own.record.clone(), own.dropped.clone())
+            let (own, other) = side(&mut sides, self.name);
+            (own.directory.clone(), own.record.clone(), own.dropped.clone(), other.directory.clone())
         };
+        // As they are now: a directory may have come back as a link.
+        if is_one(&directory, &other) {
+            let reason = format!("{} and {} are one directory", directory.display(), other.display());
+            return Err(StorageError::Refused(reason));
+        }
         let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
         let generation = {
             let telling = self.telling();

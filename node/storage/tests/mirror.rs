@@ -130,7 +130,7 @@ fn halves_of_other_volumes_are_refused_by_name() {
     let text = refused(one.path().join("a"), alone.path().to_owned());
     assert!(text.contains("another volume"), "{text}");
     let text = refused(one.path().join("a"), one.path().join("a"));
-    assert!(text.contains("cannot be both"), "{text}");
+    assert!(text.contains("are one directory"), "{text}");
     // Nor is one half a volume of its own.
     let error = Volume::open(options(&one.path().join("a"))).err().unwrap().to_string();
     assert!(error.contains("half of a mirror"), "{error}");
@@ -143,6 +143,22 @@ fn halves_of_other_volumes_are_refused_by_name() {
     let volume = Volume::open(swapped).unwrap();
     assert_entries(&volume.group(SHARD).unwrap(), 1);
     assert_eq!(body(1).len(), 3900);
+}
+
+#[test]
+fn halves_that_are_one_directory_are_refused_before_anything_is_written() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("a");
+    std::fs::create_dir(&directory).unwrap();
+    let link = root.path().join("link");
+    std::os::unix::fs::symlink(&directory, &link).unwrap();
+    let below = directory.join("b");
+    for (first, second) in [(&directory, &link), (&link, &directory), (&directory, &below), (&below, &link)] {
+        let options = VolumeOptions { directory: first.clone(), mirror: Some(second.clone()), ..options(root.path()) };
+        let error = Volume::open(options).err().expect("refused");
+        assert!(matches!(&error, StorageError::Refused(text) if text.contains("one directory")), "{error}");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::mirror::{
-    EIO, ENOSPC, Failure, Script, assert_entries, body, copy_half, delete, head, is_current, mirror_options,
-    newest_wal, open_mirror, put, status,
+    EIO, ENOSPC, Failure, Script, assert_entries, assert_equal_halves, body, copy_half, delete, head, is_current,
+    mirror_options, newest_wal, open_mirror, put, status, wait_until, wait_whole,
 };
 use common::{SHARD, done, entry, marker};
 use storage::{GroupId, HalfName, HalfState, Operation, StorageError, Volume, VolumeOptions};
@@ -337,5 +337,89 @@ fn a_stale_copy_that_comes_back_after_a_drop_is_not_read() {
         std::fs::remove_dir_all(directory(root.path(), name)).unwrap();
         copy_half(old.path(), &directory(root.path(), name));
         opens_without(root.path(), name, "old copy");
+    }
+}
+
+#[test]
+fn a_half_that_comes_back_as_a_link_to_the_other_is_not_written() {
+    let root = tempfile::tempdir().unwrap();
+    written(root.path());
+    let [a, b] = BOTH.map(|name| directory(root.path(), name));
+    std::fs::remove_dir_all(&b).unwrap();
+    // So that it stays away for now.
+    std::fs::write(&b, "").unwrap();
+    let volume = open_mirror(root.path());
+    wait_until(
+        "it cannot be made anew",
+        || matches!(status(&volume, HalfName::B).state, HalfState::Stale { reason } if reason.starts_with("resilver")),
+    );
+    std::fs::remove_file(&b).unwrap();
+    std::os::unix::fs::symlink(&a, &b).unwrap();
+    volume.resilver(HalfName::B).unwrap();
+    wait_until(
+        "it is refused",
+        || matches!(status(&volume, HalfName::B).state, HalfState::Stale { reason } if reason.contains("one directory")),
+    );
+    assert_entries(&volume.group(SHARD).unwrap(), 40);
+    put(&volume.group(SHARD).unwrap(), 41);
+    drop(volume);
+    std::fs::remove_file(&b).unwrap();
+    let volume = open_mirror(root.path());
+    assert_entries(&volume.group(SHARD).unwrap(), 41);
+}
+
+/// As the node opens it: each disk says whose it is beside what the volume says itself.
+fn known(root: &Path) -> VolumeOptions {
+    VolumeOptions { is_one_volume: true, ..mirror_options(root) }
+}
+
+#[test]
+fn a_half_that_has_lost_only_its_record_is_made_anew() {
+    for (name, is_moved) in [(HalfName::A, false), (HalfName::B, false), (HalfName::A, true), (HalfName::B, true)] {
+        let root = tempfile::tempdir().unwrap();
+        written(root.path());
+        if is_moved {
+            // So that its database has another number than the first one.
+            std::fs::remove_dir_all(directory(root.path(), name)).unwrap();
+            let volume = open_mirror(root.path());
+            wait_whole(&volume);
+        }
+        std::fs::remove_file(directory(root.path(), name).join("HALF")).unwrap();
+        // By itself it may be anybody's.
+        let error = Volume::open(mirror_options(root.path())).err().expect("refused").to_string();
+        assert!(error.contains("another volume"), "{error}");
+        let volume = Volume::open(known(root.path())).unwrap();
+        assert_entries(&volume.group(SHARD).unwrap(), 40);
+        put(&volume.group(SHARD).unwrap(), 41);
+        wait_whole(&volume);
+        drop(volume);
+        assert_equal_halves(root.path());
+        assert_entries(&open_mirror(root.path()).group(SHARD).unwrap(), 41);
+    }
+}
+
+#[test]
+fn a_half_without_a_record_that_has_more_than_the_other_is_not_given_up() {
+    for name in BOTH {
+        let root = tempfile::tempdir().unwrap();
+        let volume = open_mirror(root.path());
+        (1..=10).for_each(|index| put(&volume.group(SHARD).unwrap(), index));
+        drop(volume);
+        let old = tempfile::tempdir().unwrap();
+        copy_half(&directory(root.path(), name.other()), old.path());
+        let volume = open_mirror(root.path());
+        (11..=40).for_each(|index| put(&volume.group(SHARD).unwrap(), index));
+        drop(volume);
+        let record = directory(root.path(), name).join("HALF");
+        let kept = std::fs::read(&record).unwrap();
+        std::fs::remove_file(&record).unwrap();
+        std::fs::remove_dir_all(directory(root.path(), name.other())).unwrap();
+        copy_half(old.path(), &directory(root.path(), name.other()));
+        let error = Volume::open(known(root.path())).err().expect("refused").to_string();
+        assert!(error.contains("has lost its record") && error.contains("newest disks"), "{error}");
+        // It is as it was.
+        std::fs::write(&record, kept).unwrap();
+        let volume = open_mirror(root.path());
+        assert_entries(&volume.group(SHARD).unwrap(), 40);
     }
 }
