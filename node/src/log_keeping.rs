@@ -54,8 +54,8 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
 
 fn is_full(node: &Node, group: &Group) -> bool {
     match group.id {
-        GroupId::DIRECTORY => node.groups().volumes.list().first().is_some_and(|volume| volume.space.is_full()),
-        GroupId(shard) => node.groups().shard(ShardId(shard)).is_ok_and(|shard| shard.volume.space.is_full()),
+        GroupId::DIRECTORY => node.groups().volumes.list().first().is_some_and(|volume| volume.space.is_short()),
+        GroupId(shard) => node.groups().shard(ShardId(shard)).is_ok_and(|shard| shard.volume.space.is_short()),
     }
 }
 

@@ -13,8 +13,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use types::{MailError, MailResult};
 
@@ -29,6 +30,8 @@ const FLOOR_DIVISOR: u64 = 4;
 const AMPLE_RESERVES: u64 = 2;
 /// Of `st_blocks` (POSIX leaves it open, Linux does not).
 const BLOCK_OCTETS: u64 = 512;
+/// Mail that was refused for its size has others make room for so long, and for it: its sender comes again.
+const ASKED_FOR: Duration = Duration::from_secs(120);
 /// Between looks: other programs fill a disk at a gigabyte a second.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -40,6 +43,8 @@ pub struct Space {
     room_octets: AtomicU64,
     /// Of mail that was admitted since then.
     admitted_octets: AtomicU64,
+    /// Of mail that was refused, the largest, and when.
+    refused: Mutex<Option<(u64, Instant)>>,
     /// The disks get room back one after the other: none is given up meanwhile because it is not its turn yet.
     reclaiming: AtomicBool,
 }
@@ -84,6 +89,7 @@ impl Space {
             free_octets: new(reserve_octets),
             room_octets: new(reserve_octets),
             admitted_octets: new(0),
+            refused: Mutex::default(),
             reclaiming: AtomicBool::new(false),
         }
     }
@@ -174,9 +180,22 @@ impl Space {
         self.room_octets() < self.reserve_octets
     }
 
+    /// Whether there is less room than mail was refused for lately: what was deleted is to give its own back.
+    pub fn is_short(&self) -> bool {
+        self.room_octets() < self.reserve_octets.saturating_add(self.asked_octets())
+    }
+
+    /// What the largest mail needs beside the reserve that was refused lately.
+    fn asked_octets(&self) -> u64 {
+        let refused = *self.refused.lock();
+        refused.filter(|(_, at)| at.elapsed() < ASKED_FOR).map_or(0, |(octets, _)| octets)
+    }
+
     /// Whether mail of so many octets may come.
     pub fn admit(&self, octets: u64) -> MailResult<()> {
         if self.room_octets() < self.reserve_octets.saturating_add(octets) {
+            let asked = self.asked_octets().max(octets);
+            *self.refused.lock() = Some((asked, Instant::now()));
             return Err(MailError::DiskFull);
         }
         self.admitted_octets.fetch_add(octets, Ordering::Relaxed);
@@ -280,8 +299,14 @@ mod tests {
         set(&space, 2_400);
         assert_eq!(space.admit(600), Ok(()));
         // What was admitted counts until the next look.
+        assert!(!space.is_short());
         assert_eq!(space.admit(600), Err(MailError::DiskFull));
         assert!(!space.is_full() && space.takes_entries());
+        // It may come again, and is to have room then.
+        set(&space, 2_199);
+        assert!(space.is_short() && space.admit(500).is_ok());
+        set(&space, 2_200);
+        assert!(!space.is_short());
         set(&space, 500);
         assert!(space.is_full() && space.takes_entries());
         set(&space, 300);

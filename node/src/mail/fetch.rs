@@ -53,7 +53,11 @@ impl Node {
         let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
         let (node, shard) = (self.clone(), fetch.request.shard);
         tokio::spawn(async move {
-            if let Err(error) = node.or_elsewhere(shard, feed(fetch, uids, &sender).await).await {
+            let of_feed = sender.clone();
+            let fed = tokio::spawn(async move { feed(fetch, uids, &of_feed).await }).await;
+            // A stream that ends without an error has brought all: a fault of ours must not look like that.
+            let fed = fed.unwrap_or_else(|e| Err(MailError::Internal(e.to_string())));
+            if let Err(error) = node.or_elsewhere(shard, fed).await {
                 drop(sender.send(Err(error)).await);
             }
         });

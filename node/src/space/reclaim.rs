@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use storage::{Reclaim, StorageError, Volume};
 use tokio::sync::{oneshot, watch};
 
-use super::{FLOOR_DIVISOR, LOOK, ballast, free_on};
+use super::{FLOOR_DIVISOR, LOOK, Space, ballast, free_on};
 use crate::Node;
 use crate::volumes::NodeVolume;
 
@@ -49,7 +49,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             let Some(volume) = own.volume() else { continue };
             let attempts = all.entry(own.number).or_default();
             attempts.look();
-            if own.space.is_full() && attempts.is_due(volume.removed(), Instant::now()) {
+            if own.space.is_short() && attempts.is_due(volume.removed(), Instant::now()) {
                 own.space.hold(true);
                 attempts.running = begin(own.clone(), volume, stopped.clone());
             }
@@ -126,7 +126,12 @@ fn attempt(full: &NodeVolume, volume: &Volume, stopped: &watch::Receiver<bool>) 
     let removed = volume.removed();
     if result.is_ok() {
         let room = |disk: &Path| free_on(disk).map_or(0, |free| usable(reserve_octets, free));
-        let goes_on = |disk: &Path| !ends() && free_on(disk).is_ok_and(|free| free < wanted(reserve_octets));
+        let enough = || {
+            let asked = wanted(&full.space);
+            // The halves of a mirror alike: the one that has much less would be given up for its room.
+            full.disks.iter().filter_map(|disk| free_on(disk).ok()).fold(asked, u64::max)
+        };
+        let goes_on = |disk: &Path| !ends() && free_on(disk).is_ok_and(|free| free < enough());
         result = volume.reclaim(&Reclaim { room: &room, goes_on: &goes_on });
     }
     let (after, took) = (free_octets(full), begun.elapsed());
@@ -147,7 +152,7 @@ fn attempt(full: &NodeVolume, volume: &Volume, stopped: &watch::Receiver<bool>) 
 
 /// Whether a disk of it wants more room.
 fn wants_more(volume: &NodeVolume) -> bool {
-    let wanted = wanted(volume.space.reserve_octets);
+    let wanted = wanted(&volume.space);
     volume.disks.iter().any(|disk| free_on(disk).is_ok_and(|free| free < wanted))
 }
 
@@ -157,8 +162,8 @@ fn free_octets(volume: &NodeVolume) -> u64 {
 }
 
 /// Not only as much as lets the next message in.
-fn wanted(reserve_octets: u64) -> u64 {
-    reserve_octets.saturating_add(reserve_octets / 4)
+fn wanted(space: &Space) -> u64 {
+    space.reserve_octets.saturating_add(space.reserve_octets / 4).saturating_add(space.asked_octets())
 }
 
 /// What may be written to win more, where so much is free: the floor stays while there is as much again above it, and below

@@ -57,20 +57,24 @@ mod tests {
         ["a", "b/db", "c", "d"].into_iter().for_each(|name| create_dir_all(at(name)).unwrap());
         symlink(at("a"), at("link")).unwrap();
         symlink(at("b/db"), at("c/db")).unwrap();
+        symlink(at("a/db"), at("d/db")).unwrap();
         let check = |volumes: &[&[&str]]| {
             let volumes: Vec<Vec<PathBuf>> =
                 volumes.iter().map(|disks| disks.iter().map(|disk| at(disk)).collect()).collect();
             super::check(volumes.iter().map(|disks| &disks[..])).map_err(|error| error.to_string())
         };
-        check(&[&["a", "b"], &["d"], &["not-there"]]).unwrap();
+        check(&[&["a", "b"], &["not-there"]]).unwrap();
+        check(&[&["b", "d"], &["not-there"]]).unwrap();
         for (volumes, named) in [
             (&[&["a", "link"][..]][..], ["a and ", "link are"]),
-            (&[&["a"], &["d"], &["link"]], ["a and ", "link are"]),
+            (&[&["a"], &["b"], &["link"]], ["a and ", "link are"]),
             (&[&["a", "a/below"]], ["a and ", "a/below are"]),
             (&[&["not-there", "not-there/below"]], ["not-there and ", "below are"]),
             (&[&["b"], &["b/db"]], ["b and ", "b/db are"]),
             // Their databases are one.
             (&[&["b", "c"]], ["b and ", "c are"]),
+            // They will be.
+            (&[&["a", "d"]], ["a and ", "d are"]),
         ] {
             let refused = check(volumes).unwrap_err();
             assert!(named.iter().all(|part| refused.contains(part)), "{refused}");

@@ -5,6 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+/// As many as Linux follows.
+const LINKS_MAX: usize = 40;
+
 /// A directory and all that hold it, as they are now. It need not exist.
 #[derive(Clone, Debug)]
 pub struct Location {
@@ -17,12 +20,20 @@ pub struct Location {
 impl Location {
     /// `None` where it cannot be told: its disk does not answer.
     pub fn of(directory: &Path) -> Option<Location> {
-        let absolute = std::path::absolute(directory).ok()?;
-        let (existing, rest) = absolute.ancestors().find_map(|above| {
-            let existing = fs::canonicalize(above).ok()?;
-            Some((existing, absolute.strip_prefix(above).ok()?))
-        })?;
-        let (existing, rest) = resolved(existing, rest);
+        let mut absolute = std::path::absolute(directory).ok()?;
+        let mut links = 0;
+        let (existing, rest) = loop {
+            let (existing, rest) = absolute.ancestors().find_map(|above| {
+                let existing = fs::canonicalize(above).ok()?;
+                Some((existing, absolute.strip_prefix(above).ok()?))
+            })?;
+            // A link to what does not exist yet: that may be made, by whoever else has it by its own name.
+            let mut components = rest.components();
+            let target = components.next().and_then(|first| fs::read_link(existing.join(first)).ok());
+            let Some(target) = target.filter(|_| links < LINKS_MAX) else { break resolved(existing, rest) };
+            links += 1;
+            absolute = existing.join(target).join(components.as_path());
+        };
         let mut holders = Vec::new();
         for holder in existing.ancestors() {
             let data = fs::metadata(holder).ok()?;
@@ -51,7 +62,7 @@ impl Location {
     }
 }
 
-/// What of a path does not exist, without `..`. A link to nowhere counts as a name: no directory can be made in its place.
+/// What of a path does not exist, without `..`: it has no links.
 fn resolved(mut existing: PathBuf, rest: &Path) -> (PathBuf, Vec<OsString>) {
     let mut names = Vec::new();
     for component in rest.components() {
@@ -88,6 +99,8 @@ mod tests {
         symlink(at("a"), at("link")).unwrap();
         symlink("link", at("link-of-link")).unwrap();
         symlink(at("gone"), at("dangling")).unwrap();
+        symlink("../a/db", at("b/db")).unwrap();
+        symlink("loop", at("loop")).unwrap();
         for (one, other) in [
             ("a", "link"),
             ("link", "link-of-link"),
@@ -97,6 +110,10 @@ mod tests {
             ("not/there", "not/there"),
             ("not/there", "not/./there/below"),
             ("not/there", "link/../not/here/../there"),
+            ("dangling", "gone"),
+            ("dangling/below", "gone/below/it"),
+            ("a/db", "b/db"),
+            ("loop", "loop"),
         ] {
             assert!(overlap(&at(one), &at(other)), "{one} and {other}");
         }
@@ -109,6 +126,8 @@ mod tests {
             ("not/there", "not/here"),
             ("not/there", "not/there-either"),
             ("dangling", "a"),
+            ("dangling/one", "gone/two"),
+            ("loop", "a"),
         ] {
             assert!(!overlap(&at(one), &at(other)), "{one} and {other}");
         }
