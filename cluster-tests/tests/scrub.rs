@@ -13,7 +13,7 @@ use types::{MailError, MailResult};
 
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 const ONE_MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 
 /// With mail that lies in tables; and what chooses where damage goes, the seed and the rounds.
