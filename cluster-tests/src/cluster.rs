@@ -50,6 +50,9 @@ pub struct ClusterOptions {
     pub log_entries_kept: Option<u64>,
     /// How long a node may be away before its replicas are made anew; none: as long as mailring has it by itself.
     pub dead_node_s: Option<u64>,
+    /// What a node keeps free on each disk; none: as much as mailring does by itself, [`DISK_RESERVE_OCTETS`] on disks of its
+    /// own, which are small.
+    pub disk_reserve_octets: Option<u64>,
     /// To new replicas at most; none: as much as mailring allows by itself.
     pub move_octets_per_s: Option<u64>,
     /// Between looks at the load of leaders, 0: none; none: as mailring has it by itself.
@@ -76,6 +79,7 @@ impl ClusterOptions {
         volumes: 1,
         log_entries_kept: None,
         dead_node_s: None,
+        disk_reserve_octets: None,
         move_octets_per_s: None,
         leaders_look_s: None,
         zones: &[],
@@ -416,8 +420,7 @@ impl Cluster {
     /// `reached`: where others call the node.
     fn node_tables(&self, name: &str, grpc: SocketAddr, reached: SocketAddr, seeds: &str) -> String {
         let (options, ClusterOptions { shards, replicas, .. }) = (self.options, self.options);
-        // Disks of their own are small; the machine's may be nearly full, which is no matter of these tests.
-        let reserve = if options.own_disks { DISK_RESERVE_OCTETS } else { 16 * 1024 * 1024 };
+        let reserve = options.disk_reserve_octets.or(options.own_disks.then_some(DISK_RESERVE_OCTETS));
         let quoted = |disks: Vec<(char, PathBuf)>| {
             let quoted: Vec<String> = disks.iter().map(|(_, path)| format!("\"{}\"", path.display())).collect();
             format!("{{ disks = [{}] }}", quoted.join(", "))
@@ -425,6 +428,7 @@ impl Cluster {
         let volumes: Vec<String> = self.disk_paths(name).into_iter().map(quoted).collect();
         let number = |name: &str, value: Option<u64>| value.map(|value| format!("{name} = {value}\n"));
         let further = [
+            number("disk_reserve_octets", reserve),
             number("log_entries_kept", options.log_entries_kept),
             number("dead_node_s", options.dead_node_s),
             number("move_octets_per_s", options.move_octets_per_s),
@@ -434,7 +438,7 @@ impl Cluster {
         let further: String = further.into_iter().flatten().collect();
         format!(
             "[node]\nname = \"{name}\"\nlisten = \"{grpc}\"\nadvertise = \"{reached}\"\nvolumes = [{volumes}]\n\
-             disk_reserve_octets = {reserve}\n{further}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
+             {further}[node.tls]\n{tls}[node.cluster]\nid = \"00112233445566778899aabbccddeeff\"\n\
              nodes = [{seeds}]\nshards = {shards}\nreplicas = {replicas}\n",
             volumes = volumes.join(", "),
             tls = tls_files(&self.path().join("ca"), name),

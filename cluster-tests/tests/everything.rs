@@ -1,7 +1,8 @@
 //! Everything at random, one fault after another, under one load: what each fault is survived by itself, they survive together.
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; with `MAILRING_MINUTES` it goes on for so long. The
-//! output names the faults as they come, and what memory and descriptors the processes have at the end of each round.
+//! output names the faults as they come, and what memory and descriptors the processes have at the end of each round. The
+//! first node and the first router are never killed, so that what they take can be followed over all of it.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -23,6 +24,14 @@ const OPTIONS: ClusterOptions = ClusterOptions {
 const PATIENCE: Duration = Duration::from_secs(180);
 /// What a process may have open more than at the end of the first round, when nothing is under way.
 const DESCRIPTORS_MORE: usize = 200;
+/// Caches fill at first.
+const WARM_UP: Duration = Duration::from_secs(15 * 60);
+/// Shorter than this tells nothing about an hour.
+const FOLLOWED_MIN: Duration = Duration::from_secs(40 * 60);
+/// How much more memory a process may take an hour, of what it took when it was warm.
+const GROWTH_MAX: f64 = 0.01;
+
+const IMMORTAL: [&str; 2] = ["node1", "router1"];
 
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -65,6 +74,11 @@ impl Everything {
         self.random.below(self.scenario.cluster.nodes.len() as u64) as usize
     }
 
+    /// One that may die.
+    fn mortal(&mut self) -> usize {
+        1 + self.random.below(self.scenario.cluster.nodes.len() as u64 - 1) as usize
+    }
+
     fn name(&self, node: usize) -> String {
         self.scenario.cluster.nodes[node].name.clone()
     }
@@ -86,17 +100,17 @@ impl Everything {
     }
 
     fn bring(&mut self, fault: Fault) -> Result<()> {
-        let node = self.node();
+        let (node, mortal) = (self.node(), self.mortal());
         let name = self.name(node);
         match fault {
             Fault::NodeDies => {
-                self.scenario.cluster.nodes[node].kill()?;
+                self.scenario.cluster.nodes[mortal].kill()?;
                 self.scenario.progress()?;
             }
             Fault::TwoNodesDie => {
-                let other = (node + 1) % self.scenario.cluster.nodes.len();
-                self.scenario.cluster.nodes[node].kill()?;
-                self.scenario.cluster.nodes[other].kill()?;
+                let mortals = self.scenario.cluster.nodes.len() - 1;
+                self.scenario.cluster.nodes[mortal].kill()?;
+                self.scenario.cluster.nodes[1 + mortal % mortals].kill()?;
             }
             Fault::NodePauses => {
                 self.scenario.cluster.nodes[node].signal("STOP")?;
@@ -105,13 +119,12 @@ impl Everything {
                 went_on?;
             }
             Fault::NodeStops => {
-                self.scenario.cluster.nodes[node].terminate()?;
+                self.scenario.cluster.nodes[mortal].terminate()?;
                 self.scenario.progress()?;
             }
             Fault::RouterDies => {
-                // Router 1 is the one that the checks go over.
-                let router = self.random.below(2) as usize;
-                self.scenario.cluster.routers[router].kill()?;
+                // The first is also the one that the checks go over.
+                self.scenario.cluster.routers[1].kill()?;
             }
             Fault::NodeCutOff => {
                 self.scenario.cluster.proxy.around(&name, Link::Cut);
@@ -132,7 +145,7 @@ impl Everything {
                 went_on?;
             }
             Fault::HalfGoes => self.half_goes(node, &name)?,
-            Fault::ShardMoves => self.shard_moves(node)?,
+            Fault::ShardMoves => self.shard_moves(mortal)?,
             Fault::NodeDrains => {
                 self.scenario.cluster.admin(&["node", "drain", &name, "--wait"])?;
                 self.scenario.progress()?;
@@ -187,6 +200,7 @@ fn everything_at_random_loses_nothing() -> Result<()> {
     let scenario = Scenario::start(OPTIONS, seed, rounds)?;
     let mut everything = Everything { scenario, random: Random::new(seed, 42) };
     let (began, mut round, mut at_first) = (Instant::now(), 0, Vec::new());
+    let mut memory: Vec<(Duration, Vec<(String, u64)>)> = Vec::new();
     let mut deck: Vec<Fault> = Vec::new();
     while round < rounds || began.elapsed() < until {
         if deck.is_empty() {
@@ -204,6 +218,9 @@ fn everything_at_random_loses_nothing() -> Result<()> {
             began.elapsed().as_secs_f64(),
             came.elapsed()
         );
+        let immortal =
+            |(name, kib, _): &(String, u64, usize)| IMMORTAL.contains(&&**name).then(|| (name.clone(), *kib));
+        memory.push((began.elapsed(), resources.iter().filter_map(immortal).collect()));
         if round + 1 == FAULTS.len() as u64 {
             at_first = resources;
         }
@@ -213,5 +230,40 @@ fn everything_at_random_loses_nothing() -> Result<()> {
     for ((name, _, first), (_, _, last)) in at_first.iter().zip(everything.resources()?) {
         ensure!(last <= first + DESCRIPTORS_MORE, "{name} had {first} descriptors open, and has {last}");
     }
-    everything.scenario.finish()
+    everything.scenario.finish()?;
+    IMMORTAL.iter().try_for_each(|name| check_growth(name, &memory))
+}
+
+/// That a process does not take ever more memory, if it was followed for long enough to tell.
+fn check_growth(name: &str, memory: &[(Duration, Vec<(String, u64)>)]) -> Result<()> {
+    let of = |all: &[(String, u64)]| all.iter().find(|(one, _)| one == name).map(|(_, kib)| *kib as f64);
+    let warm = memory.iter().filter(|(at, _)| *at >= WARM_UP);
+    let warm: Vec<(f64, f64)> = warm.filter_map(|(at, all)| Some((at.as_secs_f64() / 3600.0, of(all)?))).collect();
+    let Some(growth) = growth(&warm) else { return Ok(()) };
+    println!("{name}: memory grows by {:.1} % an hour, over {} looks", growth * 100.0, warm.len());
+    let is_long = memory.last().is_some_and(|(at, _)| *at >= FOLLOWED_MIN);
+    ensure!(!is_long || growth <= GROWTH_MAX, "{name} takes ever more memory");
+    Ok(())
+}
+
+/// The slope of the line through these points that leaves the least squares, as a share of its value at the first of them.
+fn growth(points: &[(f64, f64)]) -> Option<f64> {
+    let (first, _) = *points.first()?;
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (mean_x, mean_y) = (mean(|point| point.0), mean(|point| point.1));
+    let spread: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    let slope = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread;
+    let at_first = mean_y + slope * (first - mean_x);
+    (spread > 0.0 && at_first > 0.0).then_some(slope / at_first)
+}
+
+#[test]
+fn growth_is_told_from_what_comes_and_goes() {
+    let points = |slope: f64| (0..60).map(move |at| (f64::from(at) / 60.0, 100.0 + slope * f64::from(at) / 60.0));
+    let level: Vec<(f64, f64)> =
+        points(0.0).zip([5.0, -5.0].into_iter().cycle()).map(|((x, y), more)| (x, y + more)).collect();
+    assert!(growth(&level).is_some_and(|growth| growth.abs() < 0.01));
+    assert!(growth(&points(10.0).collect::<Vec<_>>()).is_some_and(|growth| (growth - 0.1).abs() < 1e-9));
+    assert_eq!((growth(&[]), growth(&[(1.0, 1.0)])), (None, None));
 }

@@ -1,13 +1,14 @@
 //! A disk fills up: new mail is refused with its proper answer, what is there is read, expunged and flagged, and all goes
 //! on by itself when there is room again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Disk, Scenario, SmtpClient, disks_possible, eventually,
+    Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Disk, Scenario, SmtpClient, disks_possible, eventually, rounds,
 };
 
+const DROPPED: &str = "mailring_node_volume_halves_dropped";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Below the reserve, above the floor of a quarter of it.
 const FULL_OCTETS: u64 = DISK_RESERVE_OCTETS / 2;
@@ -20,6 +21,13 @@ const BELOW_FLOOR_OCTETS: u64 = DISK_RESERVE_OCTETS / 8;
 /// For mail, and what the database needs for it meanwhile.
 const MAIL_ROOM_OCTETS: u64 = 160 * 1024 * 1024;
 const LETTER_OCTETS: usize = 1024 * 1024;
+/// More than a database needs meanwhile.
+const LARGE_LETTER_OCTETS: usize = 20 * LETTER_OCTETS;
+/// Of mail at least, by which a disk is full of that.
+const FILLED_OCTETS_MIN: usize = 40 * LETTER_OCTETS;
+/// Far less than memtables and write-ahead logs take where nobody bounds them.
+const SMALL_RESERVE_OCTETS: u64 = 32 * 1024 * 1024;
+const STARTS_WHILE_FULL: usize = 2;
 /// One in so many letters is kept.
 const KEPT: usize = 8;
 /// Refusals one after the other by which a disk is full, and not only until the database has done what it does by itself.
@@ -150,10 +158,10 @@ fn a_node_without_room_hands_its_leaders_over_waits_and_catches_up() -> Result<(
 }
 
 /// Text that hardly anything compresses, the same for the same number.
-fn letter(number: usize) -> String {
+fn letter(number: usize, octets: usize) -> String {
     let mut seed = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut letter = format!("Subject: letter {number}\r\n\r\n");
-    while letter.len() < LETTER_OCTETS {
+    while letter.len() < octets {
         for _ in 0..76 {
             seed ^= seed << 13;
             seed ^= seed >> 7;
@@ -165,87 +173,153 @@ fn letter(number: usize) -> String {
     letter
 }
 
-/// Whether it was taken; refused for want of room it may be, for nothing else.
-fn is_taken(smtp: &mut SmtpClient, number: usize) -> Result<bool> {
-    let account = if number.is_multiple_of(KEPT) { "bob@example.test" } else { "ann@example.test" };
-    match smtp.deliver("s@x.test", &[account], letter(number).as_bytes())? {
-        (250, _) => Ok(true),
-        (452, text) if text.starts_with("4.3.1") => Ok(false),
-        (code, text) => bail!("{code} {text}"),
-    }
+/// A node with nothing but room for mail on its disks, and letters of one size.
+struct Filled {
+    cluster: Cluster,
+    letter_octets: usize,
+    /// The numbers of bob's letters, in their order: the ones that are kept.
+    kept: Vec<usize>,
+    /// Of the next letter.
+    next: usize,
 }
 
-/// Delivers until nothing is taken any more. Answers the numbers of what was taken.
-fn fill_with_mail(cluster: &Cluster) -> Result<Vec<usize>> {
-    let (mut smtp, mut taken, mut refused) = (cluster.smtp_client()?, Vec::new(), 0);
-    for number in 0.. {
-        if is_taken(&mut smtp, number)? {
-            taken.push(number);
-            refused = 0;
-        } else if refused == REFUSED {
-            break;
-        } else {
-            refused += 1;
-            std::thread::sleep(ASK_AGAIN);
+impl Filled {
+    fn start(mirror: bool, reserve_octets: u64, letter_octets: usize) -> Result<Filled> {
+        let disk_reserve_octets = Some(reserve_octets);
+        let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, mirror, ..ClusterOptions::default() };
+        let cluster = Cluster::start(ClusterOptions { disk_reserve_octets, ..options })?;
+        cluster.add_accounts(&["ann", "bob"])?;
+        for disk in &cluster.disks {
+            disk.fill(reserve_octets + MAIL_ROOM_OCTETS)?;
+        }
+        Ok(Filled { cluster, letter_octets, kept: Vec::new(), next: 0 })
+    }
+
+    /// Whether it was taken; refused for want of room it may be, for nothing else.
+    fn is_taken(&mut self, smtp: &mut SmtpClient, keep: bool) -> Result<bool> {
+        let account = if keep { "bob@example.test" } else { "ann@example.test" };
+        match smtp.deliver("s@x.test", &[account], letter(self.next, self.letter_octets).as_bytes())? {
+            (250, _) => {
+                self.kept.extend(keep.then_some(self.next));
+                self.next += 1;
+                Ok(true)
+            }
+            (452, text) if text.starts_with("4.3.1") => Ok(false),
+            (code, text) => bail!("{code} {text}"),
         }
     }
-    Ok(taken)
+
+    /// Delivers until nothing is taken any more, one letter in so many to bob. Answers how many were taken.
+    fn fill(&mut self, kept: usize) -> Result<usize> {
+        let (mut smtp, before, mut refused) = (self.cluster.smtp_client()?, self.next, 0);
+        while refused < REFUSED {
+            let number = self.next - before;
+            if self.is_taken(&mut smtp, number.is_multiple_of(kept))? {
+                refused = 0;
+            } else {
+                refused += 1;
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
+        let taken = self.next - before;
+        let left = self.cluster.disks.iter().map(Disk::free_octets).collect::<Result<Vec<_>>>()?;
+        println!("{taken} letters of {} octets were taken, {left:?} are left", self.letter_octets);
+        Ok(taken)
+    }
+
+    /// All of ann's letters go.
+    fn expunge(&self) -> Result<()> {
+        let mut ann = self.cluster.imap_client("ann@example.test")?;
+        ann.select("INBOX")?;
+        ann.ok("STORE 1:* +FLAGS.SILENT (\\Deleted)")?;
+        ann.ok("EXPUNGE")?;
+        ensure!(ann.select("INBOX")? == 0, "not all was expunged");
+        Ok(())
+    }
+
+    /// So many letters for ann are taken, each sooner or later.
+    fn take_again(&mut self, letters: usize) -> Result<()> {
+        let (mut smtp, begun) = (self.cluster.smtp_client()?, Instant::now());
+        for nth in 0..letters {
+            eventually("mail is taken again", PATIENCE, || {
+                ensure!(self.is_taken(&mut smtp, false)?, "refused");
+                Ok(())
+            })?;
+            if nth == 0 {
+                println!("mail is taken again {:?} after it was expunged", begun.elapsed());
+            }
+        }
+        let mut ann = self.cluster.imap_client("ann@example.test")?;
+        ensure!(ann.select("INBOX")? as usize == letters, "not all came");
+        Ok(())
+    }
+
+    /// What was kept is there, no half was dropped, and a scrub finds nothing.
+    fn check(&mut self) -> Result<()> {
+        ensure!(self.cluster.nodes[0].is_running(), "the node has ended");
+        let mut bob = self.cluster.imap_client("bob@example.test")?;
+        ensure!(bob.select("INBOX")? as usize == self.kept.len(), "what was to be kept is not there");
+        for (number, uid) in self.kept.iter().zip(1..) {
+            let found = bob.body(uid)?.context("a letter that is kept")?;
+            ensure!(found.ends_with(letter(*number, self.letter_octets).as_bytes()), "letter {number} is another one");
+        }
+        self.cluster.admin(&["scrub"])?;
+        ensure!(self.cluster.nodes[0].metric(DROPPED)? == 0, "a half was dropped");
+        if self.cluster.disks.len() > 1 {
+            self.cluster.wait_whole("node1")?;
+        }
+        self.cluster.check_logs(&["disk is full, new mail is refused"])
+    }
 }
 
-fn a_disk_full_of_mail(mirror: bool) -> Result<()> {
+fn a_disk_full_of_mail(mirror: bool, letter_octets: usize) -> Result<()> {
     if !disks_possible() {
         return Ok(());
     }
-    let options = ClusterOptions { nodes: 1, replicas: 1, own_disks: true, mirror, ..ClusterOptions::default() };
-    let mut cluster = Cluster::start(options)?;
-    cluster.add_accounts(&["ann", "bob"])?;
-    for disk in &cluster.disks {
-        disk.fill(DISK_RESERVE_OCTETS + MAIL_ROOM_OCTETS)?;
-    }
-    let taken = fill_with_mail(&cluster)?;
-    let left = cluster.disks.iter().map(Disk::free_octets).collect::<Result<Vec<_>>>()?;
-    println!("{} letters of {LETTER_OCTETS} octets were taken, {left:?} are left", taken.len());
-    ensure!(taken.len() > 40, "the disk is full of something else");
-    let mut ann = cluster.imap_client("ann@example.test")?;
-    ann.select("INBOX")?;
-    ann.ok("STORE 1:* +FLAGS.SILENT (\\Deleted)")?;
-    ann.ok("EXPUNGE")?;
-    ensure!(ann.select("INBOX")? == 0, "not all was expunged");
-    let expunged = std::time::Instant::now();
-    let mut smtp = cluster.smtp_client()?;
-    // As much again as went, but for what a write-ahead log keeps beside it.
-    let again = taken.len() / 2;
-    for number in (0..).filter(|number: &usize| !number.is_multiple_of(KEPT)).take(again) {
-        eventually("mail is taken again", PATIENCE, || {
-            ensure!(is_taken(&mut smtp, number)?, "refused");
-            Ok(())
-        })?;
-        if number == 1 {
-            println!("mail is taken again {:?} after it was expunged", expunged.elapsed());
-        }
-    }
-    ensure!(cluster.nodes[0].is_running(), "the node has ended");
-    ensure!(ann.select("INBOX")? as usize == again, "not all came");
-    let mut bob = cluster.imap_client("bob@example.test")?;
-    let kept: Vec<usize> = taken.into_iter().filter(|number| number.is_multiple_of(KEPT)).collect();
-    ensure!(bob.select("INBOX")? as usize == kept.len(), "what was to be kept is not there");
-    for (number, uid) in kept.into_iter().zip(1..) {
-        let found = bob.body(uid)?.context("a letter that is kept")?;
-        ensure!(found.ends_with(letter(number).as_bytes()), "letter {number} is another one");
-    }
-    cluster.admin(&["scrub"])?;
-    if mirror {
-        cluster.wait_whole("node1")?;
-    }
-    cluster.check_logs(&["disk is full, new mail is refused"])
+    let mut filled = Filled::start(mirror, DISK_RESERVE_OCTETS, letter_octets)?;
+    let taken = filled.fill(KEPT)?;
+    ensure!(taken * letter_octets > FILLED_OCTETS_MIN, "the disk is full of something else");
+    filled.expunge()?;
+    // Not as much again as went: a write-ahead log keeps some beside it.
+    filled.take_again(taken / 2)?;
+    filled.check()
 }
 
 #[test]
 fn a_disk_full_of_mail_takes_mail_again_once_that_is_expunged() -> Result<()> {
-    a_disk_full_of_mail(false)
+    a_disk_full_of_mail(false, LETTER_OCTETS)
+}
+
+/// The gap above the reserve, which no letter fits in, is not the reserve: the disk is not full, and yet to give room back.
+#[test]
+fn a_disk_full_of_large_mail_takes_it_again_once_that_is_expunged() -> Result<()> {
+    a_disk_full_of_mail(false, LARGE_LETTER_OCTETS)
 }
 
 #[test]
 fn a_mirror_full_of_mail_takes_mail_again_once_that_is_expunged() -> Result<()> {
-    a_disk_full_of_mail(true)
+    a_disk_full_of_mail(true, LETTER_OCTETS)
+}
+
+/// Each start writes out what was in memory, each reclaim what it moves, and neither may take the last room: with a reserve
+/// that is smaller than what a database would write by itself.
+#[test]
+fn a_mirror_filled_killed_and_emptied_in_turns_takes_mail_each_time() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let mut filled = Filled::start(true, SMALL_RESERVE_OCTETS, LETTER_OCTETS)?;
+    for turn in 0..rounds(2, 6) {
+        let taken = filled.fill(KEPT * 4)?;
+        ensure!(taken * LETTER_OCTETS > FILLED_OCTETS_MIN, "turn {turn}: the disks are full of something else");
+        for _ in 0..STARTS_WHILE_FULL {
+            filled.cluster.kill_all()?;
+            filled.cluster.start_all()?;
+        }
+        filled.expunge()?;
+        filled.take_again(taken / 2)?;
+        filled.check()?;
+        filled.expunge()?;
+    }
+    Ok(())
 }

@@ -89,3 +89,29 @@ fn a_half_that_fills_up_stays_where_the_other_one_has_little_room() -> Result<()
     ensure!(cluster.nodes[0].metric(DROPPED)? == 0, "a half was given up");
     cluster.check_logs(&["disk is full, new mail is refused"])
 }
+
+#[test]
+fn a_start_fills_no_half_whose_disk_has_no_room_for_it() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(MIRROR)?;
+    cluster.add_accounts(&["ann"])?;
+    deliver(&cluster, 250)?;
+    cluster.disks[0].fill(LEFT_OCTETS[1])?;
+    cluster.wait_half("node1", 0, "stale")?;
+    cluster.nodes[0].kill()?;
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    eventually("it is refused for its size", PATIENCE, || {
+        let told = reason(&cluster, 0)?;
+        ensure!(told.contains("is too small"), "{told}");
+        Ok(())
+    })?;
+    let left = cluster.disks[0].free_octets()?;
+    ensure!(left > LEFT_OCTETS[1] / 2, "{left} octets are left: what was begun there is not removed");
+    deliver(&cluster, 250)?;
+    cluster.disks[0].empty()?;
+    cluster.admin(&["volume", "resilver", "node1", "1", "--half", "a", "--wait"])?;
+    cluster.wait_whole("node1")
+}

@@ -3,7 +3,7 @@
 //!
 //! `MAILRING_SEED` and `MAILRING_ROUNDS` repeat a run, or make it longer; the output names both.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{ClusterOptions, Injection, Scenario, disks_possible, eventually, rounds, setting};
@@ -49,28 +49,45 @@ const QUIET: Duration = Duration::from_secs(5);
 const LASTS: Duration = Duration::from_secs(8);
 
 #[test]
-fn a_disk_whose_syncs_take_200_milliseconds_is_slow_and_nothing_else() -> Result<()> {
+fn a_disk_whose_syncs_take_200_milliseconds_is_left_to_follow_and_slows_nobody() -> Result<()> {
     let options = ClusterOptions { leaders_look_s: Some(0), ..ClusterOptions::DEFAULT };
-    let (mut scenario, _, rounds) = Scenario::seeded(options, 62, rounds(1, 2))?;
+    let (mut scenario, _, rounds) = Scenario::seeded(options, 62, rounds(1, 3))?;
     for round in 0..rounds {
         scenario.progress()?;
         let cluster = &scenario.cluster;
         let mut accounts = eventually("leaders are where they should be", PATIENCE, || cluster.accounts_by_leader())?;
         let slow = (round % 3) as usize;
         let (here, elsewhere) = (accounts.remove(slow), accounts.concat());
+        let led = cluster.led()?;
         scenario.load.forget_errors();
         scenario.go_on(QUIET)?;
         let service = &scenario.load.service;
         println!("changes elsewhere before: {}; there: {}", service.times_of(&elsewhere), service.times_of(&here));
         let process = scenario.cluster.nodes[slow].pid().context("not running")?;
         let Some(syncs) = Injection::begin(process, "fdatasync,fsync", SLOW, &[])? else { return Ok(()) };
-        println!("served {:?} while a leader's syncs take 200 ms", scenario.service_back()?);
+        let begun = Instant::now();
+        eventually("others lead", PATIENCE, || {
+            let now = scenario.cluster.led()?;
+            ensure!(now[slow] == 0 && now.iter().sum::<usize>() == led.iter().sum::<usize>(), "{now:?}");
+            Ok(())
+        })?;
+        println!("others lead {:?} after a leader's syncs began to take 200 ms", begun.elapsed());
+        let service = &scenario.load.service;
+        println!("until then elsewhere: {}; there: {}", service.times_of(&elsewhere), service.times_of(&here));
         scenario.load.forget_errors();
         scenario.go_on(LASTS)?;
+        let service = &scenario.load.service;
         println!("elsewhere meanwhile: {}; there: {}", service.times_of(&elsewhere), service.times_of(&here));
         let errors = scenario.load.errors();
         ensure!(errors == 0, "{errors} errors seen by clients of a cluster with a slow disk");
+        let now = scenario.cluster.led()?;
+        ensure!(now[slow] == 0, "a node with a slow disk leads again: {now:?}");
         drop(syncs);
+        eventually("it leads again", PATIENCE, || {
+            let now = scenario.cluster.led()?;
+            ensure!(now == led, "{now:?}, and {led:?} before");
+            Ok(())
+        })?;
         scenario.progress()?;
     }
     scenario.finish()

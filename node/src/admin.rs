@@ -247,6 +247,7 @@ impl DirectoryStore for Node {
             }),
             account_moves: Some(self.account_moves().to_wire()),
             account_move_waits: self.account_moves().waits(),
+            recent_round_ms: groups.volumes.recent_round_ms(),
         })
     }
 

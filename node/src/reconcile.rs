@@ -34,7 +34,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut steady: HashMap<ShardId, u32> = HashMap::new();
     let mut round: u64 = 0;
-    let mut told = false;
+    let (mut told, mut slow_since) = (false, None);
     let mut format_on_disks = 0;
     loop {
         check_volumes(&node);
@@ -45,7 +45,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             shard.forget_old_mark();
             shard.group.stand_if_due();
         }
-        step_aside::leave_full_disk(&node).await;
+        step_aside::leave_poor_disk(&node, &mut slow_since).await;
         learn_addresses(&node);
         if !told && is_removed(&node) {
             told = true;
@@ -221,7 +221,7 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             transfers += 1;
             steady.remove(&shard.id);
             // It would give it back.
-            if step_aside::serves_well(node, preferred).await {
+            if step_aside::serves_no_worse(node, preferred).await {
                 shard.group.hand_over(preferred).await;
             }
         }

@@ -10,12 +10,12 @@ mod ballast;
 pub mod reclaim;
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use storage::free_on;
 use tokio::sync::watch;
 use types::{MailError, MailResult};
 
@@ -28,8 +28,6 @@ const FLOOR_DIVISOR: u64 = 4;
 /// A half is given up for its room where the other one's disk has at least so many times the reserve: it is to take mail by
 /// itself until somebody has seen to the full one.
 const AMPLE_RESERVES: u64 = 2;
-/// Of `st_blocks` (POSIX leaves it open, Linux does not).
-const BLOCK_OCTETS: u64 = 512;
 /// Mail that was refused for its size has others make room for so long, and for it: its sender comes again.
 const ASKED_FOR: Duration = Duration::from_secs(120);
 /// Between looks: other programs fill a disk at a gigabyte a second.
@@ -225,23 +223,6 @@ fn dispensable(reserve_octets: u64, halves: [Room; 2]) -> Option<usize> {
     (other.is_whole && is_ample).then_some(fuller)
 }
 
-/// What a file system has for us.
-pub fn free_on(disk: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(disk)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-/// What the files below a directory take; what goes meanwhile is left out.
-pub fn used_in(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    let used = entries.filter_map(|entry| {
-        let entry = entry.ok()?;
-        let data = entry.metadata().ok()?;
-        Some(if data.is_dir() { used_in(&entry.path()) } else { data.blocks().saturating_mul(BLOCK_OCTETS) })
-    });
-    used.sum()
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -249,7 +230,7 @@ mod tests {
 
     use types::MailError;
 
-    use super::{BALLAST, InUse, Room, Space, dispensable, free_on, used_in};
+    use super::{BALLAST, InUse, Room, Space, dispensable, free_on};
 
     fn in_use(disk: &Path) -> InUse {
         InUse { disk: disk.to_owned(), is_whole: true }
@@ -317,16 +298,6 @@ mod tests {
         assert!(space.takes_entries());
         assert!(directory.path().join(BALLAST).exists(), "there is room for it");
         assert!(space.measure(&[]).is_err());
-    }
-
-    #[test]
-    fn what_files_take_is_counted_over_all_directories() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("below")).unwrap();
-        std::fs::write(directory.path().join("below/file"), vec![1; 100_000]).unwrap();
-        std::fs::write(directory.path().join("file"), vec![1; 100_000]).unwrap();
-        assert!(used_in(directory.path()) >= 200_000);
-        assert_eq!(used_in(&directory.path().join("gone")), 0);
     }
 
     #[test]

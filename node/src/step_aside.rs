@@ -1,11 +1,12 @@
-//! A node whose disk stalls or is full leads nothing that another can lead.
+//! A node whose disk stalls, is full or slow leads nothing that another can lead.
 //!
 //! Raft alone does not see this: heartbeats go on while the disk owes an answer, so the leader stays and its shards
 //! stand still. A node that waits for its disk therefore gives its leaders away and answers as one that does not lead;
-//! one whose disk is full gives them to replicas with room. Both end by themselves.
+//! one whose disk is full gives them to replicas with room, and one whose disk is far slower than others to those: a
+//! majority of replicas without the slow one makes the pace then. All of it ends by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use proto::DirectoryStore;
@@ -18,6 +19,11 @@ use crate::group::Group;
 
 /// A write or sync that takes longer is no busy disk: with the election after it, others serve within ten seconds.
 const STALL_MAX: Duration = Duration::from_secs(3);
+/// A disk is slow whose synced writes take longer than this on average, and so many times what they take another node's, for so
+/// long.
+const SLOW_MS: u32 = 100;
+const SLOW_TIMES: u32 = 4;
+const SLOW_FOR: Duration = Duration::from_secs(3);
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(250);
 /// Others are asked whether they have room.
@@ -79,12 +85,19 @@ pub async fn give_away(groups: &[Group], fit: impl Fn(NodeId) -> bool) {
     }
 }
 
-/// While this node's disk is full: leaders go to replicas with room that have caught up.
-pub async fn leave_full_disk(node: &Node) {
-    if !node.groups().is_full() {
+/// While this node's disk is full, or has been slow since then: leaders go to replicas that have caught up on nodes where it is
+/// better.
+pub async fn leave_poor_disk(node: &Node, slow_since: &mut Option<Instant>) {
+    let (is_full, own_ms) = (node.groups().is_full(), node.groups().volumes.recent_round_ms());
+    match own_ms >= SLOW_MS {
+        true => drop(slow_since.get_or_insert_with(Instant::now)),
+        false => *slow_since = None,
+    }
+    let is_slow = slow_since.is_some_and(|since| since.elapsed() >= SLOW_FOR);
+    if !is_full && !is_slow {
         return;
     }
-    let led: Vec<Group> = node.groups().all().into_iter().filter(|group| group.leads()).collect();
+    let led: Vec<Group> = node.groups().all().into_iter().filter(|group| group.leads() && group.has_others()).collect();
     let others: Vec<NodeId> = {
         let directory = node.groups().directory_state.read();
         directory.nodes().map(|known| known.id).filter(|id| *id != node.id()).collect()
@@ -92,8 +105,20 @@ pub async fn leave_full_disk(node: &Node) {
     if led.is_empty() || others.is_empty() {
         return;
     }
-    let asked = join_all(others.iter().map(|other| serves_well(node, *other))).await;
-    let fit: Vec<NodeId> = others.into_iter().zip(asked).filter_map(|(id, well)| well.then_some(id)).collect();
+    let asked = join_all(others.iter().map(|other| status_of(node, *other))).await;
+    let is_better =
+        |status: &NodeStatusReply| is_well(status) && (is_full || is_slower(own_ms, status.recent_round_ms));
+    let fit: Vec<NodeId> = others
+        .into_iter()
+        .zip(asked)
+        .filter_map(|(id, status)| status.is_some_and(|one| is_better(&one)).then_some(id))
+        .collect();
+    if fit.is_empty() {
+        return;
+    }
+    if !is_full {
+        tracing::info!(ms = own_ms, "disk is slower than others, leaders are handed over");
+    }
     for group in &led {
         give_away(std::slice::from_ref(group), |id| fit.contains(&id) && group.has_caught_up(id)).await;
     }
@@ -101,11 +126,31 @@ pub async fn leave_full_disk(node: &Node) {
 
 /// Whether another node answers, has room and a disk that keeps up.
 pub async fn serves_well(node: &Node, other: NodeId) -> bool {
-    let Some(address) = node.groups().peers.address(other.0) else { return false };
-    let Ok(channel) = node.groups().peers.channel(other.0, &address) else { return false };
-    let asked = proto::GrpcNode::new(channel);
-    let status = tokio::time::timeout(ASK_MAX, asked.node_status()).await;
-    status.is_ok_and(|status| status.is_ok_and(|status| is_well(&status)))
+    status_of(node, other).await.is_some_and(|status| is_well(&status))
+}
+
+/// The same of one that leaders go back to: it would give them away again if its disk was slow yet.
+pub async fn serves_no_worse(node: &Node, other: NodeId) -> bool {
+    let own_ms = node.groups().volumes.recent_round_ms();
+    let no_worse = |status: &NodeStatusReply| is_well(status) && !is_slow_yet(status.recent_round_ms, own_ms);
+    status_of(node, other).await.is_some_and(|status| no_worse(&status))
+}
+
+/// Nothing where it does not answer.
+async fn status_of(node: &Node, other: NodeId) -> Option<NodeStatusReply> {
+    let address = node.groups().peers.address(other.0)?;
+    let asked = proto::GrpcNode::new(node.groups().peers.channel(other.0, &address).ok()?);
+    tokio::time::timeout(ASK_MAX, asked.node_status()).await.ok()?.ok()
+}
+
+/// By what synced writes take, in milliseconds; 0 where there were none.
+fn is_slower(ms: u32, other_ms: u32) -> bool {
+    ms >= SLOW_MS && ms / SLOW_TIMES >= other_ms
+}
+
+/// What was slow is so until it is clearly better: leaders go back and forth by no chance.
+fn is_slow_yet(ms: u32, other_ms: u32) -> bool {
+    ms >= SLOW_MS / 2 && ms / (SLOW_TIMES / 2) >= other_ms
 }
 
 fn is_well(status: &NodeStatusReply) -> bool {
@@ -116,7 +161,7 @@ fn is_well(status: &NodeStatusReply) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::Stall;
+    use super::{Stall, is_slow_yet, is_slower};
 
     #[tokio::test]
     async fn whoever_waits_for_a_stall_is_told_and_so_is_whoever_comes_while_it_lasts() {
@@ -131,5 +176,16 @@ mod tests {
         stall.begins().await;
         assert!(stall.set(false));
         assert!(tokio::time::timeout(Duration::from_millis(20), stall.begins()).await.is_err());
+    }
+
+    #[test]
+    fn a_disk_is_slow_beside_another_that_is_not() {
+        assert!(is_slower(200, 5) && is_slower(200, 50) && is_slower(100, 0));
+        assert!(!is_slower(200, 51), "all of them are slow");
+        assert!(!is_slower(99, 1), "fast enough");
+        assert!(is_slow_yet(60, 5) && is_slow_yet(50, 25) && !is_slow_yet(49, 1) && !is_slow_yet(50, 26));
+        for (ms, other_ms) in [(100, 0), (200, 50), (1_000, 250)] {
+            assert!(is_slow_yet(ms, other_ms), "it would come back at once");
+        }
     }
 }

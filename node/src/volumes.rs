@@ -148,6 +148,13 @@ impl Volumes {
         open.map(|volume| volume.unanswered_for()).max().unwrap_or_default()
     }
 
+    /// What a write that is synced takes now, in milliseconds, on the slowest of those that are open; 0 where there was none lately.
+    pub fn recent_round_ms(&self) -> u32 {
+        let open = self.list.iter().filter_map(|volume| volume.volume());
+        let slowest = open.filter_map(|volume| volume.recent_round()).max().unwrap_or_default();
+        u32::try_from(slowest.as_millis()).unwrap_or(u32::MAX)
+    }
+
     pub fn close(&self) {
         self.list.iter().filter_map(|volume| volume.volume()).for_each(|volume| volume.close());
     }
@@ -207,6 +214,7 @@ impl NodeVolume {
         options.resilver_bytes_per_s = settings.resilver_octets_per_s;
         options.block_cache_bytes /= share;
         options.memtable_bytes /= share;
+        room::within_reserve(&mut options, settings.disk_reserve_octets);
         options.open_files_max = i32::try_from(files_max(settings.databases())).unwrap_or(i32::MAX);
         let identity = match (looked.identity, looked.error) {
             (Some(identity), _) if identity.volume == 0 => Ok(Identity { volume: random()?, ..identity }),

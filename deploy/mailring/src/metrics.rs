@@ -63,6 +63,11 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     registry.register("uptime_seconds", "Since the process started", single(status.uptime_s));
     registry.register("directory_revision", "Of this node's copy of the directory", single(status.directory_revision));
     registry.register("synced_writes", "Synced writes to the disk since the start", single(status.synced_writes));
+    registry.register(
+        "synced_write_milliseconds",
+        "What a synced write takes on average now, on the slowest volume; 0 where there was none lately",
+        single(u64::from(status.recent_round_ms)),
+    );
     registry.register("appended_entries", "Log entries appended since the start", single(status.appended_entries));
     let copies = status.copies.unwrap_or_default();
     registry.register("copied_octets", "To new replicas since the start", single(copies.octets));

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use storage::{Reclaim, StorageError, Volume};
+use storage::{Reclaim, StorageError, Volume, free_on};
 use tokio::sync::{oneshot, watch};
 
-use super::{FLOOR_DIVISOR, LOOK, Space, ballast, free_on};
+use super::{FLOOR_DIVISOR, LOOK, Space, ballast};
 use crate::Node;
 use crate::volumes::NodeVolume;
 

@@ -3,11 +3,26 @@
 use std::io;
 use std::path::Path;
 
-use storage::{HalfState, HalfStatus, Volume};
+use storage::{HalfState, HalfStatus, Volume, VolumeOptions, has_room_for};
 use types::{MailError, MailResult};
 
 use super::NodeVolume;
-use crate::space::{self, InUse};
+use crate::space::InUse;
+
+/// The share of the reserve that memtables may have, which a start may write out at once, and the one of write-ahead logs.
+const MEMTABLES_DIVISOR: u64 = 8;
+const LOGS_DIVISOR: u64 = 4;
+/// Less of either would have a database flush all the time.
+const BUFFERED_BYTES_MIN: u64 = 4 << 20;
+
+/// Bounds what the database of a full disk writes by itself by a part of its reserve: otherwise it would fill the disk up,
+/// started again and again, with mail that is there already.
+pub(super) fn within_reserve(options: &mut VolumeOptions, reserve_octets: u64) {
+    let share = |divisor: u64| (reserve_octets / divisor).max(BUFFERED_BYTES_MIN);
+    let memtables = usize::try_from(share(MEMTABLES_DIVISOR)).unwrap_or(usize::MAX);
+    options.memtable_bytes = options.memtable_bytes.min(memtables);
+    options.wal_bytes_max = options.wal_bytes_max.min(share(LOGS_DIVISOR));
+}
 
 impl NodeVolume {
     /// Looks how much room there is. A half whose disk is full is given up where mail can do without it, before any mail is
@@ -55,16 +70,29 @@ impl NodeVolume {
         let halves = volume.halves();
         let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
         let Some(source) = source else { return Ok(()) };
-        let needed = space::used_in(&source.directory);
-        let free = space::free_on(disk).map_err(|e| MailError::CannotDo(format!("{}: {e}", disk.display())))?;
         // What it held stays until the new half is whole.
-        if free < needed {
-            return Err(MailError::CannotDo(format!(
-                "{} is too small: {free} octets are free, half {} holds {needed}",
-                disk.display(),
-                source.name
-            )));
-        }
-        Ok(())
+        has_room_for(&source.directory, disk).map_err(|error| MailError::CannotDo(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::VolumeOptions;
+
+    use super::within_reserve;
+
+    #[test]
+    fn what_a_database_writes_by_itself_stays_far_below_the_reserve() {
+        let bounded = |reserve_mib: u64| {
+            let mut options = VolumeOptions::new("unused");
+            within_reserve(&mut options, reserve_mib << 20);
+            (options.memtable_bytes >> 20, options.wal_bytes_max >> 20)
+        };
+        assert_eq!(bounded(1024), (96, 256), "the usual reserve changes nothing");
+        assert_eq!(bounded(64), (8, 16));
+        assert_eq!(bounded(0), (4, 4));
+        let mut small = VolumeOptions { memtable_bytes: 1, wal_bytes_max: 2, ..VolumeOptions::new("unused") };
+        within_reserve(&mut small, u64::MAX);
+        assert_eq!((small.memtable_bytes, small.wal_bytes_max), (1, 2), "nothing is raised");
     }
 }

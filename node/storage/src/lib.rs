@@ -32,6 +32,7 @@ mod reads;
 mod reclaim;
 mod records;
 mod resilver;
+mod room;
 mod salvage;
 mod scrub;
 mod since;
@@ -59,6 +60,7 @@ pub use losses::{Losses, Lost};
 pub use options::VolumeOptions;
 pub use pace::ReadPace;
 pub use reclaim::Reclaim;
+pub use room::{free_on, has_room_for};
 pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 /// Rounds that make a mean worth anything, and how long they are waited for.
 const ROUNDS_MIN: u64 = 8;
 const INTERVAL_MIN: Duration = Duration::from_millis(250);
@@ -33,6 +35,9 @@ const CALM_SHARE: f64 = 1.0 / 64.0;
 const CALMER_SHARE: f64 = 0.125;
 /// Rounds that are slow at the lowest rate too are not slow because of the resilver: its idea of calm gives way.
 const GIVES_WAY: f64 = 1.05;
+/// What weight a round has against all before, to tell what rounds take now, and for how long it tells that.
+const RECENT_SHARE: f64 = 1.0 / 16.0;
+const RECENT: Duration = Duration::from_secs(30);
 /// Between two looks at the rate while a reader waits.
 const WAIT_MAX: Duration = Duration::from_millis(50);
 /// A reader waits no longer for one piece, whatever the rate: somebody waits for it.
@@ -47,6 +52,8 @@ pub(crate) struct RoundTimes {
     calm_nanos: AtomicU64,
     /// Resilvers and comparisons under way.
     disturbers: AtomicU32,
+    /// The mean over the last ones, in seconds, and when the very last one ended.
+    recent: Mutex<Option<(f64, Instant)>>,
 }
 
 impl RoundTimes {
@@ -61,6 +68,16 @@ impl RoundTimes {
             };
             self.calm_nanos.store(calm as u64, Ordering::Relaxed);
         }
+        let before = self.recent();
+        let took = took.as_secs_f64();
+        let recent = before.map_or(took, |before| toward(before.as_secs_f64(), took, RECENT_SHARE));
+        *self.recent.lock() = Some((recent, Instant::now()));
+    }
+
+    /// What the last rounds took on average, the older ones counting ever less; `None` where none has ended lately.
+    pub(crate) fn recent(&self) -> Option<Duration> {
+        let recent = *self.recent.lock();
+        recent.filter(|(_, at)| at.elapsed() < RECENT).map(|(mean, _)| Duration::from_secs_f64(mean))
     }
 
     fn so_far(&self) -> (u64, u64) {
@@ -236,6 +253,20 @@ mod tests {
         assert_eq!(pace.wait(later), None);
         pace.wrote(2 << 20);
         assert_eq!(pace.wait(later), Some(Duration::from_millis(125)), "nobody writes: 16 MiB/s by now");
+    }
+
+    #[test]
+    fn what_rounds_take_now_follows_a_disk_that_becomes_slow() {
+        let times = RoundTimes::default();
+        assert_eq!(times.recent(), None);
+        let mean_after = |rounds: usize, millis| {
+            (0..rounds).for_each(|_| times.note(Duration::from_millis(millis)));
+            times.recent().map_or(0, |recent| recent.as_millis())
+        };
+        assert_eq!(mean_after(1, 4), 4);
+        assert!(mean_after(1, 1_000) < 70, "one slow round is none of a slow disk");
+        assert!(mean_after(30, 200) > 150);
+        assert!(mean_after(60, 4) < 10);
     }
 
     #[test]

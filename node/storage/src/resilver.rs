@@ -30,6 +30,7 @@ use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
+use crate::room::has_room_for;
 use crate::salvage::{Old, Source};
 use crate::scrub::{self, ScrubHistory};
 use crate::store::{Family, Store};
@@ -129,6 +130,10 @@ impl Resilver<'_> {
         if is_one(&directory, &other) {
             let reason = format!("{} and {} are one directory", directory.display(), other.display());
             return Err(StorageError::Refused(reason));
+        }
+        // Otherwise it would fill the disk, which mail may be on too, to no end. What it held stays until the new half is whole.
+        if let Some(disk) = directory.parent().filter(|disk| disk.is_dir()) {
+            has_room_for(&other, disk)?;
         }
         let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
         let generation = {

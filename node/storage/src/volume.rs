@@ -289,6 +289,11 @@ impl Volume {
         }
     }
 
+    /// What a write that is synced takes now, on average; `None` where there was none lately.
+    pub fn recent_round(&self) -> Option<Duration> {
+        self.inner.shared.store.round_times.recent()
+    }
+
     pub(crate) fn shared(&self) -> &Shared {
         &self.inner.shared
     }

@@ -31,6 +31,7 @@ struct NodeRow {
     /// Since the node started: log entries, and the synced writes that they took.
     appended_entries: Option<u64>,
     synced_writes: Option<u64>,
+    synced_write_ms: Option<u32>,
 }
 
 impl NodeRow {
@@ -61,6 +62,7 @@ impl NodeRow {
             leads: shards().filter(|group| group.role == "leader").count(),
             appended_entries: status.map(|s| s.appended_entries),
             synced_writes: status.map(|s| s.synced_writes),
+            synced_write_ms: status.map(|s| s.recent_round_ms),
         }
     }
 }
