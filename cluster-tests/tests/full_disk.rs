@@ -26,7 +26,7 @@ const LARGE_LETTER_OCTETS: usize = 20 * LETTER_OCTETS;
 /// Of mail at least, by which a disk is full of that.
 const FILLED_OCTETS_MIN: usize = 40 * LETTER_OCTETS;
 /// Far less than memtables and write-ahead logs take where nobody bounds them.
-const SMALL_RESERVE_OCTETS: u64 = 32 * 1024 * 1024;
+const SMALL_RESERVE_OCTETS: u64 = 64 * 1024 * 1024;
 const STARTS_WHILE_FULL: usize = 2;
 /// One in so many letters is kept.
 const KEPT: usize = 8;
@@ -222,9 +222,13 @@ impl Filled {
             }
         }
         let taken = self.next - before;
-        let left = self.cluster.disks.iter().map(Disk::free_octets).collect::<Result<Vec<_>>>()?;
-        println!("{taken} letters of {} octets were taken, {left:?} are left", self.letter_octets);
+        println!("{taken} letters of {} octets were taken, {:?} are left", self.letter_octets, self.free_octets()?);
         Ok(taken)
+    }
+
+    /// On each disk.
+    fn free_octets(&self) -> Result<Vec<u64>> {
+        self.cluster.disks.iter().map(Disk::free_octets).collect()
     }
 
     /// All of ann's letters go.
@@ -315,6 +319,8 @@ fn a_mirror_filled_killed_and_emptied_in_turns_takes_mail_each_time() -> Result<
         for _ in 0..STARTS_WHILE_FULL {
             filled.cluster.kill_all()?;
             filled.cluster.start_all()?;
+            filled.cluster.wait_ready()?;
+            println!("{:?} are left after a start", filled.free_octets()?);
         }
         filled.expunge()?;
         filled.take_again(taken / 2)?;

@@ -45,6 +45,8 @@ pub struct Space {
     refused: Mutex<Option<(u64, Instant)>>,
     /// The disks get room back one after the other: none is given up meanwhile because it is not its turn yet.
     reclaiming: AtomicBool,
+    /// A database writes nothing anew by itself that takes much room meanwhile.
+    spares_room: AtomicBool,
 }
 
 /// A disk that mail goes to.
@@ -89,6 +91,7 @@ impl Space {
             admitted_octets: new(0),
             refused: Mutex::default(),
             reclaiming: AtomicBool::new(false),
+            spares_room: AtomicBool::new(false),
         }
     }
 
@@ -200,6 +203,14 @@ impl Space {
         Ok(())
     }
 
+    /// Whether a database is to spare what room there is; looked at after each measurement.
+    pub fn spares_room(&self) -> bool {
+        let before = self.spares_room.load(Ordering::Relaxed);
+        let spares = self.free_octets.load(Ordering::Relaxed) < spared_below(self.reserve_octets, before);
+        self.spares_room.store(spares, Ordering::Relaxed);
+        spares
+    }
+
     /// Whether this replica may append what its leader sends, and a leader what clients ask for.
     pub fn takes_entries(&self) -> bool {
         self.room_octets() >= self.reserve_octets / FLOOR_DIVISOR
@@ -209,6 +220,12 @@ impl Space {
     pub fn takes_removals(&self) -> bool {
         self.room_octets() >= ballast::octets(self.reserve_octets) / 4
     }
+}
+
+/// From where on room is spared, and until when: not back and forth with each file that comes and goes.
+fn spared_below(reserve_octets: u64, spares: bool) -> u64 {
+    let more = if spares { reserve_octets / 2 } else { 0 };
+    reserve_octets.saturating_mul(AMPLE_RESERVES).saturating_add(more)
 }
 
 /// Which of two halves mail can do without: the one with less room, where the other one is whole and has ample room.
@@ -253,6 +270,16 @@ mod tests {
         assert_eq!(dispensable(100, [damaged(99), whole(1_000)]), Some(0));
         assert_eq!(dispensable(100, [whole(50), whole(50)]), None);
         assert_eq!(dispensable(u64::MAX, [whole(50), whole(u64::MAX)]), Some(0), "the sum stays a number");
+    }
+
+    #[test]
+    fn room_is_spared_until_there_is_clearly_more() {
+        let space = Space::new(1_000);
+        let spares_at = |octets| {
+            set(&space, octets);
+            space.spares_room()
+        };
+        assert!(!spares_at(2_000) && spares_at(1_999) && spares_at(2_499) && !spares_at(2_500) && !spares_at(2_000));
     }
 
     #[test]

@@ -30,7 +30,11 @@ impl NodeVolume {
     pub fn measure(&self) -> io::Result<()> {
         let halves = self.halves_in_use();
         let disks = self.disks_in_use(&halves);
-        let Some(full) = self.space.measure(&disks)? else { return Ok(()) };
+        let full = self.space.measure(&disks)?;
+        if let Some(volume) = self.volume() {
+            volume.rest_rewrites(self.space.spares_room());
+        }
+        let Some(full) = full else { return Ok(()) };
         let full = halves.get(full).map(|half| half.name).zip(self.volume());
         let reason = format!("its disk is full: {} octets are left", self.space.free_octets());
         let dropped = full.map_or(Ok(false), |(half, volume)| volume.drop_full(half, &reason));

@@ -23,6 +23,7 @@ use crate::faults::{Faults, HalfName, Operation};
 use crate::mark::{self, Mark};
 use crate::options::{self, Tables, VolumeOptions};
 use crate::reads::Reads;
+use crate::rewrites::Rewrites;
 use crate::store::Family;
 use crate::watch::{LOOK_INTERVAL, Met, Rest};
 
@@ -44,6 +45,7 @@ pub(crate) struct Half {
     pub is_astray: AtomicBool,
     pub met: Arc<Met>,
     pub rest: Rest,
+    pub rewrites: Rewrites,
     faults: Option<Arc<dyn Faults>>,
     line: Mutex<Line>,
     work: Condvar,
@@ -119,6 +121,7 @@ impl Half {
             is_astray: AtomicBool::new(false),
             met,
             rest: Rest::default(),
+            rewrites: Rewrites::default(),
             faults: options.faults.clone(),
             line: Mutex::default(),
             work: Condvar::new(),

@@ -32,6 +32,7 @@ mod reads;
 mod reclaim;
 mod records;
 mod resilver;
+mod rewrites;
 mod room;
 mod salvage;
 mod scrub;

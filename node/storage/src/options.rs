@@ -16,6 +16,9 @@ use crate::store::Family;
 pub(crate) const BLOB_FILE_BYTES: u64 = 128 << 20;
 /// Of the blob files, the oldest ones: what compactions write anew, without what was deleted.
 pub(crate) const BLOB_GC_AGE_CUTOFF: f64 = 0.25;
+/// Tables of references to bodies, some ten octets each: a compaction takes as many bodies in hand as it has references, so they
+/// are small.
+const BLOB_TABLE_BYTES: u64 = 4 << 20;
 
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -163,6 +166,7 @@ fn family_options(family: Family, options: &VolumeOptions, cache: &Cache) -> Opt
             // Below this a pointer saves nothing.
             cf.set_min_blob_size(1 << 10);
             cf.set_blob_file_size(BLOB_FILE_BYTES);
+            cf.set_target_file_size_base(BLOB_TABLE_BYTES);
             // Mail is text and base64: zstd finds what LZ4 cannot, and compresses in the background flush.
             cf.set_blob_compression_type(DBCompressionType::Zstd);
             cf.set_enable_blob_gc(true);

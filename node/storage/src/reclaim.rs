@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, Range};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::error::StorageError;
 use crate::faults::Operation;
@@ -21,7 +21,8 @@ use crate::half::Half;
 use crate::keys::{GroupId, log_key};
 use crate::mark;
 use crate::mirror::Mirror;
-use crate::options::{BLOB_FILE_BYTES, BLOB_GC_AGE_CUTOFF};
+use crate::options::BLOB_FILE_BYTES;
+use crate::rewrites::Cutoff;
 use crate::store::Family;
 use crate::volume::Volume;
 
@@ -32,7 +33,6 @@ const BYTES_MIN: u64 = 4 << 20;
 const GARBAGE_PERCENT_MIN: u64 = 2;
 /// Between two steps others have the disk for as long as the last step took, and for no longer than this.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-const AGE_CUTOFF: &str = "blob_garbage_collection_age_cutoff";
 
 /// What a reclaim asks again and again.
 pub struct Reclaim<'a> {
@@ -238,33 +238,6 @@ impl Blobs {
     /// As RocksDB counts: the part of all files, rounded down to a number of them.
     fn share(&self, files: u64) -> f64 {
         if files >= self.files { 1.0 } else { (files as f64 + 0.5) / self.files as f64 }
-    }
-}
-
-/// Which blob files compactions write anew: a part of them, the oldest. As it was before once this is dropped.
-struct Cutoff<'a> {
-    half: &'a Half,
-}
-
-impl Cutoff<'_> {
-    fn set(half: &Half, share: f64) -> Result<Cutoff<'_>, StorageError> {
-        let cutoff = Cutoff { half };
-        cutoff.change(share)?;
-        Ok(cutoff)
-    }
-
-    fn change(&self, share: f64) -> Result<(), StorageError> {
-        let value = share.to_string();
-        let changed = self.half.db.set_options_cf(&self.half.family(Family::Blob)?, &[(AGE_CUTOFF, &value)]);
-        changed.map_err(|error| StorageError::io("setting options", error))
-    }
-}
-
-impl Drop for Cutoff<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.change(BLOB_GC_AGE_CUTOFF) {
-            warn!(half = %self.half.name, %error, "old blob files are as they are until the volume is opened again");
-        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use crate::error::StorageError;
 
+/// What a database takes that holds nothing.
+const DATABASE_OCTETS: u64 = 16 << 20;
 /// Of `st_blocks` (POSIX leaves it open, Linux does not).
 const BLOCK_OCTETS: u64 = 512;
 
@@ -16,13 +18,13 @@ pub fn free_on(disk: &Path) -> io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Whether a disk has room for what a directory holds, beside what is on it already: refused by name where it has not.
+/// Whether a disk has room for a database with what a directory holds, beside what is on it already: refused by name where it has not.
 pub fn has_room_for(directory: &Path, disk: &Path) -> Result<(), StorageError> {
     let free = free_on(disk).map_err(|error| StorageError::io(disk.display().to_string(), error))?;
-    let needed = used_in(directory);
+    let needed = used_in(directory).saturating_add(DATABASE_OCTETS);
     if free < needed {
         return Err(StorageError::Refused(format!(
-            "{} is too small: {free} octets are free, {} holds {needed}",
+            "{} is too small: {free} octets are free, a copy of {} takes {needed}",
             disk.display(),
             directory.display()
         )));
