@@ -5,11 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use cluster_tests::{ClusterOptions, Quantiles, Scenario, eventually, setting};
+use anyhow::{Result, bail, ensure};
+use cluster_tests::{Cluster, ClusterOptions, Quantiles, Scenario, eventually, setting};
 
 /// Bounds only how long a test waits before it gives up; what it took is printed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Leaders that are stopped until the one leads that is to.
+const LEADERS_MAX: usize = 20;
 
 #[test]
 fn the_leader_of_the_directory_is_replaced_and_known_accounts_do_not_notice() -> Result<()> {
@@ -50,4 +52,37 @@ fn the_leader_of_the_directory_is_replaced_and_known_accounts_do_not_notice() ->
     println!("it takes a change after: {}", Quantiles::of(changed));
     println!("every account is served after: {}", Quantiles::of(served));
     scenario.finish()
+}
+
+/// Until the directory is led by this node: whoever does is stopped, and started again.
+fn have_led_by(cluster: &mut Cluster, wanted: usize) -> Result<()> {
+    for _ in 0..LEADERS_MAX {
+        let leader = eventually("the directory has a leader", PATIENCE, || cluster.directory_leader())?;
+        if leader == wanted {
+            return Ok(());
+        }
+        cluster.nodes[leader].terminate()?;
+        eventually("another one leads", PATIENCE, || {
+            ensure!(cluster.directory_leader()? != leader);
+            Ok(())
+        })?;
+        cluster.nodes[leader].start()?;
+        cluster.nodes[leader].wait_ready()?;
+    }
+    bail!("others lead the directory")
+}
+
+/// It asks those that founded the cluster, which is all that its settings name.
+#[test]
+fn a_node_comes_while_one_that_came_later_leads_the_directory() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions { shards: 4, ..ClusterOptions::default() })?;
+    let later = cluster.add_node()?;
+    let name = cluster.nodes[later].name.clone();
+    cluster.admin(&["node", "join", &name, "--wait"])?;
+    cluster.admin(&["node", "drain", "node1", "--wait"])?;
+    have_led_by(&mut cluster, later)?;
+    let last = cluster.add_node()?;
+    ensure!(cluster.directory_leader()? == later, "another one leads by now");
+    let name = cluster.nodes[last].name.clone();
+    cluster.admin(&["node", "join", &name, "--wait"]).map(drop)
 }

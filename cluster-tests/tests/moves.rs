@@ -68,6 +68,11 @@ fn a_rebalance_is_planned_paused_resumed_and_undone() -> Result<()> {
         ensure!(joined["state"] == "running" && joined["shards_total"] == 6, "{joined}");
         let paused = scenario.cluster.json(&["rebalance", "pause"])?;
         ensure!(paused["state"] == "paused", "{paused}");
+        let refused = scenario.cluster.admin(&["node", "drain", &name]);
+        ensure!(
+            refused.is_err_and(|error| format!("{error:#}").contains("paused")),
+            "a drain ends an operator's pause"
+        );
         scenario.progress()?;
         scenario.cluster.admin(&["rebalance", "resume"])?;
         scenario.cluster.admin(&["rebalance", "abort"])?;

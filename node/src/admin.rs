@@ -14,7 +14,7 @@ use proto::wire::{
     MoveAccountRequest, NewAccounts, NodeStart, NodeStatusReply, RebalanceReply, RebalanceRequest, RegisterNodeRequest,
     ScrubEvent, ScrubRequest, ShardMembersReply, ShardMembersRequest,
 };
-use proto::{DirectoryStore, ItemStream};
+use proto::{DirectoryStore, GrpcNode, ItemStream};
 use storage::{GroupId, HalfName};
 use types::{AccountName, DomainName, MailError, MailResult, NodeId, ShardId, format};
 
@@ -34,6 +34,13 @@ pub fn directory_error(error: &DirectoryError) -> MailError {
         DirectoryError::Invalid(_) => MailError::Invalid(error.to_string()),
         DirectoryError::Corrupt { key, .. } => MailError::Corrupt { key: key.clone() },
     }
+}
+
+/// Once: whom it comes to is no leader either while one is elected, and it is asked again.
+async fn forward(node: &Node, leader: NodeId, request: RegisterNodeRequest) -> MailResult<()> {
+    let address = node.groups().peers.address(leader.0).ok_or(MailError::NotLeader { hint: Some(leader) })?;
+    let channel = node.groups().peers.channel(leader.0, &address).map_err(|_| MailError::Unavailable)?;
+    GrpcNode::new(channel).register_node(RegisterNodeRequest { forwarded: true, ..request }).await
 }
 
 fn start(wire: NodeStart) -> Start {
@@ -132,7 +139,13 @@ impl DirectoryStore for Node {
         if request.cluster_id != self.settings().cluster.id {
             return Err(MailError::CannotDo("node belongs to another cluster".to_owned()));
         }
-        group.read_barrier().await?;
+        match group.read_barrier().await {
+            // Whoever comes knows the nodes that founded the cluster: another one may lead by now.
+            Err(MailError::NotLeader { hint: Some(leader) }) if !request.forwarded && leader != self.id() => {
+                return forward(self, leader, request).await;
+            }
+            asked => asked?,
+        }
         let (known, exists) = {
             let directory = self.groups().directory_state.read();
             (directory.node(NodeId(request.id)).map(|node| node.address.clone()), directory.cluster().is_some())

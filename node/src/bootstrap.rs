@@ -404,18 +404,15 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
     }
 }
 
-/// Asks whoever answers, until one is the directory's leader.
+/// Asks whoever answers, until one is the directory's leader or knows it.
 async fn register(node: &Node) -> MailResult<()> {
     let request = own_registration(node);
     if node.groups().directory().leads() {
         return node.register_node(request).await;
     }
     let mut last = MailError::Unavailable;
-    for address in &node.settings().cluster.nodes {
-        if address == node.settings().advertise() {
-            continue;
-        }
-        match client(node, address)?.register_node(request.clone()).await {
+    for address in others(node) {
+        match client(node, &address)?.register_node(request.clone()).await {
             Ok(()) => return Ok(()),
             // What the leader says tells more.
             Err(MailError::NotLeader { .. }) if !matches!(last, MailError::Unavailable) => {}

@@ -39,6 +39,9 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
     Ok(report::status(&directory, &observed))
 }
 
+/// Whoever paused it is to know of more.
+const PAUSED: &str = "a rebalance is paused: resume or abort it first, or ask with --no-rebalance and apply one later";
+
 /// Of each action the last command is under the request's id: with it the action is done, and until then all is done anew.
 async fn act(node: &Node, action: Action, (id, plans): (u128, bool), observed: &Observed) -> MailResult<()> {
     let state = |state| Command::SetRebalanceState { state };
@@ -48,6 +51,7 @@ async fn act(node: &Node, action: Action, (id, plans): (u128, bool), observed: &
         Action::Pause(_) => propose_once(node, id, state(RebalanceState::Paused)).await,
         Action::Resume(_) => propose_once(node, id, state(RebalanceState::Running)).await,
         Action::Abort(_) => propose_once(node, id, state(RebalanceState::Aborted)).await,
+        Action::Join(_) | Action::Drain(_) if plans && is_paused(node) => Err(MailError::CannotDo(PAUSED.to_owned())),
         Action::Join(join) => {
             let known = named(node, &join.name)?;
             update_node(node, known, join).await?;
@@ -57,6 +61,10 @@ async fn act(node: &Node, action: Action, (id, plans): (u128, bool), observed: &
         Action::Remove(name) => remove_node(node, id, &name, observed).await,
         Action::MoveShard(one) => move_shard(node, id, &one, observed).await,
     }
+}
+
+fn is_paused(node: &Node) -> bool {
+    node.groups().directory_state.read().rebalance().is_some_and(|last| last.state == RebalanceState::Paused)
 }
 
 /// What a node is to be, and what is to move since.

@@ -143,11 +143,11 @@ impl Report {
 
     fn sentence(&self) -> String {
         let moved = format!("{} of {} moved", self.shards_done, counted(self.shards_total as usize, "shard"));
-        let copied =
-            if self.is_over() || self.state == "aborted" { String::new() } else { format!(", {}", self.copied()) };
+        let copied = if self.is_over() { String::new() } else { format!(", {}", self.copied()) };
         let why = self.waits_because.as_ref().map(|why| format!("; waits: {why}")).unwrap_or_default();
         match &*self.state {
             "none" => "nothing was ever moved".to_owned(),
+            "aborted" => format!("aborted: what had moved stays, what had not stays or goes back{why}"),
             state => format!("{state}: {moved}{copied}{why}"),
         }
     }
