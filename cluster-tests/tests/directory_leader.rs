@@ -84,5 +84,9 @@ fn a_node_comes_while_one_that_came_later_leads_the_directory() -> Result<()> {
     let last = cluster.add_node()?;
     ensure!(cluster.directory_leader()? == later, "another one leads by now");
     let name = cluster.nodes[last].name.clone();
+    // Nobody has it join yet.
+    let state = cluster.node(&name)?["state"].clone();
+    let plan = cluster.json(&["rebalance", "plan"])?.to_string();
+    ensure!(state == "draining" && !plan.contains(&format!("[\"{name}\"]")), "{state}: {plan}");
     cluster.admin(&["node", "join", &name, "--wait"]).map(drop)
 }

@@ -146,9 +146,10 @@ impl DirectoryStore for Node {
             }
             asked => asked?,
         }
-        let (known, exists) = {
+        let (known, exists, is_founded) = {
             let directory = self.groups().directory_state.read();
-            (directory.node(NodeId(request.id)).map(|node| node.address.clone()), directory.cluster().is_some())
+            let known = directory.node(NodeId(request.id)).map(|node| node.address.clone());
+            (known, directory.cluster().is_some(), directory.placements().next().is_some())
         };
         if !exists {
             return Err(MailError::Unavailable);
@@ -163,7 +164,14 @@ impl DirectoryStore for Node {
                 let (id, address) = (NodeId(request.id), request.address.clone());
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
-            None => propose(self, &Command::RegisterNode(new_node(&request, voter))).await?,
+            None => {
+                propose(self, &Command::RegisterNode(new_node(&request, voter))).await?;
+                // It holds nothing and has no vote until somebody has it join.
+                if is_founded {
+                    let (id, state) = (NodeId(request.id), NodeState::Draining);
+                    propose(self, &Command::SetNodeState { id, state }).await?;
+                }
+            }
         }
         let (before, now) = (start(request.start_before.unwrap_or_default()), start(request.start.unwrap_or_default()));
         let known = self.groups().directory_state.read().node(NodeId(request.id)).map(|known| known.start);
