@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 const HELD: &str = "held-";
 
 /// The binary that was built with the feature `failpoints`; none: there is none here.
-pub fn failpoints_binary() -> Option<PathBuf> {
+pub(crate) fn failpoints_binary() -> Option<PathBuf> {
     std::env::var_os("MAILRING_FAILPOINTS_BIN").map(PathBuf::from)
 }
 

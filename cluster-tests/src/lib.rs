@@ -35,6 +35,7 @@ mod smtp;
 mod system_calls;
 mod totals;
 mod transcript;
+mod trials;
 mod volumes;
 
 pub use checker::check;
@@ -46,7 +47,7 @@ pub use damage::{
     flip_large_late, flip_log, flip_tables, live_log,
 };
 pub use disk::{DISK_RESERVE_OCTETS, Disk, Stall, disks_possible};
-pub use failpoints::{Asked, Failpoints, Reached, failpoints_binary};
+pub use failpoints::{Asked, Failpoints, Reached};
 pub use groups::Elections;
 pub use history::{Change, Entries, History, Operation, Outcome, Place, Reading, Seen, Status, Tally};
 pub use idle::Idlers;
@@ -66,4 +67,5 @@ pub use service::Service;
 pub use smtp::{SmtpClient, dot_stuffed};
 pub use system_calls::Injection;
 pub use transcript::{Transcript, play};
+pub use trials::{StepFault, chosen, failpoints_possible, in_parts};
 pub use volumes::{delete_disk, letter};

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{
-    ClusterOptions, Failpoints, Quantiles, Random, Scenario, disks_possible, eventually, failpoints_binary, is_long,
-    setting,
+    ClusterOptions, Failpoints, Quantiles, Random, Scenario, StepFault, chosen, disks_possible, eventually,
+    failpoints_possible, in_parts, setting,
 };
 use storage::AccountFailpoint;
 
@@ -40,18 +40,7 @@ enum Role {
 
 const ROLES: [Role; 3] = [Role::Directory, Role::Target, Role::Source];
 
-/// What happens while a process is held at a point.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fault {
-    /// It dies there and is started again.
-    Dies,
-    /// Its disk loses its power too.
-    PowerCut,
-    /// Another dies and is started again; the one that was held goes on.
-    OtherDies(Role),
-    /// It goes on when another leads in its place.
-    GoesOnLate,
-}
+type Fault = StepFault<Role>;
 
 #[derive(Clone, Copy, Debug)]
 struct Trial {
@@ -75,18 +64,6 @@ fn comer(point: AccountFailpoint) -> Role {
 fn is_of_undoing(point: AccountFailpoint) -> bool {
     use AccountFailpoint as P;
     matches!(point, P::CopyLeft | P::ThawReceived | P::AccountThawed)
-}
-
-/// In the order of the seed; a short run has as many as it has rounds.
-fn chosen(mut trials: Vec<Trial>, seed: u64, rounds: u64) -> Vec<Trial> {
-    let mut random = Random::new(seed, 1);
-    for last in (1..trials.len()).rev() {
-        trials.swap(last, random.below(last as u64 + 1) as usize);
-    }
-    if !is_long() {
-        trials.truncate(rounds as usize);
-    }
-    trials
 }
 
 fn trials(faults: impl Fn(Role) -> Vec<Fault>) -> Vec<Trial> {
@@ -246,23 +223,11 @@ impl Steps {
     }
 }
 
-/// Every part, whatever has become of those before it.
 fn run(options: ClusterOptions, seed: u64, trials: &[Trial]) -> Result<()> {
-    let only = setting("MAILRING_PART", 0);
-    let (mut failed, mut took) = (Vec::new(), Vec::new());
-    for (part, some) in (1..).zip(trials.chunks(PART_TRIALS)).filter(|(part, _)| only == 0 || *part == only) {
-        println!("part {part}");
-        match run_part(options, seed, some) {
-            Ok(times) => took.extend(times),
-            Err(error) => {
-                println!("part {part}: {error:#}");
-                failed.push(format!("part {part}: {error:#}"));
-            }
-        }
-    }
+    let mut took = Vec::new();
+    let ran = in_parts(trials, PART_TRIALS, "", |some| run_part(options, seed, some).map(|times| took.extend(times)));
     println!("{} moves ended or were undone, {}", took.len(), Quantiles::of(took));
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(())
+    ran
 }
 
 /// How long each move took to end or to be undone.
@@ -280,33 +245,22 @@ fn run_part(options: ClusterOptions, seed: u64, trials: &[Trial]) -> Result<Vec<
     Ok(steps.took)
 }
 
-fn possible() -> bool {
-    let possible = failpoints_binary().is_some();
-    if !possible {
-        println!("skipped: MAILRING_FAILPOINTS_BIN is not set");
-    }
-    possible
-}
-
 #[test]
 fn processes_killed_at_every_step_of_the_move_of_an_account_lose_nothing() -> Result<()> {
-    if !possible() {
+    if !failpoints_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 111), setting("MAILRING_ROUNDS", 8));
-    let faults = |role| {
-        let others = ROLES.into_iter().filter(move |other| *other != role).map(Fault::OtherDies);
-        [Fault::Dies, Fault::GoesOnLate].into_iter().chain(others).collect()
-    };
-    run(ClusterOptions::DEFAULT, seed, &chosen(trials(faults), seed, rounds))
+    let faults = |role| [Fault::Dies, Fault::GoesOnLate].into_iter().chain(Fault::others_die(&ROLES, role)).collect();
+    run(ClusterOptions::DEFAULT, seed, &chosen(trials(faults), seed, rounds, |all| all))
 }
 
 #[test]
 fn power_cut_at_every_step_of_the_move_of_an_account_loses_nothing() -> Result<()> {
-    if !possible() || !disks_possible() {
+    if !failpoints_possible() || !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 112), setting("MAILRING_ROUNDS", 4));
-    let trials = chosen(trials(|_| vec![Fault::PowerCut]), seed, rounds);
+    let trials = chosen(trials(|_| vec![Fault::PowerCut]), seed, rounds, |all| all);
     run(ClusterOptions { own_disks: true, ..ClusterOptions::DEFAULT }, seed, &trials)
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{
-    Asked, ClusterOptions, Failpoints, Quantiles, Random, Scenario, disks_possible, eventually, failpoints_binary,
-    is_long, setting,
+    Asked, ClusterOptions, Failpoints, Quantiles, Random, Scenario, StepFault, chosen, disks_possible, eventually,
+    failpoints_possible, in_parts, setting,
 };
 use serde_json::Value;
 use storage::{Failpoint, GroupId, Volume, VolumeOptions};
@@ -44,18 +44,7 @@ enum Role {
 
 const ROLES: [Role; 4] = [Role::Directory, Role::Leader, Role::Target, Role::Source];
 
-/// What happens while a process is held at a point.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fault {
-    /// It dies there and is started again.
-    Dies,
-    /// Its disk loses its power too.
-    PowerCut,
-    /// Another dies and is started again; the one that was held goes on.
-    OtherDies(Role),
-    /// It goes on when another leads in its place.
-    GoesOnLate,
-}
+type Fault = StepFault<Role>;
 
 #[derive(Clone, Copy, Debug)]
 struct Trial {
@@ -95,21 +84,14 @@ fn trials(faults: impl Fn(Role) -> Vec<Fault>) -> Vec<Trial> {
     all.flat_map(|(point, role)| faults(role).into_iter().map(move |fault| Trial { point, role, fault })).collect()
 }
 
-/// In the order of the seed; a short run has as many as it has rounds, and those alone that pass by what no other does.
-fn chosen(mut trials: Vec<Trial>, seed: u64, rounds: u64) -> Vec<Trial> {
-    let mut random = Random::new(seed, 1);
-    for last in (1..trials.len()).rev() {
-        trials.swap(last, random.below(last as u64 + 1) as usize);
-    }
-    if is_long() {
-        return trials;
-    }
+/// Those first that pass by what no other does.
+fn alone_first(trials: Vec<Trial>) -> Vec<Trial> {
     let is_alone =
         |trial: &&Trial| matches!(trial.point, Failpoint::Settled | Failpoint::Removed | Failpoint::HandedOver);
     let mut points = BTreeSet::new();
     let alone: Vec<Trial> = trials.iter().filter(is_alone).filter(|one| points.insert(one.point)).copied().collect();
     let others = trials.into_iter().filter(|trial| !is_alone(&trial));
-    alone.into_iter().chain(others).take(rounds as usize).collect()
+    alone.into_iter().chain(others).collect()
 }
 
 /// A move, and who takes part in it.
@@ -405,23 +387,14 @@ impl Steps {
     }
 }
 
-/// Every part, whatever has become of those before it.
 fn run(options: ClusterOptions, seed: u64, trials: &[Trial]) -> Result<()> {
-    let only = setting("MAILRING_PART", 0);
-    let mut failed = Vec::new();
     let mut took = Took::new();
-    for (part, some) in (1..).zip(trials.chunks(PART_TRIALS)).filter(|(part, _)| only == 0 || *part == only) {
-        println!("part {part}, R = {}", options.replicas);
-        if let Err(error) = run_part(options, seed, some, &mut took) {
-            println!("part {part}: {error:#}");
-            failed.push(format!("part {part}: {error:#}"));
-        }
-    }
+    let what = format!(", R = {}", options.replicas);
+    let ran = in_parts(trials, PART_TRIALS, &what, |some| run_part(options, seed, some, &mut took));
     for (name, times) in took {
         println!("ended or undone where {name}: {} trials, {}", times.len(), Quantiles::of(times));
     }
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(())
+    ran
 }
 
 fn run_part(options: ClusterOptions, seed: u64, trials: &[Trial], took: &mut Took) -> Result<()> {
@@ -435,18 +408,10 @@ fn names(list: &Value) -> BTreeSet<String> {
     list.as_array().into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())).collect()
 }
 
-fn possible() -> bool {
-    let possible = failpoints_binary().is_some();
-    if !possible {
-        println!("skipped: MAILRING_FAILPOINTS_BIN is not set");
-    }
-    possible
-}
-
 /// Who comes by a point dies; or another; or it goes on when another leads, if there can be another.
 fn kills(replicas: u32) -> Vec<Trial> {
     trials(|role| {
-        let others = ROLES.into_iter().filter(move |other| *other != role).map(Fault::OtherDies);
+        let others = Fault::others_die(&ROLES, role);
         let has_heir = role == Role::Directory || role == Role::Leader && replicas > 1;
         let late = has_heir.then_some(Fault::GoesOnLate);
         std::iter::once(Fault::Dies).chain(others).chain(late).collect()
@@ -455,33 +420,33 @@ fn kills(replicas: u32) -> Vec<Trial> {
 
 #[test]
 fn processes_killed_at_every_step_of_a_move_lose_nothing_and_leave_nothing_behind() -> Result<()> {
-    if !possible() {
+    if !failpoints_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 96), setting("MAILRING_ROUNDS", 10));
-    let trials = chosen(kills(3), seed, rounds);
+    let trials = chosen(kills(3), seed, rounds, alone_first);
     run(ClusterOptions::default(), seed, &trials)
 }
 
 #[test]
 fn processes_killed_at_every_step_of_the_move_of_an_only_replica_lose_nothing() -> Result<()> {
-    if !possible() {
+    if !failpoints_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 98), setting("MAILRING_ROUNDS", 6));
-    let trials = chosen(kills(1), seed, rounds);
+    let trials = chosen(kills(1), seed, rounds, alone_first);
     run(ClusterOptions { replicas: 1, ..ClusterOptions::default() }, seed, &trials)
 }
 
 /// With three replicas and with one in turn.
 #[test]
 fn power_cut_at_every_step_of_a_move_loses_nothing_and_leaves_nothing_behind() -> Result<()> {
-    if !possible() || !disks_possible() {
+    if !failpoints_possible() || !disks_possible() {
         return Ok(());
     }
     let (seed, rounds) = (setting("MAILRING_SEED", 97), setting("MAILRING_ROUNDS", 6));
     for (replicas, rounds) in [(3, rounds), (1, rounds.div_ceil(2))] {
-        let trials = chosen(trials(|_| vec![Fault::PowerCut]), seed, rounds);
+        let trials = chosen(trials(|_| vec![Fault::PowerCut]), seed, rounds, alone_first);
         let options = ClusterOptions { own_disks: true, replicas, ..ClusterOptions::default() };
         run(options, seed, &trials)?;
     }

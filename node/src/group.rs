@@ -14,7 +14,7 @@ use proto::wire::{self, GroupStatus};
 use storage::{GroupId, StorageError};
 use types::{MailError, MailResult, NodeId};
 
-use crate::log_keeping::LogExtent;
+use crate::log_keeping::{LogExtent, Member};
 use crate::raft::{
     Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal,
     vote_to_wire,
@@ -46,7 +46,6 @@ pub const PROPOSAL_OCTETS_MAX: usize = ENTRY_OCTETS_MAX - ENTRY_OVERHEAD_OCTETS;
 pub struct GroupContext {
     pub own: NodeId,
     pub peers: Arc<Peers>,
-    pub log_entries_kept: u64,
     pub stall: Stall,
     pub start: StartCount,
     pub vetting: Arc<Vetting>,
@@ -102,7 +101,7 @@ impl Group {
         });
         let (log, machine, votes_from) = opening.await.map_err(io::Error::other)??;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
-        let raft = Raft::new(context.own.0, config(context.log_entries_kept), network, log, machine)
+        let raft = Raft::new(context.own.0, config(), network, log, machine)
             .await
             .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
         let (peers, stall, vetting) = (context.peers.clone(), context.stall.clone(), context.vetting.clone());
@@ -242,22 +241,45 @@ impl Group {
         other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
     }
 
-    /// How far its log reaches, and on a leader what others still need of it.
+    /// How far its log reaches, and what others still need of it.
     pub fn log_extent(&self) -> LogExtent {
+        let sent = self.peers.copies_of(self.id);
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
         let followers = metrics.replication.iter().flatten().filter(|(id, _)| heard_lately(&metrics, **id));
+        let last = |(id, matched): (&u64, &Option<LogId>)| {
+            index(matched).max(sent.get(id).map_or(0, |snapshot| snapshot.index))
+        };
         LogExtent {
             applied: index(&metrics.last_applied),
             snapshot: index(&metrics.snapshot),
             purged: index(&metrics.purged),
-            last_of_all: followers.map(|(_, matched)| index(matched)).min(),
+            last_of_all: followers.map(last).min(),
+            // The directory's stay learners.
+            has_learners: self.id != GroupId::DIRECTORY
+                && metrics.membership_config.membership().learner_ids().next().is_some(),
         }
     }
 
-    /// Lets openraft drop the entries that are not kept.
-    pub async fn purge(&self) {
+    /// The other members of a group that this node leads.
+    pub fn members(&self) -> Vec<Member> {
+        let sent = self.peers.copies_of(self.id);
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != self.own.0);
+        let member = |(id, matched): (&u64, &Option<LogId>)| Member {
+            node: *id,
+            matched: matched.map_or(0, |id| id.index),
+            is_learner: membership.learner_ids().any(|learner| learner == *id),
+            snapshot: sent.get(id).copied(),
+        };
+        others.map(member).collect()
+    }
+
+    /// Notes a snapshot, behind which entries can be dropped; none is by this alone.
+    pub async fn note_snapshot(&self) {
         // A group that has stopped drops nothing.
         drop(self.raft.trigger().snapshot().await);
     }
@@ -395,7 +417,7 @@ impl Group {
             heard: members().filter(|id| leads && self.hears(NodeId(*id))).collect(),
             current: members().filter(|id| leads && self.hears(NodeId(*id)) && self.is_level(NodeId(*id))).collect(),
             copies: (self.peers.copies_of(self.id).into_iter())
-                .map(|(node, octets)| wire::Copying { node, octets })
+                .map(|(node, sent)| wire::Copying { node, octets: sent.octets })
                 .collect(),
             accounts: 0,
             messages: 0,

@@ -99,7 +99,6 @@ impl Node {
         looked.await.context("look for old copies")??;
         let own = volumes.node;
         let peers = Peers::new(own.0, tls.client.clone(), settings.move_octets_per_s);
-        let log_entries_kept = settings.log_entries_kept;
         let first = volumes.numbered(1).context("the first volume")?;
         let (start, vetting) = bootstrap::count_start(&first, &peers, &settings).await?;
         let counting = volumes.clone();
@@ -108,8 +107,7 @@ impl Node {
         // Not before: nodes that start together would wait for answers of each other's open ports.
         let listener =
             TcpListener::bind(&settings.listen).await.with_context(|| format!("listen on {}", settings.listen))?;
-        let context =
-            GroupContext { own, peers, log_entries_kept, stall: Stall::default(), start, vetting: Arc::new(vetting) };
+        let context = GroupContext { own, peers, stall: Stall::default(), start, vetting: Arc::new(vetting) };
         let groups = Groups::start(volumes, context).await.context("start the groups on disk")?;
         let (stop, stopped) = watch::channel(false);
         let inner = Arc::new(Inner {

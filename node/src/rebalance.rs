@@ -5,6 +5,7 @@
 mod ask;
 mod dead;
 mod leadership;
+mod lost;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -94,9 +95,14 @@ impl Observed {
     /// Why a node may still hold something that counts; `None` where every shard's leader says that it does not. What is
     /// wanted tells only where replicas should be.
     fn why_held(&self, directory: &Directory, id: NodeId) -> Option<String> {
+        let lost = lost::of(directory, self, None);
         directory.placements().filter(|placement| placement.initialised).find_map(|placement| {
             let shard = placement.shard;
             match self.led(shard) {
+                None if lost.contains_key(&shard) => {
+                    let is_named = placement.wanted.contains(&id) || placement.previous.contains(&id);
+                    is_named.then(|| format!("shard {shard} is lost, and what is left of it may be there"))
+                }
                 None => Some(format!("shard {shard} has no leader to say where its replicas are")),
                 Some(group) if group.voters.contains(&id.0) || group.learners.contains(&id.0) => {
                     Some(format!("shard {shard} still has a replica there"))
@@ -104,6 +110,27 @@ impl Observed {
                 Some(_) => None,
             }
         })
+    }
+
+    /// The moves that begin now. These have `arrived`.
+    fn turns(&self, directory: &Directory, arrived: &[ShardId]) -> Vec<ShardId> {
+        // What is lost goes nowhere, and keeps nobody busy.
+        let lost = lost::of(directory, self, None);
+        let moves =
+            |placement: &&Placement| !arrived.contains(&placement.shard) && !lost.contains_key(&placement.shard);
+        let moving: Vec<Turn> = directory
+            .moving()
+            .filter(moves)
+            .map(|placement| turn(placement, &placement.previous, &placement.wanted))
+            .collect();
+        let waiting_turn = |placement: &Placement| match directory.goes_astray(placement) {
+            true => Turn { replaces: true, ..turn(placement, &placement.previous, &placement.planned) },
+            false => turn(placement, &placement.wanted, &placement.planned),
+        };
+        let waiting: Vec<Turn> = directory.queued().filter(moves).map(waiting_turn).collect();
+        let mut degraded = self.degraded(directory.placements());
+        degraded.retain(|shard| !lost.contains_key(shard));
+        turns::next(&waiting, &moving, &degraded, &self.statuses.keys().copied().collect())
     }
 
     fn has_arrived(&self, placement: &Placement) -> bool {
@@ -184,8 +211,16 @@ async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> Ma
     };
     let Some((id, name)) = dead else { return Ok(()) };
     let observed = Observed::take(node).await;
-    let command = dead::give_up(&node.groups().directory_state.read(), id, &observed.octets(), unix_s());
+    let (command, lost) = {
+        let directory = node.groups().directory_state.read();
+        let lost = lost::of(&directory, &observed, Some(id));
+        let aside: BTreeSet<ShardId> = lost.keys().copied().collect();
+        (dead::give_up(&directory, id, &observed.octets(), &aside, unix_s()), lost)
+    };
     propose(node, &command).await?;
+    if !lost.is_empty() {
+        tracing::error!(node = id.0, name, shards = ?lost.keys().map(|shard| shard.0).collect::<Vec<_>>(), "shards are lost");
+    }
     tracing::warn!(
         node = id.0,
         name,
@@ -306,24 +341,8 @@ async fn conduct(node: &Node) -> MailResult<()> {
         under_way.iter().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
     let begin = {
         let directory = node.groups().directory_state.read();
-        let moving: Vec<Turn> = directory
-            .moving()
-            .filter(|placement| !arrived.contains(&placement.shard))
-            .map(|placement| turn(placement, &placement.previous, &placement.wanted))
-            .collect();
-        let waiting_turn = |placement: &Placement| match directory.goes_astray(placement) {
-            true => Turn { replaces: true, ..turn(placement, &placement.previous, &placement.planned) },
-            false => turn(placement, &placement.wanted, &placement.planned),
-        };
-        let waiting: Vec<Turn> = directory
-            .placements()
-            .filter(|placement| !placement.planned.is_empty() && !arrived.contains(&placement.shard))
-            .map(waiting_turn)
-            .collect();
         let is_running = directory.rebalance().is_some_and(|rebalance| rebalance.state == RebalanceState::Running);
-        let degraded = observed.degraded(directory.placements());
-        let answering = observed.statuses.keys().copied().collect();
-        if is_running { turns::next(&waiting, &moving, &degraded, &answering) } else { Vec::new() }
+        if is_running { observed.turns(&directory, &arrived) } else { Vec::new() }
     };
     if !arrived.is_empty() {
         tracing::info!(shards = ?arrived, "shards have moved");
@@ -355,11 +374,13 @@ async fn lead_by_load(node: &Node, looks: &mut Looks) -> MailResult<()> {
     }
     looks.last = Some(Instant::now());
     let observed = Observed::take(node).await;
-    let mut settled = !is_under_way(node);
+    let mut settled = true;
     let leaders = {
         let directory = node.groups().directory_state.read();
+        let lost = lost::of(&directory, &observed, None);
         let mut led = Vec::new();
-        for placement in directory.placements() {
+        for placement in directory.placements().filter(|placement| !lost.contains_key(&placement.shard)) {
+            settled &= !placement.is_moving() && !placement.is_queued();
             let seen = observed.led(placement.shard);
             if let Some(seen) = seen {
                 looks.rates.note(placement.shard, NodeId(seen.leader), seen.operations, Instant::now());
@@ -370,7 +391,8 @@ async fn lead_by_load(node: &Node, looks: &mut Looks) -> MailResult<()> {
             let owners = placement.wanted.clone();
             led.push(Led { shard: placement.shard, owners, rate: rate.unwrap_or_default() });
         }
-        if !settled || !observed.degraded(directory.placements()).is_empty() {
+        let whole = directory.placements().filter(|placement| !lost.contains_key(&placement.shard));
+        if !settled || !observed.degraded(whole).is_empty() {
             return Ok(());
         }
         let active = directory.nodes().filter(|known| known.state == NodeState::Active);

@@ -26,7 +26,7 @@ pub use ballast::NAME as BALLAST;
 /// The floor's share of the reserve: what stands between them is for expunges, flags, and the database's own needs.
 const FLOOR_DIVISOR: u64 = 4;
 /// A half is given up for its room where the other one's disk has at least so many times the reserve: it is to take mail by
-/// itself until somebody has seen to the full one.
+/// itself until somebody has seen to the full one. And where there is less, nothing is kept for copies alone.
 const AMPLE_RESERVES: u64 = 2;
 /// Mail that was refused for its size has others make room for so long, and for it: its sender comes again.
 const ASKED_FOR: Duration = Duration::from_secs(120);
@@ -186,6 +186,11 @@ impl Space {
         self.room_octets() < self.reserve_octets.saturating_add(self.asked_octets())
     }
 
+    /// Whether there is room for what could be done without.
+    pub fn is_ample(&self) -> bool {
+        self.room_octets() >= self.reserve_octets.saturating_add(self.asked_octets()).saturating_mul(AMPLE_RESERVES)
+    }
+
     /// What the largest mail needs beside the reserve that was refused lately.
     fn asked_octets(&self) -> u64 {
         let refused = *self.refused.lock();
@@ -314,7 +319,11 @@ mod tests {
         set(&space, 2_199);
         assert!(space.is_short() && space.admit(500).is_ok());
         set(&space, 2_200);
-        assert!(!space.is_short());
+        assert!(!space.is_short() && !space.is_ample());
+        set(&space, 4_399);
+        assert!(!space.is_ample());
+        set(&space, 4_400);
+        assert!(space.is_ample());
         set(&space, 500);
         assert!(space.is_full() && space.takes_entries());
         set(&space, 300);

@@ -67,18 +67,29 @@ pub fn propose(
     current: &BTreeMap<ShardId, Vec<NodeId>>,
     octets: &BTreeMap<ShardId, u64>,
 ) -> BTreeMap<ShardId, Vec<NodeId>> {
+    propose_of((0..shards).map(ShardId).collect(), replicas, nodes, current, octets)
+}
+
+/// The same of these shards alone, as if there were no others. Each is to be named once.
+pub(crate) fn propose_of(
+    shards: Vec<ShardId>,
+    replicas: u32,
+    nodes: &[PlacementNode],
+    current: &BTreeMap<ShardId, Vec<NodeId>>,
+    octets: &BTreeMap<ShardId, u64>,
+) -> BTreeMap<ShardId, Vec<NodeId>> {
     let now = |shard: ShardId| current.get(&shard).cloned().unwrap_or_default();
     let candidates = candidates(nodes);
     if candidates.is_empty() || replicas == 0 {
-        return (0..shards).map(|shard| (ShardId(shard), now(ShardId(shard)))).collect();
+        return shards.into_iter().map(|shard| (shard, now(shard))).collect();
     }
-    let mut plan = Plan::new(shards, replicas, candidates, current, octets);
+    let mut plan = Plan::new(&shards, replicas, candidates, current, octets);
     plan.drop_surplus();
     plan.fill_vacancies();
     plan.balance();
     plan.relieve();
     let leaders = plan.leaders();
-    (0..shards).map(ShardId).zip(plan.ordered(&leaders)).collect()
+    shards.into_iter().zip(plan.ordered(&leaders)).collect()
 }
 
 /// What lies between two placements, ascending by shard. Only a change of the order in a list is no move.
@@ -131,15 +142,16 @@ fn zone_bound(nodes: &[Candidate], replicas: usize) -> usize {
 }
 
 /// What each node is due of `shards` shards with `replicas` replicas each, in units of 1/`scale` of a shard.
-fn shares(shards: u32, replicas: usize, nodes: &[Candidate], scale: u32) -> Vec<Band> {
+fn shares(shards: usize, replicas: usize, nodes: &[Candidate], scale: u32) -> Vec<Band> {
     // No more than SHARDS_MAX shards.
-    let most = shards.saturating_mul(scale);
+    let most = (shards as u32).saturating_mul(scale);
     let claim = |node: &Candidate| Claim { weight: node.weight, zone: node.zone, most };
     let claims: Vec<Claim> = nodes.iter().map(claim).collect();
     let zone_most = u64::from(most) * zone_bound(nodes, replicas) as u64;
     bands(u64::from(most) * replicas as u64, &claims, Some(zone_most))
 }
 
+/// Shards are told by their places in the list of those that are planned.
 struct Plan {
     nodes: Vec<Candidate>,
     /// Replicas of each shard.
@@ -163,7 +175,7 @@ struct Plan {
 
 impl Plan {
     fn new(
-        shards: u32,
+        shards: &[ShardId],
         replicas: u32,
         nodes: Vec<Candidate>,
         current: &BTreeMap<ShardId, Vec<NodeId>>,
@@ -173,9 +185,9 @@ impl Plan {
         let zone_bound = zone_bound(&nodes, replicas);
         let index: BTreeMap<NodeId, usize> = nodes.iter().enumerate().map(|(index, node)| (node.id, index)).collect();
         let indexes = |ids: &[NodeId]| -> Vec<usize> { ids.iter().filter_map(|id| index.get(id).copied()).collect() };
-        let before = |shard| current.get(&shard).map(|ids| indexes(ids)).unwrap_or_default();
+        let before = |shard: &ShardId| current.get(shard).map(|ids| indexes(ids)).unwrap_or_default();
         let ring = Ring::new(nodes.iter().map(|node| (node.id, node.weight)));
-        let preference: Vec<Vec<usize>> = (0..shards).map(|shard| indexes(&ring.preference(ShardId(shard)))).collect();
+        let preference: Vec<Vec<usize>> = shards.iter().map(|shard| indexes(&ring.preference(*shard))).collect();
         let rank = preference.iter().map(|order| {
             let mut rank = vec![0; order.len()];
             order.iter().enumerate().for_each(|(at, node)| rank[*node] = at);
@@ -184,10 +196,10 @@ impl Plan {
         Plan {
             replicas,
             zone_bound,
-            bands: shares(shards, replicas, &nodes, 1),
+            bands: shares(shards.len(), replicas, &nodes, 1),
             weights: Weights::new(shards, replicas, &nodes, octets),
-            before: (0..shards).map(ShardId).map(before).collect(),
-            owners: vec![Vec::new(); shards as usize],
+            before: shards.iter().map(before).collect(),
+            owners: vec![Vec::new(); shards.len()],
             counts: vec![0; nodes.len()],
             rank: rank.collect(),
             preference,

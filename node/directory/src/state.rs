@@ -12,7 +12,7 @@ use types::{AccountId, AccountName, DomainName, NodeId, ShardId};
 use crate::change::{Change, ChangedRecord};
 use crate::error::DirectoryError;
 use crate::limits::ACCOUNTS_PAGE_MAX;
-use crate::plan::{PlacementNode, Warning, propose, warnings};
+use crate::plan::{PlacementNode, Warning, propose, propose_of, warnings};
 use crate::record;
 use crate::requests::{Answered, RequestId, Requests};
 use crate::values::{Account, Alias, Cluster, Domain, Node, NodeState, Placement, Rebalance};
@@ -289,15 +289,22 @@ impl Directory {
     /// What the plan makes of the nodes as they are; the shards whose placement would stay are left out.
     /// Empty until the cluster is created.
     pub fn propose_placements(&self) -> BTreeMap<ShardId, Vec<NodeId>> {
-        self.propose_rebalance(&BTreeMap::new())
+        self.propose_rebalance(&BTreeMap::new(), &BTreeSet::new())
     }
 
     /// The same with what a replica of each shard has in octets, a missing one none: the targets of a rebalance.
     ///
     /// Planned from what is wanted, so that moves under way are let go on where they are in place, and what is queued
     /// is planned anew: it belongs to a [`StartRebalance`](crate::Command::StartRebalance) that replaces the queue.
-    pub fn propose_rebalance(&self, octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
-        self.propose_for(&self.placement_nodes(), octets)
+    ///
+    /// `aside`: shards that there is nothing to copy from. They count nowhere; should they come back, they go where they would
+    /// if none was set aside.
+    pub fn propose_rebalance(
+        &self,
+        octets: &BTreeMap<ShardId, u64>,
+        aside: &BTreeSet<ShardId>,
+    ) -> BTreeMap<ShardId, Vec<NodeId>> {
+        self.propose_for(&self.placement_nodes(), octets, aside)
     }
 
     /// The same, were this node drained.
@@ -305,16 +312,27 @@ impl Directory {
         &self,
         node: NodeId,
         octets: &BTreeMap<ShardId, u64>,
+        aside: &BTreeSet<ShardId>,
     ) -> BTreeMap<ShardId, Vec<NodeId>> {
         let mut nodes = self.placement_nodes();
         nodes.iter_mut().filter(|one| one.id == node).for_each(|one| one.eligible = false);
-        self.propose_for(&nodes, octets)
+        self.propose_for(&nodes, octets, aside)
     }
 
-    fn propose_for(&self, nodes: &[PlacementNode], octets: &BTreeMap<ShardId, u64>) -> BTreeMap<ShardId, Vec<NodeId>> {
+    fn propose_for(
+        &self,
+        nodes: &[PlacementNode],
+        octets: &BTreeMap<ShardId, u64>,
+        aside: &BTreeSet<ShardId>,
+    ) -> BTreeMap<ShardId, Vec<NodeId>> {
         let Some(cluster) = &self.cluster else { return BTreeMap::new() };
         let current = self.wanted();
-        let mut targets = propose(cluster.shards, cluster.replicas, nodes, &current, octets);
+        let shards = (0..cluster.shards).map(ShardId).filter(|shard| !aside.contains(shard)).collect();
+        let mut targets = propose_of(shards, cluster.replicas, nodes, &current, octets);
+        if !aside.is_empty() {
+            let all = propose(cluster.shards, cluster.replicas, nodes, &current, octets);
+            targets.extend(all.into_iter().filter(|(shard, _)| aside.contains(shard)));
+        }
         targets.retain(|shard, nodes| current.get(shard) != Some(nodes) && !nodes.is_empty());
         targets
     }

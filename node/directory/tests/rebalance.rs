@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Story, new_node};
 use directory::{Command, DirectoryError, NodeState, Placement, Rebalance, RebalanceState, Reply, Start};
@@ -452,4 +452,22 @@ fn a_lost_rebalance_is_noticed() {
     disk.remove(&b"r"[..]);
     let loaded = directory::Directory::load(disk.into_iter());
     assert!(matches!(loaded, Err(DirectoryError::Corrupt { .. })), "{loaded:?}");
+}
+
+#[test]
+fn shards_that_are_set_aside_count_nowhere() {
+    let story = settled();
+    let aside: BTreeSet<ShardId> = (0..8).map(ShardId).collect();
+    let planned = story.directory.propose_rebalance(&BTreeMap::new(), &aside);
+    let mut counts: BTreeMap<NodeId, u32> = BTreeMap::new();
+    for shard in (8..16).map(ShardId) {
+        let wanted = || story.directory.placement(shard).unwrap().wanted.clone();
+        let after = planned.get(&shard).cloned().unwrap_or_else(wanted);
+        after.into_iter().for_each(|node| *counts.entry(node).or_default() += 1);
+    }
+    // Node 3 is alone in its zone; the others share the rest.
+    assert_eq!(counts.into_values().collect::<Vec<_>>(), [4, 4, 8, 4, 4]);
+    // What comes back goes where it would have gone.
+    let all = story.directory.propose_rebalance(&BTreeMap::new(), &BTreeSet::new());
+    assert!(aside.iter().all(|shard| planned.get(shard) == all.get(shard)), "{planned:?}");
 }

@@ -100,7 +100,7 @@ pub async fn bring(
         bringing.requests().await?;
         bringing.fingerprints().await?;
         reach(AccountFailpoint::PassBrought, group);
-        if messages <= FEW_MESSAGES && pass_began.elapsed() <= FEW_TAKE {
+        if is_short(messages, pass_began.elapsed()) {
             break;
         }
     }
@@ -139,6 +139,11 @@ pub async fn bring(
         }
         place => Err(MailError::CannotDo(format!("the account is {place:?} by move {}", now.move_id))),
     }
+}
+
+/// Whether the next pass, for which the account is held, is short as this one was.
+fn is_short(messages: u64, took: Duration) -> bool {
+    messages <= FEW_MESSAGES && took <= FEW_TAKE
 }
 
 struct Bringing<'a> {
@@ -480,5 +485,20 @@ impl Window {
                 bodies.insert(number, of);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{FEW_MESSAGES, FEW_TAKE, is_short};
+
+    #[test]
+    fn an_account_is_held_once_little_is_left_that_takes_little_time() {
+        assert!(is_short(0, Duration::ZERO) && is_short(FEW_MESSAGES, FEW_TAKE));
+        assert!(!is_short(FEW_MESSAGES + 1, Duration::ZERO), "much changes meanwhile");
+        assert!(!is_short(1, FEW_TAKE + Duration::from_millis(1)), "one that is large, over a slow link");
+        assert!(FEW_TAKE * 2 < super::super::HOLD_MAX, "what takes twice as long is brought while it is held");
     }
 }

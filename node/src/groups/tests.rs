@@ -61,7 +61,6 @@ async fn groups(directory: &Path, volumes: usize) -> Arc<Groups> {
     let context = GroupContext {
         own: volumes.node,
         peers: Peers::new(volumes.node.0, Arc::new(tls), 1 << 20),
-        log_entries_kept: 100,
         stall: Stall::default(),
         start: StartCount { before, now },
         vetting: Arc::new(Vetting::new(true, true)),

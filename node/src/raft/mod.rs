@@ -26,7 +26,7 @@ pub use damage::{Damage, damage_in};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
 pub use network::PeersFactory;
-pub use peers::Peers;
+pub use peers::{Peers, SentSnapshot};
 pub use service::{RaftGroups, RaftService};
 
 openraft::declare_raft_types!(
@@ -60,8 +60,6 @@ const ELECTION_MAX_MS: u64 = 1500;
 const SNAPSHOT_STALLED_MAX: Duration = Duration::from_secs(600);
 /// Entries in one append call; the log reader bounds its bytes.
 const APPEND_ENTRIES_MAX: u64 = 512;
-/// Entries purged at a time: a purge is a synced write.
-const PURGE_ENTRIES: u64 = 256;
 /// Waiting proposals of one group; openraft's default of 65,536 slots costs memory in each of hundreds of groups.
 const PROPOSALS_MAX: u64 = 4_096;
 
@@ -92,9 +90,13 @@ pub enum Reply {
     Directory(Result<directory::Reply, directory::DirectoryError>),
 }
 
-/// The settings of every group. `log_entries_kept`: entries below the last snapshot that stay for replicas that were
-/// away; when a snapshot is noted, `log_keeping` says. All else is constant, so validation cannot fail.
-pub fn config(log_entries_kept: u64) -> Arc<Config> {
+/// How long a copy of which so many octets have gone is waited for though nothing is seen to move: it may be installed.
+pub fn copy_patience(octets: u64) -> Duration {
+    SNAPSHOT_STALLED_MAX.saturating_add(progress::installing_max(octets))
+}
+
+/// The settings of every group: constant, so validation cannot fail.
+pub fn config() -> Arc<Config> {
     let config = Config {
         cluster_name: "mailring".to_owned(),
         heartbeat_interval: HEARTBEAT_MS,
@@ -103,9 +105,9 @@ pub fn config(log_entries_kept: u64) -> Arc<Config> {
         install_snapshot_timeout: SNAPSHOT_STALLED_MAX.as_millis() as u64,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: log_entries_kept,
-        // Never so many that what is kept becomes a multiple of what was asked for.
-        purge_batch_size: (log_entries_kept / 4).clamp(1, PURGE_ENTRIES),
+        // Nothing is purged that `log_keeping` did not say: a snapshot may be noted later than it was asked for, and be behind
+        // what a follower needs next.
+        max_in_snapshot_log_to_keep: u64::MAX,
         api_channel_size: Some(PROPOSALS_MAX),
         notification_channel_size: Some(PROPOSALS_MAX),
         // Statistics that we do not compile in would reserve a thousand places for each of six stages.
@@ -138,6 +140,6 @@ pub fn fatal(error: impl fmt::Display) -> MailError {
 mod tests {
     #[test]
     fn the_settings_are_valid() {
-        assert_eq!(super::config(0).heartbeat_interval, super::HEARTBEAT_MS);
+        assert_eq!(super::config().heartbeat_interval, super::HEARTBEAT_MS);
     }
 }

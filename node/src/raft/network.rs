@@ -180,6 +180,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let SnapshotData::Export(export) = snapshot.snapshot else {
             return Err(StreamingError::Network(NetworkError::from_string("only an export can be sent")));
         };
+        let index = snapshot.meta.last_log_id.map_or(0, |id| id.index);
         let header = SnapshotHeader {
             group: self.target.group.0,
             to: self.target.node,
@@ -188,13 +189,14 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             membership_id: (*snapshot.meta.last_membership.log_id()).map(log_id_to_wire),
             membership: Some(membership_to_wire(snapshot.meta.last_membership.membership())),
         };
+        // Before anything else: from here on the entries behind it are kept.
+        let _copying = Copying::begin(self.peers.clone(), (self.target.group, self.target.node), index);
         let unreachable = |text: String| StreamingError::Unreachable(Unreachable::from_string(text));
         let address = self.peers.address(self.target.node).unwrap_or_else(|| self.target.address.clone());
         let channel = self.peers.channel(self.target.node, &address).map_err(|e| unreachable(e.to_string()))?;
         let mut client = RaftClient::new(channel).max_encoding_message_size(proto::GRPC_MESSAGE_OCTETS_MAX);
         let (sender, parts) = mpsc::channel(SNAPSHOT_BLOCKS_QUEUED);
         let (peers, to) = (self.peers.clone(), (self.target.group, self.target.node));
-        let _copying = Copying::begin(peers.clone(), to);
         let (sent, progress) = progress();
         tokio::task::spawn_blocking(move || send_blocks(header, export, &sender, &sent, &peers, to));
         let sending = progress.watched(client.install_snapshot(ReceiverStream::new(parts)), option.hard_ttl());

@@ -38,6 +38,7 @@ pub struct Peers {
     links: Mutex<HashMap<(u64, Lane), Link>>,
     channels: Mutex<HashMap<u64, (String, Channel)>>,
     next_call: AtomicU64,
+    next_copy: AtomicU64,
     pub throttle: Throttle,
     copies: RwLock<Copies>,
 }
@@ -49,8 +50,17 @@ struct Copies {
     to: BTreeSet<(GroupId, u64)>,
     /// Those of them that wait: the rebalance is paused.
     held: BTreeSet<(GroupId, u64)>,
-    /// Octets of the snapshot that is under way.
-    sent: HashMap<(GroupId, u64), u64>,
+    /// The snapshots that are under way, and the number of each.
+    sent: HashMap<(GroupId, u64), (u64, SentSnapshot)>,
+}
+
+/// A snapshot under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SentSnapshot {
+    /// Of the last entry in it.
+    pub index: u64,
+    /// That have gone so far.
+    pub octets: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,6 +98,7 @@ impl Peers {
             links: Mutex::default(),
             channels: Mutex::default(),
             next_call: AtomicU64::new(1),
+            next_copy: AtomicU64::new(1),
             throttle: Throttle::new(copies_octets_per_s),
             copies: RwLock::default(),
         })
@@ -108,16 +119,17 @@ impl Peers {
         self.copies.write().to.insert((group, to));
     }
 
-    /// The snapshots of a group that are under way: to which node, and how many octets have gone.
-    pub fn copies_of(&self, group: GroupId) -> Vec<(u64, u64)> {
+    /// The snapshots of a group that are under way, and to which nodes.
+    pub fn copies_of(&self, group: GroupId) -> HashMap<u64, SentSnapshot> {
         let copies = self.copies.read();
-        copies.sent.iter().filter(|((of, _), _)| *of == group).map(|((_, to), octets)| (*to, *octets)).collect()
+        let sent = copies.sent.iter().filter(|((of, _), _)| *of == group);
+        sent.map(|((_, to), (_, snapshot))| (*to, *snapshot)).collect()
     }
 
     /// Counts octets of a snapshot that is under way.
     pub(super) fn count_copied(&self, to: (GroupId, u64), octets: usize) {
-        if let Some(sent) = self.copies.write().sent.get_mut(&to) {
-            *sent += octets as u64;
+        if let Some((_, sent)) = self.copies.write().sent.get_mut(&to) {
+            sent.octets += octets as u64;
         }
     }
 
@@ -315,17 +327,24 @@ async fn carry(
 pub(super) struct Copying {
     peers: Arc<Peers>,
     to: (GroupId, u64),
+    number: u64,
 }
 
 impl Copying {
-    pub fn begin(peers: Arc<Peers>, to: (GroupId, u64)) -> Copying {
-        peers.copies.write().sent.insert(to, 0);
-        Copying { peers, to }
+    /// `index`: of the last entry in it.
+    pub fn begin(peers: Arc<Peers>, to: (GroupId, u64), index: u64) -> Copying {
+        let number = peers.next_copy.fetch_add(1, Ordering::Relaxed);
+        peers.copies.write().sent.insert(to, (number, SentSnapshot { index, octets: 0 }));
+        Copying { peers, to, number }
     }
 }
 
 impl Drop for Copying {
     fn drop(&mut self) {
-        self.peers.copies.write().sent.remove(&self.to);
+        let mut copies = self.peers.copies.write();
+        // Another may have begun to the same replica.
+        if copies.sent.get(&self.to).is_some_and(|(number, _)| *number == self.number) {
+            copies.sent.remove(&self.to);
+        }
     }
 }

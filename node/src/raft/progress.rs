@@ -8,6 +8,11 @@ use tokio::sync::watch;
 /// What a receiver installs at least in a second, once it has everything.
 const INSTALLED_OCTETS_PER_S: u64 = 1024 * 1024;
 
+/// How long so many octets take to be installed at most, once they have all come.
+pub fn installing_max(octets: u64) -> Duration {
+    Duration::from_secs(octets / INSTALLED_OCTETS_PER_S)
+}
+
 /// For whoever sends: octets that have gone. Dropped once all have, or none will follow.
 pub struct Sent(watch::Sender<u64>);
 
@@ -45,7 +50,7 @@ impl Progress {
                 },
             }
         }
-        let installing = Duration::from_secs(*self.0.borrow() / INSTALLED_OCTETS_PER_S);
+        let installing = installing_max(*self.0.borrow());
         tokio::time::timeout(stalled_max + installing, copy).await.ok()
     }
 }

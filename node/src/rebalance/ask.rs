@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use directory::{Command, NodeState, RebalanceState, RequestId};
+use directory::{Command, Directory, NodeState, RebalanceState, RequestId};
 use proto::wire::rebalance_request::Action;
 use proto::wire::{JoinNode, MoveShard, RebalanceReply, RebalanceRequest};
 use storage::Failpoint;
 use types::{MailError, MailResult, NodeId, ShardId};
 
-use super::{Observed, come_by, report, unix_s};
+use super::{Observed, come_by, lost, report, unix_s};
 use crate::Node;
 use crate::admin::directory_error;
 use crate::bootstrap::{propose, propose_once};
@@ -28,7 +28,7 @@ pub async fn ask(node: &Node, request: RebalanceRequest) -> MailResult<Rebalance
     match (decided, action) {
         (_, Action::Plan(_)) => {
             let directory = node.groups().directory_state.read();
-            let targets = directory.propose_rebalance(&observed.octets());
+            let targets = targets(&directory, &observed);
             return Ok(report::planned(&directory, &observed, &targets));
         }
         (Some(Err(refused)), _) => return Err(directory_error(&refused)),
@@ -147,11 +147,17 @@ async fn move_shard(node: &Node, id: u128, one: &MoveShard, observed: &Observed)
 async fn start(node: &Node, id: u128, observed: &Observed) -> MailResult<()> {
     let (targets, octets) = {
         let directory = node.groups().directory_state.read();
-        let targets = directory.propose_rebalance(&observed.octets());
+        let targets = targets(&directory, observed);
         let under_way = report::moving(&directory, observed);
         let all = under_way.chain(report::to_move(&directory, observed, &targets));
         let octets = all.map(|one| report::copies(&one)).sum();
         (targets, octets)
     };
     propose_once(node, id, Command::StartRebalance { targets, replace: true, unix_s: unix_s(), octets }).await
+}
+
+/// What the plan makes of the nodes as they are; what is lost stays as it is.
+fn targets(directory: &Directory, observed: &Observed) -> BTreeMap<ShardId, Vec<NodeId>> {
+    let aside = lost::of(directory, observed, None).into_keys().collect();
+    directory.propose_rebalance(&observed.octets(), &aside)
 }

@@ -1,6 +1,6 @@
 //! What is done about nodes that have been away for too long. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use directory::{Command, Directory, Node, NodeState, RebalanceState};
 use types::{NodeId, ShardId};
@@ -18,16 +18,22 @@ pub fn next(directory: &Directory, is_dead: impl Fn(NodeId) -> bool) -> Option<&
 }
 
 /// One command, so that no node is given up whose replicas nobody plans anew: until it is committed whoever leads finds the
-/// node as it was.
-pub fn give_up(directory: &Directory, id: NodeId, octets: &BTreeMap<ShardId, u64>, unix_s: u64) -> Command {
-    let targets = directory.propose_rebalance_without(id, octets);
+/// node as it was. `lost`: shards that nothing can be copied from once it is.
+pub fn give_up(
+    directory: &Directory,
+    id: NodeId,
+    octets: &BTreeMap<ShardId, u64>,
+    lost: &BTreeSet<ShardId>,
+    unix_s: u64,
+) -> Command {
+    let targets = directory.propose_rebalance_without(id, octets, lost);
     let copied = targets.keys().filter_map(|shard| octets.get(shard)).sum();
     Command::GiveUpNode { id, targets, unix_s, octets: copied }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use directory::{Command, NodeState, RebalanceState};
     use types::{NodeId, ShardId};
@@ -43,7 +49,7 @@ mod tests {
         assert_eq!(next(&directory, |id| id.0 >= 3), None, "two of five cannot hold three replicas");
         let dead = next(&directory, is_dead).map(|known| known.id);
         assert_eq!(dead, Some(NodeId(3)));
-        let command = give_up(&directory, NodeId(3), &BTreeMap::new(), 7);
+        let command = give_up(&directory, NodeId(3), &BTreeMap::new(), &BTreeSet::new(), 7);
         // Nothing has come of it yet: the next leader finds the same.
         assert_eq!(next(&directory, is_dead).map(|known| known.id), dead);
         told(&mut directory, command);
@@ -64,7 +70,7 @@ mod tests {
         assert_eq!(next(&directory, is_dead), None);
         told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
         assert!(next(&directory, is_dead).is_some());
-        let command = give_up(&directory, NodeId(3), &BTreeMap::new(), 7);
+        let command = give_up(&directory, NodeId(3), &BTreeMap::new(), &BTreeSet::new(), 7);
         told(&mut directory, command);
         assert!(directory.placement(ShardId(0)).unwrap().is_queued());
     }

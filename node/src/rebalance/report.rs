@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use directory::{Directory, NodeState, Placement, RebalanceState};
-use proto::wire::{NodeShare, RebalanceReply, ShardMove};
+use proto::wire::{LostShard, NodeShare, RebalanceReply, ShardMove};
 use types::{AccountId, NodeId, ShardId};
 
 use super::Observed;
+use super::lost::{self, Lost};
 
 /// Of a plan that nothing has been done about.
 pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
-    let moves: Vec<ShardMove> = to_move(directory, observed, targets).collect();
-    let after = |shard: ShardId| targets.get(&shard).cloned();
+    let lost = lost::of(directory, observed, None);
+    let goes = |shard: &ShardId| !lost.contains_key(shard);
+    let moves: Vec<ShardMove> = to_move(directory, observed, targets).filter(|one| goes(&ShardId(one.shard))).collect();
+    let after = |shard: ShardId| targets.get(&shard).cloned().filter(|_| goes(&shard));
     RebalanceReply {
         state: "planned".to_owned(),
         started_unix_s: 0,
@@ -19,8 +22,9 @@ pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<Sh
         octets_total: moves.iter().map(copies).sum(),
         moves,
         shares: shares(directory, observed, after),
-        warnings: warnings(directory, observed, targets),
+        warnings: warnings(directory, observed, targets, &lost),
         waits_because: String::new(),
+        lost: told(&lost),
     }
 }
 
@@ -61,6 +65,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         Some(RebalanceState::Finished) => "finished",
         Some(RebalanceState::Aborted) => "aborted",
     };
+    let lost = lost::of(directory, observed, None);
     let mut moves: Vec<ShardMove> = moving(directory, observed).collect();
     if state == "aborted" {
         moves.iter_mut().for_each(|one| "undoing".clone_into(&mut one.phase));
@@ -70,22 +75,31 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
             .queued()
             .map(|placement| shard_move(observed, placement.shard, &placement.wanted, &placement.planned, "queued")),
     );
+    let all = moves.len();
+    moves.retain(|one| !lost.contains_key(&ShardId(one.shard)));
+    let aside = (all - moves.len()) as u32;
     moves.sort_by_key(|one| one.shard);
     // Mail that came since it was planned is copied too.
     let left: u64 = moves.iter().map(|one| copies(one).saturating_sub(one.copied_octets)).sum();
     let planned_octets = rebalance.map_or(0, |rebalance| rebalance.octets);
     let queued: BTreeMap<ShardId, Vec<NodeId>> =
         directory.queued().map(|placement| (placement.shard, placement.planned.clone())).collect();
-    let after = |shard: ShardId| queued.get(&shard).cloned();
+    let after = |shard: ShardId| queued.get(&shard).cloned().filter(|_| !lost.contains_key(&shard));
+    // What is left aside may come back, and then goes on.
+    let state = if state == "running" && moves.is_empty() && aside > 0 { "finished" } else { state };
     RebalanceReply {
         state: state.to_owned(),
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
-        shards_total: rebalance.map_or(0, |rebalance| rebalance.moves),
+        shards_total: rebalance.map_or(0, |rebalance| rebalance.moves).saturating_sub(aside),
         octets_total: planned_octets.max(left),
         moves,
         shares: shares(directory, observed, after),
-        warnings: warnings(directory, observed, &queued).into_iter().chain(accounts(directory, observed)).collect(),
-        waits_because: waits_because(directory, observed),
+        warnings: warnings(directory, observed, &queued, &lost)
+            .into_iter()
+            .chain(accounts(directory, observed))
+            .collect(),
+        waits_because: waits_because(directory, observed, &lost),
+        lost: told(&lost),
     }
 }
 
@@ -154,9 +168,15 @@ fn shares(
     shares.into_values().collect()
 }
 
+fn told(lost: &Lost) -> Vec<LostShard> {
+    lost.iter().map(|(shard, because)| LostShard { shard: shard.0, because: because.clone() }).collect()
+}
+
 /// Why nothing goes on, or something does not; empty where all does.
-fn waits_because(directory: &Directory, observed: &Observed) -> String {
-    for (placement, target) in directory.moving().flat_map(|one| one.targets().map(move |target| (one, target))) {
+fn waits_because(directory: &Directory, observed: &Observed, lost: &Lost) -> String {
+    let goes_on = |placement: &&Placement| !lost.contains_key(&placement.shard);
+    let moving = directory.moving().filter(goes_on);
+    for (placement, target) in moving.flat_map(|one| one.targets().map(move |target| (one, target))) {
         let Some(known) = directory.node(target) else { continue };
         let why = match observed.statuses.get(&target) {
             None => "which does not answer",
@@ -165,8 +185,9 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
         };
         return format!("shard {} is to go to node {}, {why}", placement.shard, known.name);
     }
-    let left: BTreeSet<ShardId> = directory.queued().chain(directory.moving()).map(|one| one.shard).collect();
-    let degraded = observed.degraded(directory.placements());
+    let left = directory.queued().chain(directory.moving()).filter(goes_on);
+    let left: BTreeSet<ShardId> = left.map(|one| one.shard).collect();
+    let degraded = observed.degraded(directory.placements().filter(goes_on));
     // Moves of such shards go on.
     if left.is_subset(&degraded) {
         return String::new();
@@ -178,12 +199,18 @@ fn waits_because(directory: &Directory, observed: &Observed) -> String {
 }
 
 /// What the plan cannot mend, and what of the nodes would stand in its way.
-fn warnings(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> Vec<String> {
+fn warnings(
+    directory: &Directory,
+    observed: &Observed,
+    targets: &BTreeMap<ShardId, Vec<NodeId>>,
+    lost: &Lost,
+) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
     let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
-        let waits = |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued();
+        let waits =
+            |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued() && !lost.contains_key(&one.shard);
         let left = directory.placements().filter(waits).count();
         if left > 0 && !observed.statuses.contains_key(&known.id) {
             let text =

@@ -22,12 +22,12 @@ pub fn directory() -> Directory {
     directory
 }
 
-fn new_node(id: u64) -> NewNode {
+pub fn new_node(id: u64) -> NewNode {
     let (name, address, zone) = (format!("node{id}"), format!("host{id}:1"), format!("zone-{id}"));
     NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3, format: 1 }
 }
 
-fn nodes_of(ids: &[u64]) -> Vec<NodeId> {
+pub fn nodes_of(ids: &[u64]) -> Vec<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
 

@@ -40,6 +40,8 @@ struct Report {
     waits_because: Option<String>,
     moves: Vec<Move>,
     nodes: Vec<Share>,
+    /// Shards that are left aside: too few of their replicas are left.
+    lost: Vec<Lost>,
     warnings: Vec<String>,
 }
 
@@ -75,6 +77,24 @@ struct Share {
     octets_after: u64,
 }
 
+/// A shard that is left aside.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    pub shard: u32,
+    pub because: String,
+}
+
+impl Lost {
+    fn all(reply: &RebalanceReply) -> Vec<Lost> {
+        reply.lost.iter().map(|lost| Lost { shard: lost.shard, because: lost.because.clone() }).collect()
+    }
+
+    /// "shard 6 is lost: node node4 is drained and does not answer".
+    pub fn sentence(&self) -> String {
+        format!("shard {} is lost: {}", self.shard, self.because)
+    }
+}
+
 impl Report {
     async fn of(client: &mut AdminClient, reply: RebalanceReply) -> Result<Report, Failure> {
         let view = client.view().await?;
@@ -104,10 +124,11 @@ impl Report {
             percent: 0,
             octets_per_s: None,
             seconds_left: None,
-            waits_because: Some(reply.waits_because).filter(|text| !text.is_empty()),
-            state: reply.state,
+            waits_because: Some(reply.waits_because.clone()).filter(|text| !text.is_empty()),
+            state: reply.state.clone(),
             started_unix_s: reply.started_unix_s,
             shards_total: reply.shards_total,
+            lost: Lost::all(&reply),
             moves,
             nodes,
             warnings: reply.warnings,
@@ -132,8 +153,11 @@ impl Report {
 
     /// The sentence, and a line for each warning.
     fn text(&self) -> String {
-        let warnings = self.warnings.iter().map(|warning| format!("\nwarning: {warning}"));
-        self.sentence() + &warnings.collect::<String>()
+        self.sentence() + &self.warnings().map(|warning| format!("\nwarning: {warning}")).collect::<String>()
+    }
+
+    fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+        self.lost.iter().map(Lost::sentence).chain(self.warnings.iter().cloned())
     }
 
     /// "12.0 MiB of 40.0 MiB, 3.0 MiB/s, 9 s left".
@@ -210,6 +234,12 @@ pub async fn run(client: &mut AdminClient, verb: RebalanceVerb) -> Result<(), Fa
     }
 }
 
+/// The shards that are lost; none where no leader of the directory says so.
+pub async fn lost(client: &mut AdminClient) -> Vec<Lost> {
+    let asked = client.rebalance(request(Action::Status(Done {}))).await;
+    asked.map(|reply| Lost::all(&reply)).unwrap_or_default()
+}
+
 pub async fn join(client: &mut AdminClient, join: JoinArgs) -> Result<(), Failure> {
     let JoinArgs { place: PlaceArgs { node, no_rebalance, watch }, zone, weight } = join;
     let action = JoinNode { name: node, zone: zone.unwrap_or_default(), weight: weight.unwrap_or(0) };
@@ -255,7 +285,7 @@ async fn begin(
         return Ok(());
     }
     if !watch.output.json {
-        begun.warnings.iter().try_for_each(|warning| line(&format!("warning: {warning}")))?;
+        begun.warnings().try_for_each(|warning| line(&format!("warning: {warning}")))?;
     }
     let ended = follow(client, leaving, watch.output).await?;
     match begun.state != "aborted" && ended.state == "aborted" {
@@ -313,7 +343,7 @@ async fn show(client: &mut AdminClient, action: Action, output: OutputArgs) -> R
             octets(share.octets_after),
         ]
     })?;
-    for warning in &report.warnings {
+    for warning in report.warnings() {
         line(&format!("warning: {warning}"))?;
     }
     Ok(())
@@ -399,6 +429,7 @@ mod tests {
             waits_because: None,
             moves,
             nodes: Vec::new(),
+            lost: Vec::new(),
             warnings: Vec::new(),
         }
     }

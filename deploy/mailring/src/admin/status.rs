@@ -5,6 +5,7 @@ use proto::wire::node_record::State;
 use serde::Serialize;
 
 use crate::admin::client::{AdminClient, DIRECTORY};
+use crate::admin::rebalance::{Lost, lost};
 use crate::admin::survey::{ShardRow, Survey};
 use crate::admin::volume::{self, ScrubRow};
 use crate::cli::OutputArgs;
@@ -34,6 +35,8 @@ struct StatusReport {
     /// That have no good copy on a volume; other replicas may have one.
     records_lost: u64,
     scrub: Scrubs,
+    /// Shards of which too few replicas are left.
+    lost: Vec<Lost>,
     problems: Vec<String>,
 }
 
@@ -73,7 +76,10 @@ impl Scrubs {
 }
 
 pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failure> {
-    let report = report(&Survey::take(client).await?);
+    let survey = Survey::take(client).await?;
+    let is_any_unled = survey.shards().iter().any(|shard| shard.leader.is_none());
+    let lost = if is_any_unled && survey.directory_leader().is_some() { lost(client).await } else { Vec::new() };
+    let report = report(&survey, lost);
     let mut fields = vec![
         ("health", if report.healthy { "ok".to_owned() } else { "degraded".to_owned() }),
         ("cluster", format!("{}, {} shards, {} replicas of each", report.cluster, report.shards, report.replicas)),
@@ -100,9 +106,10 @@ pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), 
     if report.healthy { Ok(()) } else { Err(Failure::Told) }
 }
 
-fn report(survey: &Survey) -> StatusReport {
+fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
     let shards = survey.shards();
-    let mut problems = Vec::new();
+    let mut problems: Vec<String> = lost.iter().map(Lost::sentence).collect();
+    let is_lost = |shard: &ShardRow| lost.iter().any(|lost| lost.shard == shard.shard);
     for node in &survey.nodes {
         let name = &node.record.name;
         problems.extend(node.status.iter().flat_map(|status| volume::problems(name, &status.volumes)));
@@ -130,7 +137,7 @@ fn report(survey: &Survey) -> StatusReport {
         problems.push("the directory has no leader: mail flows, administration waits".to_owned());
     }
     let down: Vec<&str> = survey.nodes.iter().filter(|node| !node.is_up()).map(|n| n.record.name.as_str()).collect();
-    problems.extend(shards.iter().filter_map(|shard| shard_problem(shard, &down)));
+    problems.extend(shards.iter().filter(|shard| !is_lost(shard)).filter_map(|shard| shard_problem(shard, &down)));
     if shards.is_empty() {
         problems.push("the cluster has no shards yet".to_owned());
     }
@@ -163,6 +170,7 @@ fn report(survey: &Survey) -> StatusReport {
             .map(|lost| lost.records)
             .sum(),
         scrub: Scrubs::of(survey),
+        lost,
         problems,
     }
 }

@@ -53,16 +53,16 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    pub fn new(shards: u32, replicas: usize, nodes: &[Candidate], octets: &BTreeMap<ShardId, u64>) -> Weights {
-        let octets_of = |shard| octets.get(&ShardId(shard)).map_or(0, |octets| (*octets).min(SHARD_OCTETS_MAX));
-        let mut octets: Vec<u64> = (0..shards).map(octets_of).collect();
+    pub fn new(shards: &[ShardId], replicas: usize, nodes: &[Candidate], octets: &BTreeMap<ShardId, u64>) -> Weights {
+        let octets_of = |shard| octets.get(shard).map_or(0, |octets| (*octets).min(SHARD_OCTETS_MAX));
+        let mut octets: Vec<u64> = shards.iter().map(octets_of).collect();
         let matter = octets.windows(2).any(|pair| pair[0] != pair[1]);
         if !matter {
             octets.fill(0);
         }
         let total: u64 = octets.iter().sum();
-        let mean = total as f64 / f64::from(shards.max(1));
-        let share = |scale| shares(shards, replicas, nodes, scale).into_iter();
+        let mean = total as f64 / shards.len().max(1) as f64;
+        let share = |scale| shares(shards.len(), replicas, nodes, scale).into_iter();
         let due = |share: Band| f64::from(share.low) / f64::from(SHARE_SCALE) * mean;
         Weights {
             matter,
@@ -265,7 +265,8 @@ pub(super) fn heavy_nodes(
     wanted: &BTreeMap<ShardId, Vec<NodeId>>,
     octets: &BTreeMap<ShardId, u64>,
 ) -> Vec<HeavyNode> {
-    let mut weights = Weights::new(shards, replicas, nodes, octets);
+    let shards: Vec<ShardId> = (0..shards).map(ShardId).collect();
+    let mut weights = Weights::new(&shards, replicas, nodes, octets);
     let mut heaviest: Vec<Option<usize>> = vec![None; nodes.len()];
     for shard in weights.heaviest_first() {
         for id in wanted.get(&ShardId(shard as u32)).into_iter().flatten() {
