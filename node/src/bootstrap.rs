@@ -401,6 +401,7 @@ fn own_registration(node: &Node) -> RegisterNodeRequest {
         start_before: Some(wire(start.before)),
         start: Some(wire(start.now)),
         format: format::known(),
+        forwarded: false,
     }
 }
 
