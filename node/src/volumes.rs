@@ -408,7 +408,10 @@ fn half_status(half: &HalfStatus) -> wire::HalfStatus {
     };
     status.state = match &half.state {
         HalfState::Current => "current",
-        HalfState::Damaged => "damaged",
+        HalfState::Damaged { unmade } => {
+            status.reason = unmade.clone().unwrap_or_default();
+            "damaged"
+        }
         HalfState::Stale { reason } => {
             status.reason.clone_from(reason);
             "stale"

@@ -53,7 +53,7 @@ impl NodeVolume {
     /// Those that acknowledged mail is on: not those that are stale, or not filled yet.
     fn halves_in_use(&self) -> Vec<HalfStatus> {
         let mut halves = self.volume().map(|volume| volume.halves()).unwrap_or_default();
-        halves.retain(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        halves.retain(|half| matches!(half.state, HalfState::Current | HalfState::Damaged { .. }));
         halves
     }
 
@@ -72,7 +72,7 @@ impl NodeVolume {
     /// Refuses a disk that what the half in use holds does not fit on, beside what is there.
     pub(super) fn check_room(&self, volume: &Volume, disk: &Path) -> MailResult<()> {
         let halves = volume.halves();
-        let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged));
+        let source = halves.iter().find(|half| matches!(half.state, HalfState::Current | HalfState::Damaged { .. }));
         let Some(source) = source else { return Ok(()) };
         // What it held stays until the new half is whole.
         has_room_for(&source.directory, disk).map_err(|error| MailError::CannotDo(error.to_string()))

@@ -167,12 +167,13 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<([Side; 2
     let [record, other_record] = records;
     let [lost, other_lost] = lost;
     let sides = [
-        Side { directory, record, lost, rebuild: false, dropped: None, telling: Arc::default() },
+        Side { directory, record, lost, rebuild: false, unmade: None, dropped: None, telling: Arc::default() },
         Side {
             directory: other_directory,
             record: other_record,
             lost: other_lost,
             rebuild: false,
+            unmade: None,
             dropped: None,
             telling: Arc::default(),
         },

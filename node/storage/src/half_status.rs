@@ -23,8 +23,8 @@ pub struct HalfStatus {
 pub enum HalfState {
     /// It holds all that was acknowledged.
     Current,
-    /// As `Current`, but some of it cannot be read: it is rebuilt.
-    Damaged,
+    /// As `Current`, but some of it cannot be read: it is rebuilt. Why the last attempt came to nothing, if there was one.
+    Damaged { unmade: Option<String> },
     /// It is not written, and never read; and why.
     Stale { reason: String },
     /// It is made anew from the other half.
@@ -68,7 +68,9 @@ impl Mirror {
                             records: self.records.load(Ordering::Relaxed),
                         }
                     }
-                    (Some(half), _) if half.damaged.load(Ordering::Relaxed) => HalfState::Damaged,
+                    (Some(half), _) if half.damaged.load(Ordering::Relaxed) => {
+                        HalfState::Damaged { unmade: side.unmade.clone() }
+                    }
                     (Some(_), None) => HalfState::Current,
                     (_, reason) => HalfState::Stale { reason: reason.clone().unwrap_or_default() },
                 };

@@ -72,6 +72,8 @@ pub(crate) struct Side {
     pub lost: Option<String>,
     /// Whether it is to be made anew: not where its disk has just failed, unless somebody asks.
     pub rebuild: bool,
+    /// Why it could not be made anew where it is in use, last.
+    pub unmade: Option<String>,
     /// What was in use when it was dropped: until it has been made anew it may hold the only good copies.
     pub dropped: Option<Arc<Half>>,
     /// Held while the record in this directory is looked at and written: whoever is told late that it was dropped must

@@ -163,6 +163,7 @@ impl Half {
                 files: number("rocksdb.num-blob-files"),
                 bytes: number("rocksdb.live-blob-file-size"),
                 garbage: number("rocksdb.live-blob-file-garbage-size"),
+                largest: self.sizes_of("blob").max().unwrap_or(BLOB_FILE_BYTES),
             };
             let Some(files) = blobs.step(room().saturating_sub(number("rocksdb.live-sst-files-size"))) else { break };
             let begun = Instant::now();
@@ -183,10 +184,15 @@ impl Half {
 
     /// What is in write-ahead logs, which hold all that the memtables hold, and more.
     fn log_bytes(&self) -> u64 {
-        let Ok(entries) = std::fs::read_dir(mark::database_path(&self.directory, self.generation)) else { return 0 };
-        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        let logs = paths.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.filter_map(|path| Some(path.metadata().ok()?.len())).sum()
+        self.sizes_of("log").sum()
+    }
+
+    /// Of the database's files of one kind.
+    fn sizes_of(&self, kind: &'static str) -> impl Iterator<Item = u64> {
+        let entries = std::fs::read_dir(mark::database_path(&self.directory, self.generation));
+        let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let files = paths.filter(move |path| path.extension().is_some_and(|extension| extension == kind));
+        files.filter_map(|path| Some(path.metadata().ok()?.len()))
     }
 
     fn number_of(&self, family: Family, property: &str) -> u64 {
@@ -220,6 +226,8 @@ struct Blobs {
     files: u64,
     bytes: u64,
     garbage: u64,
+    /// Octets of the largest one.
+    largest: u64,
 }
 
 impl Blobs {
@@ -232,7 +240,7 @@ impl Blobs {
             return Some(self.files);
         }
         // Of which files the garbage is does not tell: these may be without any.
-        Some((room / BLOB_FILE_BYTES).min(self.files)).filter(|files| *files > 0)
+        Some((room / self.largest.max(1)).min(self.files)).filter(|files| *files > 0)
     }
 
     /// As RocksDB counts: the part of all files, rounded down to a number of them.
@@ -250,27 +258,30 @@ mod tests {
 
     #[test]
     fn a_step_needs_no_more_room_than_there_is() {
-        let blobs = Blobs { files: 10, bytes: 1000 * MIB, garbage: 600 * MIB };
+        let blobs = Blobs { files: 10, bytes: 1000 * MIB, garbage: 600 * MIB, largest: BLOB_FILE_BYTES };
         assert_eq!(blobs.step(400 * MIB), Some(10), "all that is kept has room");
         assert_eq!(blobs.step(400 * MIB - 1), Some(3), "all of three files has");
         assert_eq!(blobs.step(BLOB_FILE_BYTES), Some(1));
         assert_eq!(blobs.step(BLOB_FILE_BYTES - 1), None);
         assert_eq!(Blobs { files: 2, ..blobs }.step(399 * MIB), Some(2), "there are no more");
+        // Of a volume with small memtables.
+        let small = Blobs { files: 40, bytes: 160 * MIB, garbage: 80 * MIB, largest: 5 * MIB };
+        assert_eq!(small.step(46 * MIB), Some(9));
     }
 
     #[test]
     fn what_wins_next_to_nothing_is_left() {
-        let blobs = Blobs { files: 10, bytes: 1000 * MIB, garbage: 20 * MIB };
+        let blobs = Blobs { files: 10, bytes: 1000 * MIB, garbage: 20 * MIB, largest: 1 };
         assert_eq!(blobs.step(u64::MAX), Some(10));
         assert_eq!(Blobs { garbage: 20 * MIB - 1, ..blobs }.step(u64::MAX), None);
-        assert_eq!(Blobs { files: 0, bytes: 0, garbage: 0 }.step(u64::MAX), None);
-        assert_eq!(Blobs { files: 1, bytes: 50, garbage: 0 }.step(u64::MAX), None);
+        assert_eq!(Blobs { files: 0, bytes: 0, garbage: 0, largest: 0 }.step(u64::MAX), None);
+        assert_eq!(Blobs { files: 1, bytes: 50, garbage: 0, largest: 50 }.step(u64::MAX), None);
     }
 
     #[test]
     fn the_share_of_so_many_files_is_rounded_to_as_many() {
         for files in 1..=40u64 {
-            let blobs = Blobs { files, bytes: files, garbage: 0 };
+            let blobs = Blobs { files, bytes: files, garbage: 0, largest: 1 };
             for step in 1..=files {
                 // As in CompactionIterator::ComputeBlobGarbageCollectionCutoffFileNumber.
                 assert_eq!((blobs.share(step) * files as f64) as u64, step, "{step} of {files}");

@@ -26,7 +26,7 @@ use crate::half_record::HalfRecord;
 use crate::keys::printable;
 use crate::losses::Losses;
 use crate::mark::{self, Mark};
-use crate::mirror::{Cause, Mirror, side, write_record};
+use crate::mirror::{Cause, Mirror, Side, side, write_record};
 use crate::options::VolumeOptions;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
@@ -77,14 +77,17 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             let ms = begun.elapsed().as_millis() as u64;
             match result {
                 Ok(()) => {
+                    side(&mut mirror.sides.lock(), name).0.unmade = None;
                     mirror.resilvers.fetch_add(1, Ordering::Relaxed);
                     let bytes = mirror.copied_bytes.load(Ordering::Relaxed);
                     info!(half = %name, bytes, ms, "mirror half resilvered");
                 }
                 Err(error) => {
                     warn!(half = %name, %error, ms, "mirror half could not be resilvered");
-                    if let Some(lost) = &mut side(&mut mirror.sides.lock(), name).0.lost {
-                        *lost = format!("resilver: {error}");
+                    let told = format!("resilver: {error}");
+                    match side(&mut mirror.sides.lock(), name).0 {
+                        Side { lost: Some(lost), .. } => *lost = told,
+                        own => own.unmade = Some(told),
                     }
                     failed_at = Some(Instant::now());
                     break;

@@ -246,7 +246,8 @@ pub fn problems(name: &str, volumes: &[VolumeStatus]) -> Vec<String> {
                 "current" => continue,
                 "resilvering" => format!("is being resilvered, {}", progress(half.copied_records, half.records)),
                 "stale" => format!("is not in use: {}", half.reason),
-                other => format!("is {other}"),
+                other if half.reason.is_empty() => format!("is {other}"),
+                other => format!("is {other}: {}", half.reason),
             };
             problems.push(format!("half {} of volume {number} of {name} {said}", half.name));
         }
