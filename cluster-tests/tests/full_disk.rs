@@ -272,7 +272,7 @@ impl Filled {
         if self.cluster.disks.len() > 1 {
             self.cluster.wait_whole("node1")?;
         }
-        self.cluster.check_logs(&["disk is full, new mail is refused"])
+        self.cluster.check_logs(&["disk is full, new mail is refused", "does not answer", "is not reachable"])
     }
 }
 

@@ -59,6 +59,7 @@ fn a_rebalance_is_planned_paused_resumed_and_undone() -> Result<()> {
     let node = scenario.cluster.add_node()?;
     let name = scenario.cluster.nodes[node].name.clone();
     let before = scenario.cluster.json(&["shard", "list"])?;
+    scenario.cluster.admin(&["node", "join", &name, "--no-rebalance"])?;
     for _ in 0..rounds {
         let plan = scenario.cluster.json(&["rebalance", "plan"])?;
         // A quarter of 8 shards with 3 replicas each, and none between the others.
