@@ -35,8 +35,8 @@ pub use fetch::Doubted;
 
 /// Searches that read messages at once: each keeps a core and a disk busy.
 const SEARCHES_MAX: usize = 4;
-/// Searches at once that the index answers, among them the one before each FETCH that sets \Seen: they are short, and
-/// must not wait behind those that read messages.
+/// Searches at once that the index answers, among them the one of each CLOSE: they are short, and must not wait behind
+/// those that read messages.
 const INDEX_SEARCHES_MAX: usize = 32;
 /// Large bodies parsed at once.
 const PARSES_MAX: usize = 4;

@@ -4,16 +4,18 @@
 //!
 //! A message that another session has expunged meanwhile has no response, and the command is answered OK (RFC 2180
 //! §4.1.2): EXPUNGE will tell why.
+//!
+//! \Seen is set on messages that have come, just before they are written, or behind one whose sections come piece by piece:
+//! one that is left out, or breaks off, stays unseen.
 
 use bytes::Bytes;
 use imap::command::{BodySection, Fetch, FetchItem, SectionText};
 use imap::encode::FetchWriter;
 use proto::wire::fetch_item::Item;
-use proto::wire::search_key::{Key, Keys, SystemFlag};
 use proto::wire::section::Text;
 use proto::wire::store_request::Action;
-use proto::wire::{FetchRequest, FetchedMessage, SearchKey, SearchRequest, Section, StoreRequest};
-use proto::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
+use proto::wire::{FetchRequest, FetchedMessage, Section, StoreRequest};
+use proto::{fetched_flags, uid_set_to_wire};
 use types::{Flags, MailError, MailResult, ModSeq, SystemFlags, Uid, UidSet};
 
 use super::reply::Reply;
@@ -22,6 +24,9 @@ use crate::cluster::FetchStream;
 
 /// Gathered at most before it is written.
 const PIECE_OCTETS: usize = 64 * 1024;
+/// Messages on which \Seen is set at once, and octets of their sections that wait for it: each time costs a sync.
+const SEEN_MESSAGES_MAX: usize = 256;
+const SEEN_OCTETS_MAX: usize = 256 * 1024;
 /// Messages that are left out are named by so many runs of UIDs at most: the answer stays a line that people can read.
 const UNREAD_RANGES_MAX: usize = 20;
 
@@ -134,6 +139,33 @@ fn wire_section(section: &BodySection) -> Section {
     }
 }
 
+/// Whether nothing of it follows piece by piece.
+fn is_whole(message: &FetchedMessage) -> bool {
+    message.sections.iter().all(|section| section.nil || section.octets == section.data.len() as u64)
+}
+
+/// The next message; or some, where they are changed before they are written. And whether more may come. Only the last of
+/// them may be less than whole.
+async fn next_messages(items: &mut FetchStream, some: bool) -> (Vec<FetchedMessage>, MailResult<bool>) {
+    let (mut messages, mut octets) = (Vec::new(), 0);
+    while let Some(item) = items.next().await {
+        match item.map(|item| item.item) {
+            Ok(Some(Item::Message(message))) => {
+                let is_whole = is_whole(&message);
+                octets += message.sections.iter().map(|section| section.data.len()).sum::<usize>();
+                messages.push(message);
+                if !some || !is_whole || messages.len() == SEEN_MESSAGES_MAX || octets >= SEEN_OCTETS_MAX {
+                    return (messages, Ok(true));
+                }
+            }
+            // Of a message that is not in view.
+            Ok(Some(Item::Data(_) | Item::Unread(_)) | None) => {}
+            Err(error) => return (messages, Err(error)),
+        }
+    }
+    (messages, Ok(false))
+}
+
 impl Conversation {
     pub(super) async fn fetch(&mut self, owner: Owner, fetch: Fetch) -> Step<Reply> {
         let plan = Plan::of(&fetch);
@@ -150,23 +182,19 @@ impl Conversation {
         let Some(selected) = self.selected.as_ref().filter(|_| !uids.is_empty()) else {
             return Ok(Reply::ok("FETCH done"));
         };
-        let (mailbox, read_only) = (selected.mailbox, selected.read_only);
-        let mut seen = UidSet::new();
-        if plan.sets_seen() && !read_only {
-            seen = match self.set_seen(owner, mailbox, &uids, plan.changed_since).await {
-                Ok(seen) => seen,
-                Err(error) => return Ok(self.failed_on_selected(&error)),
-            };
-        }
+        let (mailbox, sets_seen) = (selected.mailbox, plan.sets_seen() && !selected.read_only);
         let mut items = self.shards().fetch(plan.request(owner, mailbox, &uids));
-        while let Some(item) = items.next().await {
-            match item.map(|item| item.item) {
-                Ok(Some(Item::Message(message))) => self.write_message(&plan, &seen, message, &mut items).await?,
-                // Of a message that is not in view.
-                Ok(Some(Item::Data(_) | Item::Unread(_)) | None) => {}
+        loop {
+            let (messages, more) = next_messages(&mut items, sets_seen).await;
+            let written = match sets_seen {
+                true => self.write_seen((owner, mailbox), &plan, messages, &mut items).await?,
+                false => self.write_messages(&plan, &UidSet::new(), messages, &mut items).await.map(Ok)?,
+            };
+            match written.and(more) {
+                Ok(true) => {}
+                Ok(false) => break,
                 Err(error) => return Ok(self.failed_on_selected(&error)),
             }
-            self.connection.flush_if_full().await?;
         }
         match left_out(items.unread()) {
             None => Ok(Reply::ok("FETCH done")),
@@ -189,28 +217,54 @@ impl Conversation {
         Ok(Reply::ok("FETCH done"))
     }
 
-    /// Sets \Seen on those that lack it, and returns them: reading first costs less than a write that changes nothing.
-    async fn set_seen(
+    /// Sets \Seen and writes, as [`next_messages`] gives them.
+    async fn write_seen(
         &mut self,
-        owner: Owner,
-        mailbox: u64,
-        uids: &UidSet,
-        changed_since: Option<ModSeq>,
-    ) -> MailResult<UidSet> {
-        let key = |key| SearchKey { key: Some(key) };
-        let seen = u32::from(SystemFlags::SEEN.bits());
-        let mut keys =
-            vec![key(Key::Uids(uid_set_to_wire(uids))), key(Key::Flag(SystemFlag { bit: seen, set: false }))];
-        // Setting \Seen changes a message: those that CHANGEDSINCE leaves out must not come in by it.
-        keys.extend(changed_since.map(|mod_seq| key(Key::ModSeq(mod_seq.0.saturating_add(1)))));
-        let search = SearchRequest {
-            shard: owner.shard,
-            account: owner.account,
-            mailbox,
-            key: Some(key(Key::And(Keys { keys }))),
-            recent: None,
+        (owner, mailbox): (Owner, u64),
+        plan: &Plan,
+        mut messages: Vec<FetchedMessage>,
+        items: &mut FetchStream,
+    ) -> Step<MailResult<()>> {
+        let last = messages.pop_if(|message| !is_whole(message));
+        match self.set_seen(owner, mailbox, &mut messages).await {
+            Ok(seen) => self.write_messages(plan, &seen, messages, items).await?,
+            Err(error) => return Ok(Err(error)),
+        }
+        let Some(last) = last else { return Ok(Ok(())) };
+        let mut head = FetchedMessage { uid: last.uid, flags: last.flags.clone(), ..FetchedMessage::default() };
+        self.write_messages(plan, &UidSet::new(), vec![last], items).await?;
+        let seen = match self.set_seen(owner, mailbox, std::slice::from_mut(&mut head)).await {
+            Ok(seen) => seen,
+            Err(error) => return Ok(Err(error)),
         };
-        let unseen = uid_set_from_wire(self.shards().search(search).await?.uids.as_ref())?;
+        if !seen.is_empty() {
+            self.tell_flags(head.uid, head.flags.as_ref(), head.mod_seq, plan.uid);
+            self.selected.iter_mut().for_each(|selected| selected.tell(head.uid, head.mod_seq));
+        }
+        Ok(Ok(()))
+    }
+
+    async fn write_messages(
+        &mut self,
+        plan: &Plan,
+        seen: &UidSet,
+        messages: Vec<FetchedMessage>,
+        items: &mut FetchStream,
+    ) -> Step {
+        for message in messages {
+            self.write_message(plan, seen, message, items).await?;
+            self.connection.flush_if_full().await?;
+        }
+        Ok(())
+    }
+
+    /// Sets \Seen on those that lack it, and returns their UIDs.
+    async fn set_seen(&self, owner: Owner, mailbox: u64, messages: &mut [FetchedMessage]) -> MailResult<UidSet> {
+        let lacks = |message: &&FetchedMessage| {
+            let flags = fetched_flags(message.flags.as_ref());
+            !flags.system.contains(SystemFlags::SEEN)
+        };
+        let unseen: UidSet = messages.iter().filter(lacks).map(|message| message.uid).collect();
         if unseen.is_empty() {
             return Ok(unseen);
         }
@@ -223,8 +277,13 @@ impl Conversation {
             flags: Some((&Flags::system(SystemFlags::SEEN)).into()),
             ..StoreRequest::default()
         };
-        let stored = self.shards().store(store).await?;
-        Ok(stored.messages.iter().map(|message| message.uid).collect())
+        let stored = self.shards().store(store).await?.messages;
+        for now in &stored {
+            if let Some(message) = messages.iter_mut().find(|message| message.uid == now.uid) {
+                (message.flags, message.mod_seq) = (now.flags.clone(), now.mod_seq);
+            }
+        }
+        Ok(stored.iter().map(|message| message.uid).collect())
     }
 
     async fn write_message(

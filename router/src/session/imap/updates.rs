@@ -117,7 +117,7 @@ impl Conversation {
     }
 
     /// The flags of a message in view, unless the client knows them.
-    fn tell_flags(&mut self, uid: u32, flags: Option<&proto::wire::Flags>, mod_seq: u64, with_uid: bool) {
+    pub(super) fn tell_flags(&mut self, uid: u32, flags: Option<&proto::wire::Flags>, mod_seq: u64, with_uid: bool) {
         let Some(selected) = &mut self.selected else { return };
         // Not in view: EXISTS will tell of it, and the client will ask.
         let Some(seq) = selected.view.seq(Uid(uid)).filter(|_| !selected.was_told(uid, mod_seq)) else { return };

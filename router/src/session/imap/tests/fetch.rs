@@ -1,5 +1,7 @@
 //! FETCH and SEARCH.
 
+use types::{MailError, SystemFlags};
+
 use super::transcript::Server;
 
 const MESSAGE: &str = "Subject: hi\r\nFrom: bob@example.test\r\n\r\nbody of more than sixteen octets\r\n";
@@ -114,6 +116,76 @@ async fn examine_never_sets_seen() {
     assert_eq!(server.node.calls("store"), 0);
 }
 
+fn seen(server: &Server) -> String {
+    server.node.state().by_id(1).unwrap().with(SystemFlags::SEEN, true).to_string()
+}
+
+#[tokio::test]
+async fn what_is_left_out_is_not_seen() {
+    let server = server().await;
+    for body in ["three", "four", "five", "six"] {
+        server.node.deliver_text(body);
+    }
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    server.node.state().unread = [2, 4, 5].into();
+    let lines = client.command("FETCH 1:* (UID BODY[])").await;
+    assert!(lines.last().unwrap().starts_with("x NO [CORRUPTION] "), "{lines:?}");
+    // Behind the first one, whose rest might not have been there.
+    let told: Vec<&String> = lines.iter().filter(|line| line.starts_with("* ")).collect();
+    let expected = [
+        &format!("* 1 FETCH (UID 1 BODY[] {{{}}}", MESSAGE.len()),
+        "* 1 FETCH (UID 1 FLAGS (\\Seen \\Recent))",
+        "* 3 FETCH (UID 3 FLAGS (\\Seen \\Recent) BODY[] {5}",
+        "* 6 FETCH (UID 6 FLAGS (\\Seen \\Recent) BODY[] {3}",
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(seen(&server), "1,3,6");
+    let calls = server.node.calls("store");
+    assert_eq!(client.command("UID FETCH 4 BODY[]").await.len(), 1);
+    assert_eq!((seen(&server), server.node.calls("store")), ("1,3,6".to_owned(), calls));
+    // Nobody has set it meanwhile that it would have to be told of.
+    assert_eq!(client.command("NOOP").await.len(), 1);
+}
+
+#[tokio::test]
+async fn where_a_fetch_breaks_off_what_came_is_seen_and_nothing_else() {
+    let server = Server::start().await;
+    for body in ["one", "two", "three", "four"] {
+        server.node.deliver_text(body);
+    }
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    server.node.state().break_fetch_after = Some(2);
+    server.node.fail_later("fetch", 1, MailError::Internal("of the test".to_owned()));
+    let lines = client.command("FETCH 1:* BODY[]").await;
+    assert!(lines.last().unwrap().starts_with("x NO "), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("FLAGS (\\Seen \\Recent)")).count(), 2, "{lines:?}");
+    assert_eq!(seen(&server), "1:2");
+    // What cannot be marked is not sent as if it were.
+    server.node.fail("store", MailError::DiskFull);
+    let lines = client.command("FETCH 1:* BODY[]").await;
+    assert!(lines.len() == 1 && lines[0].starts_with("x NO "), "{lines:?}");
+}
+
+#[tokio::test]
+async fn many_messages_are_seen_by_few_changes_and_told_once() {
+    let server = Server::start().await;
+    for _ in 0..600 {
+        server.node.deliver_text("x");
+    }
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    let lines = client.command("FETCH 1:* BODY[]").await;
+    let told: Vec<&String> = lines.iter().filter(|line| line.starts_with("* ")).collect();
+    assert_eq!(told.len(), 600);
+    for (seq, line) in (1..).zip(told) {
+        assert_eq!(*line, format!("* {seq} FETCH (FLAGS (\\Seen \\Recent) BODY[] {{1}}"));
+    }
+    assert_eq!((seen(&server), server.node.calls("store")), ("1:600".to_owned(), 3));
+    assert_eq!(client.command("NOOP").await.len(), 1);
+}
+
 #[tokio::test]
 async fn a_fetch_goes_on_where_its_stream_broke() {
     let server = server().await;
@@ -177,6 +249,18 @@ async fn a_message_whose_rest_cannot_be_read_ends_the_connection() {
     rest.extend(b"\r\n");
     rest.extend(&client.received);
     assert!(rest.len() < MESSAGE.len() && MESSAGE.as_bytes().starts_with(&rest), "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_message_that_breaks_off_stays_unseen() {
+    let server = server().await;
+    server.node.state().unread_rest = [1].into();
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    client.send("a FETCH 1:2 BODY[]\r\n").await;
+    assert_eq!(client.line().await, format!("* 1 FETCH (BODY[] {{{}}}", MESSAGE.len()));
+    client.rest().await;
+    assert_eq!(seen(&server), "");
 }
 
 #[tokio::test]
