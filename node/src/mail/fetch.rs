@@ -50,19 +50,33 @@ impl Node {
         let here = state.clone();
         blocking(move || here.check_here(account)).await?;
         let fetch = Fetch { node: self.clone(), state, account, mailbox, request };
-        let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
         let (node, shard) = (self.clone(), fetch.request.shard);
-        tokio::spawn(async move {
-            let of_feed = sender.clone();
-            let fed = tokio::spawn(async move { feed(fetch, uids, &of_feed).await }).await;
-            // A stream that ends without an error has brought all: a fault of ours must not look like that.
-            let fed = fed.unwrap_or_else(|e| Err(MailError::Internal(e.to_string())));
-            if let Err(error) = node.or_elsewhere(shard, fed).await {
-                drop(sender.send(Err(error)).await);
-            }
-        });
-        Ok(Box::pin(ReceiverStream::new(receiver)))
+        let feed = |sender| async move { feed(fetch, uids, &sender).await };
+        Ok(fed(feed, move |fed| async move { node.or_elsewhere(shard, fed).await }))
     }
+}
+
+type Sender = mpsc::Sender<MailResult<FetchItem>>;
+
+/// What `feed` sends, and at the end the error that `told` makes of what it came to. A stream that ends without an error
+/// has brought all: a fault of ours must not look like that.
+fn fed<Feeding, Telling>(
+    feed: impl FnOnce(Sender) -> Feeding,
+    told: impl FnOnce(MailResult<()>) -> Telling + Send + 'static,
+) -> ItemStream<FetchItem>
+where
+    Feeding: Future<Output = MailResult<()>> + Send + 'static,
+    Telling: Future<Output = MailResult<()>> + Send,
+{
+    let (sender, receiver) = mpsc::channel(ITEMS_QUEUED);
+    let feeding = tokio::spawn(feed(sender.clone()));
+    tokio::spawn(async move {
+        let fed = feeding.await.unwrap_or_else(|e| Err(MailError::Internal(e.to_string())));
+        if let Err(error) = told(fed).await {
+            drop(sender.send(Err(error)).await);
+        }
+    });
+    Box::pin(ReceiverStream::new(receiver))
 }
 
 /// Bodies whose damage was met after their length had been announced, so that the client's connection ended. The next
@@ -162,7 +176,7 @@ impl Source {
     }
 }
 
-async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<()> {
+async fn feed(fetch: Fetch, uids: UidSet, sender: &Sender) -> MailResult<()> {
     let mut from = uids.first();
     while let Some(first) = from {
         let (fetch_batch, uids_batch) = (fetch.clone(), uids.clone());
@@ -200,7 +214,7 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &mpsc::Sender<MailResult<Fetch
 }
 
 /// Streams what a message's first item left out. False: the caller has gone.
-async fn send_rest(rest: Rest, sender: &mpsc::Sender<MailResult<FetchItem>>) -> MailResult<bool> {
+async fn send_rest(rest: Rest, sender: &Sender) -> MailResult<bool> {
     let mut source = Some(rest.source);
     while let Some(left) = source {
         let (data, after) = blocking(move || left.piece()).await?;
@@ -213,7 +227,7 @@ async fn send_rest(rest: Rest, sender: &mpsc::Sender<MailResult<FetchItem>>) -> 
 }
 
 /// False: the caller has gone, or takes nothing.
-async fn send(sender: &mpsc::Sender<MailResult<FetchItem>>, item: Item) -> bool {
+async fn send(sender: &Sender, item: Item) -> bool {
     let sent = tokio::time::timeout(STALL_MAX, sender.send(Ok(FetchItem { item: Some(item) })));
     matches!(sent.await, Ok(Ok(())))
 }
@@ -221,11 +235,7 @@ async fn send(sender: &mpsc::Sender<MailResult<FetchItem>>, item: Item) -> bool 
 impl Fetch {
     /// Tells of a message that cannot be read here. False: the caller has gone. An error where another replica is to be
     /// asked for it, which leads then, or where the caller does not know of messages that are left out.
-    async fn tell_unread(
-        &self,
-        Unread { uid, key }: Unread,
-        sender: &mpsc::Sender<MailResult<FetchItem>>,
-    ) -> MailResult<bool> {
+    async fn tell_unread(&self, Unread { uid, key }: Unread, sender: &Sender) -> MailResult<bool> {
         let request = &self.request;
         if !request.tells_unread {
             return Err(MailError::Corrupt { key });
@@ -439,9 +449,45 @@ fn joined(mut pieces: Vec<Bytes>) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
+    use proto::wire::fetch_item::Item;
+    use proto::wire::{FetchItem, FetchedMessage};
     use storage::BodyId;
+    use types::{MailError, MailResult};
 
-    use super::{DOUBTED_MAX, Doubted};
+    use super::{DOUBTED_MAX, Doubted, Sender, blocking, fed, send};
+
+    fn message() -> Item {
+        Item::Message(FetchedMessage { uid: 1, ..FetchedMessage::default() })
+    }
+
+    /// What comes when a message has been sent and this is the end of it.
+    async fn items<F>(end: impl FnOnce() -> F + Send + 'static) -> Vec<MailResult<FetchItem>>
+    where
+        F: Future<Output = MailResult<()>> + Send,
+    {
+        let feed = |sender: Sender| async move {
+            assert!(send(&sender, message()).await);
+            end().await
+        };
+        fed(feed, |fed| async { fed }).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_fails_ends_the_stream_with_an_error_be_it_a_panic() {
+        let broken = || MailError::Internal("of the test".to_owned());
+        let ends = [
+            items(move || blocking(move || Err(broken()))).await,
+            items(|| blocking(|| panic!("in the reader, of the test"))).await,
+            items(async || panic!("in the feeder, of the test")).await,
+        ];
+        for mut end in ends {
+            let last = end.pop();
+            assert!(matches!(last, Some(Err(MailError::Internal(_)))), "{last:?}");
+            assert_eq!(end, [Ok(FetchItem { item: Some(message()) })]);
+        }
+        assert_eq!(items(async || Ok(())).await.len(), 1, "one that brings all ends without");
+    }
 
     #[test]
     fn the_oldest_doubts_are_forgotten_and_those_that_were_unfounded() {
