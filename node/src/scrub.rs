@@ -38,6 +38,8 @@ const HEIR_MAX: Duration = Duration::from_secs(15);
 const REMOVE_MAX: Duration = Duration::from_secs(15);
 /// How long a leader is waited for that gives its place to another one.
 const LEAVE_MAX: Duration = Duration::from_secs(8);
+/// What is told of a body that no message has: nobody must act.
+const UNNEEDED: &str = "unneeded";
 /// A caller that does not read this many events stops the scrub until it does.
 const EVENTS_QUEUED_MAX: usize = 16;
 
@@ -47,6 +49,7 @@ pub fn volumes(node: &Node, request: ScrubRequest) -> MailResult<ItemStream<Scru
     let options = ScrubOptions {
         group: request.shard.map(GroupId),
         bytes_per_s: node.settings().scrub_octets_per_s,
+        applied: node.groups().all().iter().map(|group| (group.id, group.log_extent().applied)).collect(),
         ..ScrubOptions::default()
     };
     let (sender, receiver) = mpsc::channel(EVENTS_QUEUED_MAX);
@@ -130,6 +133,7 @@ fn finding(found: Finding) -> ScrubFinding {
             Verdict::Missing => "missing",
             Verdict::Differs => "differs",
             Verdict::Lost => "lost",
+            Verdict::Unneeded => UNNEEDED,
         }
         .to_owned(),
         key: match found.to {
@@ -419,7 +423,10 @@ async fn once(node: &Node) {
         }
         for found in &findings {
             let ScrubFinding { verdict, key, half, shard, reason, rewritten } = found;
-            tracing::error!(volume, verdict, key, half, shard, reason, rewritten, "scrub found damage");
+            match verdict.as_str() {
+                UNNEEDED => tracing::info!(volume, key, shard, reason, "scrub found damage that costs no message"),
+                _ => tracing::error!(volume, verdict, key, half, shard, reason, rewritten, "scrub found damage"),
+            }
         }
         tracing::info!(volume, records, octets, lost, differing, rewritten, "volume scrubbed");
     }

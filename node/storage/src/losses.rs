@@ -32,14 +32,14 @@ pub struct Lost {
 }
 
 impl Losses {
-    /// `group` is `None` for a record of none or of several.
-    pub(crate) fn add(&mut self, group: Option<GroupId>, key: String) {
+    /// `group` is `None` for a record of none or of several. False where it is known to be one of these already.
+    pub(crate) fn add(&mut self, group: Option<GroupId>, key: String) -> bool {
         let one = (group, key);
         if self.named.len() < NAMED_MAX || self.named.contains(&one) {
-            self.named.insert(one);
-        } else {
-            *self.beyond.entry(group).or_default() += 1;
+            return self.named.insert(one);
         }
+        *self.beyond.entry(group).or_default() += 1;
+        true
     }
 
     pub(crate) fn found_in(&mut self, group: GroupId, space: u32) {

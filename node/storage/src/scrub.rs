@@ -17,7 +17,7 @@ mod scrubbed;
 mod verdict;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use rocksdb::Snapshot;
@@ -51,12 +51,15 @@ pub struct ScrubOptions {
     /// After so many bytes what was read is let go, and the rest is read as it is then: a snapshot of hours would keep
     /// every file that compactions replace meanwhile.
     pub slice_bytes: u64,
+    /// Up to which entry a group's log is applied: of those only messages need the bodies. Of a group that is not named
+    /// here every entry needs its own.
+    pub applied: BTreeMap<GroupId, u64>,
 }
 
 impl Default for ScrubOptions {
     fn default() -> ScrubOptions {
         // A quarter of what one spinning disk reads in sequence.
-        ScrubOptions { group: None, bytes_per_s: 32 << 20, slice_bytes: 256 << 20 }
+        ScrubOptions { group: None, bytes_per_s: 32 << 20, slice_bytes: 256 << 20, applied: BTreeMap::new() }
     }
 }
 
@@ -115,11 +118,10 @@ pub struct ScrubReport {
     /// At most `FINDINGS_MAX`, and how many more there were.
     pub findings: Vec<Finding>,
     pub findings_beyond: u64,
-    /// Findings of [`Verdict::Lost`] and of [`Verdict::Differs`].
+    /// Records of [`Verdict::Lost`], each once, as in `losses`; and findings of [`Verdict::Differs`].
     pub lost: u64,
     pub differing: u64,
-    /// The records of [`Verdict::Lost`], each once, but for bodies that no message has; and those that were known before
-    /// the scrub began.
+    /// The records of [`Verdict::Lost`]; and those that were known before the scrub began.
     pub losses: Losses,
     pub losses_before: Losses,
     /// Groups with records that have no good copy here: their replica is to be fetched from another node.
@@ -161,6 +163,9 @@ pub enum Verdict {
     Differs,
     /// No good copy here.
     Lost,
+    /// A body without a good copy here, which no message has any more: it goes with the log. Or, on a volume of one disk, a
+    /// place among bodies that cannot be read: those that a message has and that are not found are told by themselves.
+    Unneeded,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -110,7 +110,7 @@ fn assert_all(volume: &Volume) {
 }
 
 fn scrub(volume: &Volume) -> ScrubReport {
-    let fast = ScrubOptions { group: None, bytes_per_s: 1 << 40, slice_bytes: 1 << 20 };
+    let fast = ScrubOptions { bytes_per_s: 1 << 40, slice_bytes: 1 << 20, ..ScrubOptions::default() };
     volume.scrub(&fast, &ScrubProgress::default()).unwrap()
 }
 

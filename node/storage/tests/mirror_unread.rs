@@ -80,7 +80,7 @@ fn a_scrub_that_meets_a_place_without_an_answer_beside_damage_drops_no_half() {
     damaged(root.path());
     lose(blobs(&root.path().join("b"), EARLY, false).last().unwrap());
     let volume = open(root.path());
-    let fast = ScrubOptions { group: None, bytes_per_s: 1 << 40, slice_bytes: 1 << 20 };
+    let fast = ScrubOptions { bytes_per_s: 1 << 40, slice_bytes: 1 << 20, ..ScrubOptions::default() };
     let report = volume.scrub(&fast, &ScrubProgress::default()).unwrap();
     assert_eq!((report.complete, report.lost, report.differing), (true, 0, 0), "{report:?}");
     assert_eq!(report.resilvers.len(), 2, "{report:?}");

@@ -47,7 +47,7 @@ fn fill(volume: &Volume) {
 
 /// With its own slices, so that each scrub has many.
 fn scrub(volume: &Volume) -> ScrubReport {
-    let fast = ScrubOptions { group: None, bytes_per_s: 1 << 40, slice_bytes: 1 << 20 };
+    let fast = ScrubOptions { bytes_per_s: 1 << 40, slice_bytes: 1 << 20, ..ScrubOptions::default() };
     let report = volume.scrub(&fast, &ScrubProgress::default()).unwrap();
     assert!(report.complete);
     report

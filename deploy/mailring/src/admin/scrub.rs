@@ -45,7 +45,7 @@ struct FindingRow {
     volume: Option<u32>,
     half: Option<String>,
     shard: Option<u32>,
-    /// damaged, missing, differs or lost for a record; bad, undecided or unknown for a replica; unread for a volume.
+    /// damaged, missing, differs, lost or unneeded for a record; bad, undecided or unknown for a replica; unread for a volume.
     verdict: String,
     key: String,
     reason: String,
@@ -103,7 +103,8 @@ fn print(summary: &Summary, output: OutputArgs) -> Result<(), Failure> {
     let verdict = match (summary.clean, summary.mended) {
         (true, _) => "nothing wrong".to_owned(),
         (false, true) => {
-            "all that was wrong is mended, or being so: see mailring volume list and shard list".to_owned()
+            "all that was wrong is mended, being so, or needed no more: see mailring volume list and shard list"
+                .to_owned()
         }
         (false, false) => {
             let findings = summary.findings.len() as u64 + summary.findings_beyond;
@@ -195,6 +196,7 @@ impl Summary {
             let resilvered = resilvers.contains(&half);
             let (repair, mended) = match (rewritten, resilvered) {
                 (true, _) => ("written anew".to_owned(), true),
+                _ if verdict == "unneeded" => ("none needed: no message has it".to_owned(), true),
                 // What is made anew is copied from the other half, which lacks records, too.
                 (false, true) if lost > 0 => {
                     (format!("none: half {half} cannot be made anew while records are lost"), false)
@@ -286,5 +288,20 @@ mod tests {
         let mut lost = Summary::default();
         lost.take("n1", ScrubReport { lost: 1, ..report });
         assert!(lost.findings.iter().all(|row| !row.mended && row.repair.starts_with("none")));
+    }
+
+    #[test]
+    fn a_body_that_no_message_has_is_told_and_leaves_nothing_to_be_done() {
+        let finding = |verdict: &str| ScrubFinding { verdict: verdict.to_owned(), ..Default::default() };
+        let report = ScrubReport {
+            complete: true,
+            lost: 1,
+            findings: vec![finding("unneeded"), finding("lost")],
+            ..Default::default()
+        };
+        let mut summary = Summary::default();
+        summary.take("n1", report);
+        let rows: Vec<_> = summary.findings.iter().map(|row| (row.repair.as_str(), row.mended)).collect();
+        assert_eq!(rows, [("none needed: no message has it", true), ("", false)]);
     }
 }

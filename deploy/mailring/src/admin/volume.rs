@@ -96,7 +96,7 @@ pub struct ScrubRow {
     pub records: u64,
     pub octets: u64,
     pub findings: u64,
-    /// Of the findings: with no good copy on the volume; halves that differ, and nothing tells which is right.
+    /// Records with no good copy on the volume then; findings of halves that differ, and nothing tells which is right.
     pub lost: u64,
     pub differing: u64,
     pub rewritten: u64,
@@ -123,7 +123,8 @@ impl ScrubRow {
             (0, _, _) => format!("{ended}: nothing wrong"),
             (findings, 0, 0) => format!("{ended}: {}", counted(findings as usize, "finding")),
             (findings, lost, differing) => {
-                format!("{ended}: {}, {lost} lost, {differing} undecided", counted(findings as usize, "finding"))
+                let (findings, lost) = (counted(findings as usize, "finding"), counted(lost as usize, "record"));
+                format!("{ended}: {findings}, {lost} lost, {differing} undecided")
             }
         }
     }
@@ -391,7 +392,7 @@ mod tests {
         let some = LastScrub { findings: 3, ..last };
         assert_eq!(ScrubRow::new(&some).said(), "2025-11-26T00:00:00Z: 3 findings");
         let lost = LastScrub { findings: 3, lost: 1, ..last };
-        assert_eq!(ScrubRow::new(&lost).said(), "2025-11-26T00:00:00Z: 3 findings, 1 lost, 0 undecided");
+        assert_eq!(ScrubRow::new(&lost).said(), "2025-11-26T00:00:00Z: 3 findings, 1 record lost, 0 undecided");
     }
 
     #[test]

@@ -36,15 +36,17 @@ pub(crate) struct Book {
     spaces: BTreeMap<u32, (GroupId, bool)>,
     /// Places that cannot be read, while no record is known that lies there.
     places: BTreeMap<Name, (Vec<u8>, StorageError)>,
-    /// Bodies without a good copy. Only those that a message has are lost: others go with the log.
-    lost_bodies: BTreeSet<Vec<u8>>,
+    /// Bodies without a good copy that nothing has been found to need so far, and their findings' places in the report.
+    unneeded: BTreeMap<Vec<u8>, Option<usize>>,
+    /// Groups with records that cannot be read, and that may need a body.
+    blind: BTreeSet<GroupId>,
 }
 
 impl Book {
     pub(crate) fn new(opened: Vec<Group>, only: Option<GroupId>, mirrored: bool) -> Book {
-        let (report, bad, spaces, places, lost_bodies) = Default::default();
+        let (report, bad, spaces, places, unneeded, blind) = Default::default();
         let groups = opened.iter().map(Group::id).collect();
-        Book { report, bad, groups, opened, only, mirrored, spaces, places, lost_bodies }
+        Book { report, bad, groups, opened, only, mirrored, spaces, places, unneeded, blind }
     }
 
     /// Learns of groups and their spaces, from whichever half tells.
@@ -67,6 +69,12 @@ impl Book {
     }
 
     pub(crate) fn finished(mut self) -> ScrubReport {
+        let is_clear = |group: &GroupId| self.report.complete && !self.blind.contains(group);
+        let groups = self.unneeded.keys().filter_map(|body| Some((body.clone(), GroupId(u32_at(body, 0)?))));
+        let doubtful: Vec<(Vec<u8>, GroupId)> = groups.filter(|(_, group)| !is_clear(group)).collect();
+        doubtful.into_iter().for_each(|(body, group)| self.needs(&body, group));
+        self.report.lost = self.report.losses.records();
+        self.report.groups_lost = self.report.losses.by_group().into_keys().flatten().collect();
         for (space, (group, _)) in self.spaces.into_iter().filter(|(_, (_, current))| *current) {
             self.report.losses.found_in(group, space);
         }
@@ -129,22 +137,23 @@ impl Book {
             Judgement::Damaged { at, reason } => (Verdict::Damaged, Some(at), reason),
             Judgement::Missing { at } => (Verdict::Missing, Some(at), "only the other half has it".to_owned()),
             Judgement::Differs => (Verdict::Differs, None, "both copies hold by themselves".to_owned()),
+            // Until something turns out to need it.
+            Judgement::Lost { reason } if family == Family::Blob => (Verdict::Unneeded, None, reason),
             Judgement::Lost { reason } => (Verdict::Lost, None, reason),
         };
         let name = at.and_then(|at| names.get(at)).copied();
         match (verdict, name) {
             (Verdict::Missing, Some(name)) => self.half(name).missing += 1,
             (Verdict::Damaged, Some(name)) => self.half(name).damaged += 1,
-            (Verdict::Lost, _) => names.iter().for_each(|name| self.half(*name).damaged += 1),
+            (Verdict::Lost | Verdict::Unneeded, _) => names.iter().for_each(|name| self.half(*name).damaged += 1),
             _ => {}
         }
         let group = self.group_of(family, key);
-        match (verdict, family) {
-            (Verdict::Lost, Family::Blob) => drop(self.lost_bodies.insert(key.to_vec())),
-            (Verdict::Lost, _) => self.report.losses.add(group, printable(family, key)),
-            _ => {}
+        if verdict == Verdict::Lost {
+            self.report.losses.add(group, printable(family, key));
+            self.blind.extend(group);
         }
-        self.add(Finding {
+        let at = self.add(Finding {
             verdict,
             family: family.name(),
             key: printable(family, key),
@@ -154,6 +163,9 @@ impl Book {
             reason,
             rewritten,
         });
+        if verdict == Verdict::Unneeded {
+            self.unneeded.insert(key.to_vec(), at);
+        }
     }
 
     /// Before a record that was come to: what the halves that have it could not read before it has ended.
@@ -168,8 +180,10 @@ impl Book {
         let Some((from, error)) = self.places.remove(&name) else { return };
         self.half(name).damaged += 1;
         let half = self.mirrored.then_some(name.0);
+        // A half is made anew.
+        let is_unneeded = family == Family::Blob && half.is_none();
         self.add(Finding {
-            verdict: Verdict::Damaged,
+            verdict: if is_unneeded { Verdict::Unneeded } else { Verdict::Damaged },
             family: family.name(),
             key: place(family, &from),
             to: Some(to.map_or_else(|| "the end".to_owned(), |to| place(family, to))),
@@ -199,10 +213,13 @@ impl Book {
         }
         let groups = self.groups_between(family, from, to);
         let key = format!("{} and behind it", place(family, from));
-        match groups.is_empty() {
-            true => self.report.losses.add(None, key),
-            false => groups.iter().for_each(|group| self.report.losses.add(Some(*group), key.clone())),
+        if groups.is_empty() {
+            self.report.losses.add(None, key.clone());
         }
+        for group in &groups {
+            self.report.losses.add(Some(*group), key.clone());
+        }
+        self.blind.extend(&groups);
         let finding = Finding {
             verdict: Verdict::Lost,
             family: family.name(),
@@ -213,21 +230,22 @@ impl Book {
             reason: error.to_string(),
             rewritten: false,
         };
-        self.report.groups_lost.extend(groups);
         self.add(finding);
     }
 
-    /// A record refers to a body, of which there may be no good copy.
-    pub(crate) fn refers(&mut self, body: &[u8], group: GroupId, family: Family) {
-        if family == Family::State && self.lost_bodies.contains(body) {
-            self.report.losses.add(Some(group), printable(Family::Blob, body));
+    /// A record needs a body, of which there may be no good copy.
+    pub(crate) fn needs(&mut self, body: &[u8], group: GroupId) {
+        let Some(at) = self.unneeded.remove(body) else { return };
+        if let Some(finding) = at.and_then(|at| self.report.findings.get_mut(at)) {
+            finding.verdict = Verdict::Lost;
         }
+        self.report.losses.add(Some(group), printable(Family::Blob, body));
     }
 
-    /// A record refers to a body that no half has.
-    pub(crate) fn lost_body(&mut self, body: &[u8], group: GroupId, family: Family, key: &[u8]) {
-        if family == Family::State {
-            self.report.losses.add(Some(group), printable(Family::Blob, body));
+    /// A record needs a body that no half has.
+    pub(crate) fn lost_body(&mut self, body: &[u8], group: GroupId, (family, key): (Family, &[u8])) {
+        if !self.report.losses.add(Some(group), printable(Family::Blob, body)) {
+            return;
         }
         self.add(Finding {
             verdict: Verdict::Lost,
@@ -241,23 +259,21 @@ impl Book {
         });
     }
 
-    fn add(&mut self, finding: Finding) {
+    /// Its place in the report, if it has one.
+    fn add(&mut self, finding: Finding) -> Option<usize> {
         match finding.verdict {
-            Verdict::Damaged | Verdict::Missing => {}
+            Verdict::Damaged | Verdict::Missing | Verdict::Lost | Verdict::Unneeded => {}
             Verdict::Differs => {
                 self.report.differing += 1;
                 self.report.groups_undecided.extend(finding.group);
             }
-            Verdict::Lost => {
-                self.report.lost += 1;
-                self.report.groups_lost.extend(finding.group);
-            }
         }
-        if self.report.findings.len() < FINDINGS_MAX {
-            self.report.findings.push(finding);
-        } else {
+        if self.report.findings.len() == FINDINGS_MAX {
             self.report.findings_beyond += 1;
+            return None;
         }
+        self.report.findings.push(finding);
+        Some(self.report.findings.len() - 1)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Scrubbed {
     pub records: u64,
     pub bytes: u64,
     pub findings: u64,
-    /// Of the findings, as in [`ScrubReport`].
+    /// Records and findings, as in [`ScrubReport`].
     pub lost: u64,
     pub differing: u64,
     pub rewritten: u64,

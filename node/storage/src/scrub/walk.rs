@@ -354,11 +354,13 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    /// Notes bodies that a record refers to and that were not met: they may have come since.
+    /// Notes bodies that a record needs and that were not met: they may have come since.
     fn references(&mut self, views: &[View<'_>], family: Family, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
         let Some(group) = self.book.refers_to_bodies(family, key) else { return Ok(()) };
-        for index in referred(family, key, value) {
-            self.book.refers(&log_key(group, index), group, family);
+        let applied = self.options.applied.get(&group).filter(|_| family == Family::Log);
+        let is_applied = |index: u64| applied.is_some_and(|applied| index <= *applied);
+        for index in referred(family, key, value).into_iter().filter(|index| !is_applied(*index)) {
+            self.book.needs(&log_key(group, index), group);
             if self.bodies.get(&group.0).is_some_and(|bodies| bodies.contains(index)) {
                 continue;
             }
@@ -389,7 +391,7 @@ impl Scrub<'_> {
                 value.is_some_and(|value| referred(family, &key, &value).contains(&index))
             });
             if refers && !found {
-                self.book.lost_body(&body, group, family, &key);
+                self.book.lost_body(&body, group, (family, &key));
             }
         }
         Ok(())
