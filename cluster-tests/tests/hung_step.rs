@@ -55,6 +55,7 @@ fn a_step_that_hangs_ends_in_time_and_other_shards_go_on_moving() -> Result<()> 
     fill(&scenario.cluster, seed)?;
     let target = scenario.cluster.add_node()?;
     let target = scenario.cluster.nodes[target].name.clone();
+    scenario.cluster.admin(&["node", "join", &target, "--no-rebalance"])?;
     let cluster = &scenario.cluster;
     let accounts = cluster.json(&["account", "list"])?;
     let user = accounts.as_array().context("accounts")?.iter().find(|one| one["account"] == "user0@example.test");

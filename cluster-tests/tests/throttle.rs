@@ -78,6 +78,7 @@ fn copies_yield_while_mail_is_slow() -> Result<()> {
     let target = scenario.cluster.add_node()?;
     let cluster = &scenario.cluster;
     let target = cluster.nodes[target].name.as_str();
+    cluster.admin(&["node", "join", target, "--no-rebalance"])?;
     let accounts = cluster.json(&["account", "list"])?;
     let user = accounts.as_array().context("accounts")?.iter().find(|one| one["account"] == "user0@example.test");
     let large = user.context("user0")?["shard"].as_u64().context("shard")?.to_string();
