@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use proto::wire::directory_change::Change;
-use proto::wire::{
-    AccountRequest, CreateMailboxRequest, DomainRecord, MailboxNameRequest, WatchEvent,
-};
+use proto::wire::{AccountRequest, CreateMailboxRequest, DomainRecord, MailboxNameRequest, WatchEvent};
 use router::Cluster;
-use router::cluster::{Notice, Subscription};
+use router::cluster::{Notice, Patience, Subscription};
 use tokio::time::{Instant, timeout};
-use types::{AccountId, AccountName, MailError, MailResult, MailboxId, ModSeq, ShardId};
+use types::{AccountId, AccountName, MailError, MailboxId, ModSeq, ShardId};
 
 use crate::support::cluster::{Fault, TestCluster, shard_of};
 use crate::support::router::PATIENCE;
@@ -21,7 +19,12 @@ pub async fn followed(test: &TestCluster) -> Cluster {
 }
 
 pub async fn followed_for(test: &TestCluster, operation_max: Duration) -> Cluster {
-    let cluster = test.cluster().with_operation_max(operation_max);
+    // As the settings have it by themselves.
+    followed_with(test, Patience::new(operation_max, Duration::from_millis(1_500))).await
+}
+
+async fn followed_with(test: &TestCluster, patience: Patience) -> Cluster {
+    let cluster = test.cluster().with_patience(patience);
     cluster.follow();
     timeout(PATIENCE, cluster.wait_ready()).await.unwrap();
     cluster
@@ -181,7 +184,57 @@ async fn the_first_change_of_a_leader_in_the_minority_is_given_up_within_two_sec
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
-/// With a majority, or where nobody answers, an attempt is awaited: a large message over a slow link takes its time.
+#[tokio::test(start_paused = true)]
+async fn a_minority_is_given_the_time_that_the_settings_say_and_no_more_than_an_operation_has() {
+    let second = Duration::from_secs(1);
+    for (operation, minority, given) in [(9, 2, 2), (9, 5, 5), (9, 9, 9), (4, 9, 4)] {
+        let test = TestCluster::new();
+        let cluster = followed_with(&test, Patience::new(second * operation, second * minority)).await;
+        let request = create_for(&test, ALICE);
+        test.lead(request.shard, 1);
+        cluster.shards().create_mailbox(request.clone()).await.unwrap();
+        test.pause(2);
+        test.pause(3);
+        test.plan("create_mailbox", ALICE, Fault::Hangs);
+        // At a leader that waits for the others; and once it has stepped down.
+        for leads in [true, false] {
+            if !leads {
+                test.state.lock().leaders.remove(&request.shard);
+            }
+            let start = Instant::now();
+            assert!(cluster.shards().create_mailbox(request.clone()).await.is_err());
+            let (waited, given) = (start.elapsed(), second * given);
+            let least = if leads { given } else { given - Duration::from_millis(500) };
+            assert!((least..given + second / 2).contains(&waited), "{operation} {minority} {leads}: {waited:?}");
+        }
+    }
+}
+
+/// Only a node that answers is awaited beyond an operation's time.
+#[tokio::test(start_paused = true)]
+async fn an_operation_at_a_node_that_answers_nothing_ends_with_its_time() {
+    let operation = Duration::from_secs(3);
+    for paused in [vec![1, 2, 3], vec![1, 2], vec![1], vec![]] {
+        let test = TestCluster::new();
+        let cluster = followed_for(&test, operation).await;
+        let request = create_for(&test, ALICE);
+        test.lead(request.shard, 1);
+        cluster.shards().create_mailbox(request.clone()).await.unwrap();
+        test.plan("create_mailbox", ALICE, Fault::Hangs);
+        let start = Instant::now();
+        let change = tokio::spawn({
+            let (cluster, request) = (cluster.clone(), request.clone());
+            async move { cluster.shards().create_mailbox(request).await }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        paused.iter().for_each(|node| test.pause(*node));
+        assert_eq!(change.await.unwrap(), Err(MailError::Deadline), "{paused:?}");
+        let is_in_time = start.elapsed() < operation + Duration::from_millis(500);
+        assert_eq!(is_in_time, !paused.is_empty(), "{paused:?}: {:?}", start.elapsed());
+    }
+}
+
+/// With a majority an attempt is awaited: a large message over a slow link takes its time, and its leader may be late for it.
 #[tokio::test(start_paused = true)]
 async fn a_slow_change_is_awaited_where_most_replicas_answer_or_the_leader_alone_is_late() {
     for paused in [vec![], vec![2], vec![1], vec![1, 2]] {
