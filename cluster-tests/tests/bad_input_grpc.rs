@@ -16,6 +16,7 @@ use types::{MailError, MailResult};
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(50);
+const REFUSED: &str = "certificate of a peer is refused";
 
 fn node(cluster: &Cluster, name: &str) -> Result<GrpcNode> {
     let tls = ClusterTls::load(&cluster.tls_files(name))?;
@@ -53,7 +54,9 @@ fn nobody_gets_an_answer_without_the_right_certificate_and_role() -> Result<()> 
         answered(async || admin.identify().await).await.context("served afterwards")
     })?;
     ensure!(cluster.nodes[0].is_running(), "the node has ended");
-    cluster.check_logs(&[])
+    // Told of those who show none, and one of another CA; not of those who speak no TLS.
+    ensure!(cluster.nodes[0].logged(REFUSED)? >= 2, "refusals: {:?}", cluster.nodes[0].alarms()?);
+    cluster.check_logs(&[REFUSED])
 }
 
 /// Trusts the cluster's CA and shows nothing.
@@ -102,10 +105,20 @@ async fn wrong_roles(cluster: &Cluster) -> Result<()> {
 }
 
 async fn nonsense(cluster: &Cluster) -> Result<()> {
-    let foreign = RegisterNodeRequest { id: 7, cluster_id: "f".repeat(32), ..RegisterNodeRequest::default() };
+    let (id, name) = (7, "node1".to_owned());
+    let foreign = RegisterNodeRequest { id, name, cluster_id: "f".repeat(32), ..RegisterNodeRequest::default() };
     let node1 = node(cluster, "node1")?;
     let answer = answered(async || node1.register_node(foreign.clone()).await).await;
-    ensure!(matches!(answer, Err(MailError::CannotDo(_))), "a node of another cluster was answered {answer:?}");
+    ensure!(
+        matches!(&answer, Err(MailError::CannotDo(reason)) if reason.contains("another cluster")),
+        "a node of another cluster was answered {answer:?}"
+    );
+    let other = RegisterNodeRequest { name: "node9".to_owned(), ..foreign };
+    let answer = answered(async || node1.register_node(other.clone()).await).await;
+    ensure!(
+        matches!(&answer, Err(MailError::CannotDo(reason)) if reason.contains("\"node9\"") && reason.contains("\"node1\"")),
+        "a node under another one's certificate was answered {answer:?}"
+    );
     let admin = node(cluster, "admin")?;
     let long = "a".repeat(1 << 20) + "@example.test";
     for name in ["../x", "a\0b@example.test", "@example.test", "a@", long.as_str()] {

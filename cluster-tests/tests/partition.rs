@@ -226,6 +226,37 @@ fn a_leader_whose_followers_are_paused_acknowledges_nothing_until_they_go_on() -
     scenario.finish()
 }
 
+/// Of two routers that see the same minority, each gives it the time that its settings say.
+#[test]
+fn a_router_that_is_told_to_wait_for_a_majority_refuses_nothing_that_another_does() -> Result<()> {
+    const ACCOUNT: &str = "user0@example.test";
+    let mut cluster = Cluster::start(ClusterOptions { routers: 2, ..ClusterOptions::DEFAULT })?;
+    cluster.add_accounts(&["user0"])?;
+    cluster.routers[0].terminate()?;
+    let patient = "[router]\nlimits = { operation_ms = 60000, minority_ms = 60000 }\n";
+    cluster.routers[0].reconfigure("[router]\n", patient)?;
+    cluster.routers[0].start()?;
+    cluster.routers[0].wait_ready()?;
+    let leader = eventually("leaders are where they should be", PATIENCE, || {
+        let led = cluster.accounts_by_leader()?;
+        led.iter().position(|accounts| accounts.iter().any(|account| account == ACCOUNT)).context("no leader")
+    })?;
+    let message = b"Subject: patience\r\n\r\nhello\r\n";
+    let mut waits = cluster.smtp_client()?;
+    waits.command("MAIL FROM:<probe@example.test>", 250)?;
+    waits.command(&format!("RCPT TO:<{ACCOUNT}>"), 250)?;
+    waits.command("DATA", 354)?;
+    let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+    others.iter().try_for_each(|node| cluster.nodes[*node].signal("STOP"))?;
+    waits.line.send(&dot_stuffed(message))?;
+    let refused = deferred(cluster.smtp(1), ACCOUNT, b"Subject: impatience\r\n\r\nhello\r\n");
+    others.iter().try_for_each(|node| cluster.nodes[*node].signal("CONT"))?;
+    refused?;
+    let (code, text) = waits.reply()?;
+    ensure!(code == 250, "the one that waits was answered {code} {text}");
+    Ok(())
+}
+
 fn pause(round: u64) -> Duration {
     PAUSES[(round % 2) as usize]
 }

@@ -19,6 +19,10 @@ const READERS: usize = 2;
 /// Between two operations of a client: the machine is to be used, not filled.
 const PACE: Duration = Duration::from_millis(20);
 
+/// What is logged when a node dies, and calls for nobody in these tests.
+const ALLOWED: [&str; 2] =
+    ["directory is not reachable, going on with what is known", "node does not answer, others are asked"];
+
 /// What was measured in each phase: before nodes come and go, while they do, and after.
 #[derive(Default)]
 struct Measured {
@@ -267,4 +271,55 @@ fn a_rolling_restart_cuts_off_nobody() -> Result<()> {
     eventually("every session was told of every message", PATIENCE, || idlers.check(&delivered))?;
     idlers.stop();
     check_mail(&cluster, &accounts, &delivered)
+}
+
+/// Another session expunges what a client reads slowly, and what it has not come to yet; then the node dies that the first
+/// message comes from, and holds it.
+#[test]
+fn a_fetch_whose_message_is_expunged_and_whose_leader_dies_amid_it_comes_whole() -> Result<()> {
+    /// Far more than all buffers before a client that does not read.
+    const LARGE_OCTETS: usize = 32 << 20;
+    const READER: &str = "reader@example.test";
+    let mut cluster = Cluster::start(ClusterOptions::DEFAULT)?;
+    cluster.add_accounts(&["reader"])?;
+    let mut writer = cluster.imap_client(READER)?;
+    let mut large = b"Subject: large\r\n\r\n".to_vec();
+    while large.len() < LARGE_OCTETS {
+        let line = format!("{:060}\r\n", large.len());
+        large.extend_from_slice(line.as_bytes());
+    }
+    let small = message("small");
+    for body in [&large, &small, &small] {
+        writer.append("INBOX", body)?;
+    }
+    writer.select("INBOX")?;
+    let mut reader = ImapClient::login(cluster.imap(0), READER, PASSWORD)?;
+    reader.select("INBOX")?;
+    let tag = reader.send("FETCH 1:3 BODY.PEEK[]")?;
+    ensure!(reader.line.exact(1)? == b"*", "the fetch is under way");
+    writer.ok("STORE 1:2 +FLAGS.SILENT (\\Deleted)")?;
+    writer.ok("EXPUNGE")?;
+    let leader = eventually("every shard is led where it should be", PATIENCE, || {
+        let led = cluster.accounts_by_leader()?;
+        led.iter().position(|accounts| accounts.iter().any(|account| account == READER)).context("no leader")
+    })?;
+    cluster.nodes[leader].kill()?;
+    let first = reader.response()?;
+    ensure!(first.starts_with(b" 1 FETCH") && first.windows(large.len()).any(|part| part == &large[..]), "not whole");
+    let (untagged, tagged) = reader.finish(&tag)?;
+    ensure!(tagged.starts_with("OK"), "{tagged}");
+    // The second one, which had not begun, is left out (RFC 2180 §4.1.2).
+    let fetched: Vec<&Vec<u8>> = untagged.iter().filter(|line| line.windows(6).any(|part| part == b"BODY[]")).collect();
+    let is_third =
+        |line: &&Vec<u8>| line.starts_with(b"* 3 FETCH") && line.windows(small.len()).any(|part| part == small);
+    ensure!(fetched.len() == 1 && fetched.iter().all(|line| is_third(line)), "{} came", fetched.len());
+    let mut goes_on = 0;
+    for node in &cluster.nodes {
+        goes_on += node.logged("the rest of an expunged message is read")?;
+    }
+    ensure!(goes_on > 0, "all of it had come before the node died");
+    // The session goes on, and is told.
+    let untagged = reader.ok("NOOP")?;
+    ensure!(untagged.iter().filter(|line| line.ends_with(b" EXPUNGE")).count() == 2, "{} responses", untagged.len());
+    cluster.check_logs(&ALLOWED)
 }

@@ -90,6 +90,7 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Node> {
         settings.validate().map_err(|e| anyhow!("settings: {e}"))?;
         let tls = ClusterTls::load(&settings.tls).context("cluster TLS")?;
+        settings.check_certificate(tls.name.as_deref()).map_err(|e| anyhow!("{e}"))?;
         descriptors::raise_limit();
         let of_volumes = settings.clone();
         let opening = tokio::task::spawn_blocking(move || Volumes::open(&of_volumes));

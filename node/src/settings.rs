@@ -167,6 +167,20 @@ impl NodeSettings {
         Ok(())
     }
 
+    /// An error where this node would speak to others under another one's certificate. `of`: the name in it.
+    pub fn check_certificate(&self, of: Option<&str>) -> Result<(), String> {
+        let name = self.name.as_str();
+        if of == Some(name) {
+            return Ok(());
+        }
+        Err(format!(
+            "tls.certificate: {} is of {}, and this is node {name}; `mailring ca issue --role node --name {name}` makes \
+             its own",
+            self.tls.certificate.display(),
+            of.unwrap_or("nobody"),
+        ))
+    }
+
     fn validate_volumes(&self) -> Result<(), String> {
         if !(1..=VOLUMES_MAX).contains(&self.volumes.len()) {
             return Err(format!("volumes: 1 to {VOLUMES_MAX}"));

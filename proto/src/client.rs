@@ -18,6 +18,7 @@ use types::{MailError, MailResult};
 use crate::body::Body;
 use crate::error::mail_error;
 use crate::format::user_agent;
+use crate::refusals::{self, Heard};
 use crate::role::ROLE_NODE;
 use crate::server::GRPC_MESSAGE_OCTETS_MAX;
 use crate::socket;
@@ -100,7 +101,7 @@ fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration)
             }
             let authority = uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
             let connecting = async {
-                let stream = TcpStream::connect(authority).await?;
+                let stream = TcpStream::connect(&authority).await?;
                 socket::prepare(&stream)?;
                 let name = ServerName::try_from(ROLE_NODE).map_err(io::Error::other)?;
                 let limit = |connection: &mut ClientConnection| {
@@ -111,7 +112,10 @@ fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration)
             let connected = tokio::time::timeout(CONNECT_MAX, connecting).await.map_err(io::Error::from);
             let connected = connected.and_then(|connected| connected);
             *lock(&failed_at) = connected.is_err().then(Instant::now);
-            connected.map(TokioIo::new)
+            if let Err(error) = &connected {
+                refusals::tell(&authority, error);
+            }
+            connected.map(|stream| TokioIo::new(Heard { stream, peer: authority }))
         }
     })))
 }

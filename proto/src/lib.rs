@@ -7,6 +7,7 @@ mod convert;
 mod error;
 mod format;
 mod listen;
+mod refusals;
 mod request;
 mod role;
 mod server;

@@ -19,7 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use crate::role::PeerRole;
+use crate::refusals;
+use crate::role::{PeerRole, name_of};
 use crate::socket;
 use crate::tls::ClusterTls;
 
@@ -80,7 +81,10 @@ async fn accept_loop(
         tokio::spawn(async move {
             match handshake(acceptor, stream).await {
                 Ok(stream) => drop(sender.send(Ok(stream)).await),
-                Err(error) => debug!(%address, %error, "peer refused"),
+                Err(error) => {
+                    debug!(%address, %error, "peer refused");
+                    refusals::tell(&address.ip().to_string(), &error);
+                }
             }
             drop(permit);
         });
@@ -93,15 +97,17 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<PeerS
     let limit = |connection: &mut ServerConnection| connection.set_buffer_limit(Some(socket::TLS_BUFFER_OCTETS));
     let stream = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept_with(stream, limit)).await??;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let role = certificates.first().and_then(PeerRole::of_certificate);
-    let role = role.ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, "no role in the certificate"))?;
-    Ok(PeerStream { stream: Box::new(stream), peer: Peer { role, address } })
+    let role = certificates.first().and_then(PeerRole::of_certificate).ok_or_else(refusals::no_role)?;
+    let name = certificates.first().and_then(name_of).map(Arc::from);
+    Ok(PeerStream { stream: Box::new(stream), peer: Peer { role, name, address } })
 }
 
 /// What a request's extensions tell of its connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     pub role: PeerRole,
+    /// Whom its certificate is of.
+    pub name: Option<Arc<str>>,
     pub address: SocketAddr,
 }
 
@@ -114,7 +120,7 @@ impl Connected for PeerStream {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer
+        self.peer.clone()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who is at the other end of a gRPC connection: the role that the cluster's CA wrote into the certificate.
+//! Who is at the other end of a gRPC connection: the role and the name that the cluster's CA wrote into the certificate.
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
@@ -28,4 +28,10 @@ impl PeerRole {
             _ => None,
         })
     }
+}
+
+/// The process that a certificate was made for: its common name.
+pub(crate) fn name_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned())
 }

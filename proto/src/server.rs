@@ -50,6 +50,19 @@ fn allow<T>(request: &Request<T>, roles: &[PeerRole]) -> Result<(), Status> {
     }
 }
 
+/// A node makes itself known under its own name. One that passes the request on has looked.
+fn check_name(peer: Option<&Peer>, request: &RegisterNodeRequest) -> Result<(), Status> {
+    let Some(peer) = peer.filter(|peer| peer.role == PeerRole::Node && !request.forwarded) else { return Ok(()) };
+    match peer.name.as_deref() {
+        Some(name) if name == request.name => Ok(()),
+        name => {
+            let shown = name.unwrap_or("nobody");
+            let reason = format!("node {:?} shows a certificate that is of {shown:?}", request.name);
+            Err(status(&MailError::CannotDo(reason)))
+        }
+    }
+}
+
 /// [`Mail`] for routers (and nodes, which pass things on). Admins learn what accounts hold, and nothing else.
 pub struct MailService<S> {
     store: Arc<S>,
@@ -264,6 +277,7 @@ impl<S: DirectoryStore> Directory for DirectoryService<S> {
     }
 
     async fn register_node(&self, request: Request<RegisterNodeRequest>) -> Result<Response<Done>, Status> {
+        check_name(request.extensions().get::<Peer>(), request.get_ref())?;
         unary!(self, &[PeerRole::Node], request, register_node -> done)
     }
 

@@ -11,6 +11,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::role::name_of;
+
 /// Where a process finds its place in the cluster's public key infrastructure; PEM files.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +27,8 @@ pub struct ClusterTlsFiles {
 pub struct ClusterTls {
     pub server: Arc<ServerConfig>,
     pub client: Arc<ClientConfig>,
+    /// Whom the certificate is of.
+    pub name: Option<String>,
 }
 
 impl ClusterTls {
@@ -36,6 +40,7 @@ impl ClusterTls {
         let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let chain = certificates(&files.certificate)?;
+        let name = chain.first().and_then(name_of);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|e| invalid(&files.ca, e))?;
@@ -56,7 +61,7 @@ impl ClusterTls {
             .with_client_auth_cert(chain, private_key(&files.key)?)
             .map_err(|e| invalid(&files.certificate, e))?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(ClusterTls { server: Arc::new(server), client: Arc::new(client) })
+        Ok(ClusterTls { server: Arc::new(server), client: Arc::new(client), name })
     }
 }
 

@@ -66,7 +66,7 @@ impl Delivery {
         let mut claim = settler.claim(fingerprints).await?;
 
         let body = self.content.with_prefix(self.trace);
-        let until = Instant::now() + shards.operation_max();
+        let until = Instant::now() + shards.patience().operation_max();
         let mut outcome = Outcome::default();
         loop {
             let requests: Vec<(ShardId, BTreeMap<AccountId, Fingerprint>)> = by_shard.into_iter().collect();

@@ -66,7 +66,7 @@ impl Router {
             addresses.push(bound.local_addr().context("cannot tell a listener's address")?);
             listeners.push((bound, Arc::new(listener.clone())));
         }
-        let cluster = cluster.with_operation_max(settings.limits.operation());
+        let cluster = cluster.with_patience(settings.limits.patience());
         cluster.follow();
         let certificate_watch = tls.clone().map(|tls| tokio::spawn(tls.watch()).abort_handle());
         let context = Arc::new(Context::new(settings, cluster, tls)?);

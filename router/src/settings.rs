@@ -9,6 +9,8 @@ use proto::ClusterTlsFiles;
 use serde::Deserialize;
 use types::DomainName;
 
+use crate::cluster::Patience;
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterSettings {
@@ -119,9 +121,12 @@ pub struct Limits {
     pub write_s: u64,
     /// Wait for clients that speak before the greeting.
     pub smtp_greeting_delay_ms: u64,
-    /// How long an operation looks for its shard's leader before the client is told to try later. Longer than an
-    /// election.
+    /// How long an operation looks for its shard's leader, and waits for a node that answers nothing, before the client is
+    /// told to try later. Longer than an election.
     pub operation_ms: u64,
+    /// The same where some replica of the shard answers but most do not, so that none of them can lead: nothing says that
+    /// they come back soon. Never longer than `operation_ms`.
+    pub minority_ms: u64,
     /// Sessions get so long to end at shutdown.
     pub shutdown_s: u64,
 }
@@ -141,14 +146,15 @@ impl Default for Limits {
             write_s: 300,
             smtp_greeting_delay_ms: 20,
             operation_ms: 10_000,
+            minority_ms: 1_500,
             shutdown_s: 10,
         }
     }
 }
 
 impl Limits {
-    pub fn operation(&self) -> Duration {
-        Duration::from_millis(self.operation_ms)
+    pub fn patience(&self) -> Patience {
+        Patience::new(Duration::from_millis(self.operation_ms), Duration::from_millis(self.minority_ms))
     }
 
     pub fn idle(&self, protocol: Protocol) -> Duration {
@@ -253,6 +259,7 @@ impl Limits {
             ("limits.login_s", self.login_s),
             ("limits.write_s", self.write_s),
             ("limits.operation_ms", self.operation_ms),
+            ("limits.minority_ms", self.minority_ms),
         ];
         // A day in milliseconds: whatever is longer is a slip of the hand.
         match times.into_iter().find(|(_, value)| !(1..=86_400_000).contains(value)) {
@@ -308,6 +315,7 @@ mod tests {
         for (from, to, key) in [
             ("mx.example.test", "mx example", "hostname"),
             ("pop3_idle_s = 900", "pop3_idle_s = 0", "limits.pop3_idle_s"),
+            ("pop3_idle_s = 900", "minority_ms = 0", "limits.minority_ms"),
             ("pop3_idle_s = 900", "recipients_max = 5", "limits.recipients_max"),
             ("pop3_idle_s = 900", "message_octets_max = 5", "limits.message_octets_max"),
             ("tls = { certificate = \"mx.pem\", key = \"mx.key\" }", "", "listeners[0].tls"),

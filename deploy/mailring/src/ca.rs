@@ -204,7 +204,7 @@ mod tests {
             assert_eq!(days, 5 + 2);
             let files =
                 ClusterTlsFiles { ca: ca.join("ca.pem"), certificate: written[0].clone(), key: written[1].clone() };
-            ClusterTls::load(&files).unwrap();
+            assert_eq!(ClusterTls::load(&files).unwrap().name.as_deref(), Some(name));
         }
         assert!(verifies(&ca.join("ca.pem"), &ca.join("node1.pem"), proto::ROLE_NODE));
         // A router's or an admin's certificate does not serve.

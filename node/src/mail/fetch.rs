@@ -1,14 +1,15 @@
 //! FETCH: messages from the index in ascending UID order, sections from their bodies. Read in batches, so that a slow
 //! client holds no thread and no snapshot. A message that can be read nowhere is left out and told; those behind it come.
 
-use std::collections::VecDeque;
+mod doubted;
+mod expunged;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use message::{Digest, Section as Place, SectionText};
-use parking_lot::Mutex;
 use proto::wire::fetch_item::Item;
 use proto::wire::{
     FetchItem, FetchRequest, FetchedMessage, FetchedSection, Section, SectionData, UnreadMessage, section,
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use types::{AccountId, MailError, MailResult, MailboxId, ModSeq, NodeId, ShardId, UidSet};
 
+pub use self::doubted::Doubted;
 use super::{blocking, if_here, storage_error};
 use crate::Node;
 
@@ -36,8 +38,6 @@ const ITEMS_QUEUED: usize = 8;
 const SECTIONS_MAX: usize = 128;
 /// A router that takes nothing for so long, since its client does not, is let go: no body is held for ever.
 const STALL_MAX: Duration = Duration::from_secs(600);
-/// Bodies that are remembered as damaged; the oldest are forgotten.
-const DOUBTED_MAX: usize = 1_024;
 
 impl Node {
     pub(super) async fn fetch_stream(&self, request: FetchRequest) -> MailResult<ItemStream<FetchItem>> {
@@ -77,32 +77,6 @@ where
         }
     });
     Box::pin(ReceiverStream::new(receiver))
-}
-
-/// Bodies whose damage was met after their length had been announced, so that the client's connection ended. The next
-/// time they are read whole before it is announced.
-#[derive(Default)]
-pub struct Doubted(Mutex<VecDeque<(u32, BodyId)>>);
-
-impl Doubted {
-    fn add(&self, shard: u32, body: BodyId) {
-        let mut doubted = self.0.lock();
-        if doubted.contains(&(shard, body)) {
-            return;
-        }
-        doubted.push_back((shard, body));
-        if doubted.len() > DOUBTED_MAX {
-            doubted.pop_front();
-        }
-    }
-
-    fn contains(&self, shard: u32, body: BodyId) -> bool {
-        self.0.lock().contains(&(shard, body))
-    }
-
-    fn remove(&self, shard: u32, body: BodyId) {
-        self.0.lock().retain(|doubted| *doubted != (shard, body));
-    }
 }
 
 #[derive(Clone)]
@@ -178,29 +152,22 @@ impl Source {
 
 async fn feed(fetch: Fetch, uids: UidSet, sender: &Sender) -> MailResult<()> {
     let mut from = uids.first();
+    let mut is_found = false;
     while let Some(first) = from {
         let (fetch_batch, uids_batch) = (fetch.clone(), uids.clone());
         let read = move || {
             let (state, account) = (&fetch_batch.state, fetch_batch.account);
             if_here(state, account, |_| fetch_batch.batch(&uids_batch, first))
         };
-        let batch = blocking(read).await?;
-        for Fetched { message, body, rest } in batch.fetched {
-            let uid = message.uid;
-            if !send(sender, Item::Message(message)).await {
+        let batch = match blocking(read).await {
+            // With all its messages.
+            Err(MailError::MailboxGone) if fetch.request.rest.is_some() => break,
+            other => other?,
+        };
+        is_found |= !batch.fetched.is_empty() || batch.unread.is_some();
+        for fetched in batch.fetched {
+            if !fetch.send(fetched, sender).await? {
                 return Ok(());
-            }
-            for rest in rest {
-                match send_rest(rest, sender).await {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(()),
-                    // Announced already: it comes from another replica, or whoever waits for it gives the message up.
-                    Err(MailError::Corrupt { key }) => {
-                        fetch.node.doubted().add(fetch.request.shard, body);
-                        return fetch.tell_unread(Unread { uid, key }, sender).await.map(drop);
-                    }
-                    Err(error) => return Err(error),
-                }
             }
         }
         if let Some(unread) = batch.unread
@@ -210,7 +177,10 @@ async fn feed(fetch: Fetch, uids: UidSet, sender: &Sender) -> MailResult<()> {
         }
         from = batch.next;
     }
-    Ok(())
+    match &fetch.request.rest {
+        Some(rest) if !is_found => fetch.send_expunged(rest.clone(), sender).await,
+        _ => Ok(()),
+    }
 }
 
 /// Streams what a message's first item left out. False: the caller has gone.
@@ -233,6 +203,27 @@ async fn send(sender: &Sender, item: Item) -> bool {
 }
 
 impl Fetch {
+    /// A message, and all that follows it. False: the caller has gone, or knows that this is the end.
+    async fn send(&self, Fetched { message, body, rest }: Fetched, sender: &Sender) -> MailResult<bool> {
+        let uid = message.uid;
+        if !send(sender, Item::Message(message)).await {
+            return Ok(false);
+        }
+        for rest in rest {
+            match send_rest(rest, sender).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                // Announced already: it comes from another replica, or whoever waits for it gives the message up.
+                Err(MailError::Corrupt { key }) => {
+                    self.node.doubted().add(self.request.shard, body);
+                    return self.tell_unread(Unread { uid, key }, sender).await.map(|_| false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
     /// Tells of a message that cannot be read here. False: the caller has gone. An error where another replica is to be
     /// asked for it, which leads then, or where the caller does not know of messages that are left out.
     async fn tell_unread(&self, Unread { uid, key }: Unread, sender: &Sender) -> MailResult<bool> {
@@ -369,6 +360,9 @@ impl Fetch {
             rest.iter().try_for_each(|rest| rest.source.check())?;
             self.node.doubted().remove(request.shard, meta.body);
         }
+        if !rest.is_empty() {
+            message.place = Some(expunged::place(request.shard, meta.body, &body));
+        }
         Ok(Fetched { message, body: meta.body, rest })
     }
 
@@ -381,7 +375,6 @@ impl Fetch {
         body: &Arc<PinnedBody>,
         inline: u64,
     ) -> MailResult<(FetchedSection, Option<Source>)> {
-        let inline = inline.min(BODY_PIECE_OCTETS as u64);
         let text = match section.text() {
             section::Text::Full => SectionText::Full,
             section::Text::Header => SectionText::Header,
@@ -395,17 +388,13 @@ impl Fetch {
             None => Some(Place::Octets(0..meta.size)),
         };
         match place {
-            None => Ok((FetchedSection { nil: true, octets: 0, data: Bytes::new() }, None)),
+            None => Ok((FetchedSection { nil: true, ..FetchedSection::default() }, None)),
             Some(Place::Octets(range)) => {
                 let range = match section.has_partial {
                     true => message::partial(range, section.offset, section.octets_max),
                     false => range,
                 };
-                let octets = range.end - range.start;
-                let now = range.start..range.start + octets.min(inline);
-                let rest = (now.end < range.end).then(|| Source::Body(body.clone(), now.end..range.end));
-                let data = read_pinned(body, now)?;
-                Ok((FetchedSection { nil: false, octets, data }, rest))
+                octets_in(body, range, inline)
             }
             Some(Place::Fields(header)) => {
                 let header = read_pinned(body, header)?;
@@ -416,12 +405,21 @@ impl Fetch {
                     fields = fields.slice(range.start as usize..range.end as usize);
                 }
                 let octets = fields.len() as u64;
-                let data = fields.split_to(octets.min(inline) as usize);
+                let data = fields.split_to(octets.min(inline).min(BODY_PIECE_OCTETS as u64) as usize);
                 let rest = (!fields.is_empty()).then_some(Source::Fields(fields));
-                Ok((FetchedSection { nil: false, octets, data }, rest))
+                Ok((FetchedSection { octets, data, ..FetchedSection::default() }, rest))
             }
         }
     }
+}
+
+/// A section that stands in the body so, with at most `inline` of its octets.
+fn octets_in(body: &Arc<PinnedBody>, range: Range<u64>, inline: u64) -> MailResult<(FetchedSection, Option<Source>)> {
+    let octets = range.end - range.start;
+    let now = range.start..range.start + octets.min(inline).min(BODY_PIECE_OCTETS as u64);
+    let rest = (now.end < range.end).then(|| Source::Body(body.clone(), now.end..range.end));
+    let data = read_pinned(body, now)?;
+    Ok((FetchedSection { nil: false, octets, data, has_offset: true, offset: range.start }, rest))
 }
 
 pub(super) fn digest(state: &ShardState, body: BodyId) -> MailResult<Digest> {
@@ -452,10 +450,9 @@ mod tests {
     use futures_util::StreamExt;
     use proto::wire::fetch_item::Item;
     use proto::wire::{FetchItem, FetchedMessage};
-    use storage::BodyId;
     use types::{MailError, MailResult};
 
-    use super::{DOUBTED_MAX, Doubted, Sender, blocking, fed, send};
+    use super::{Sender, blocking, fed, send};
 
     fn message() -> Item {
         Item::Message(FetchedMessage { uid: 1, ..FetchedMessage::default() })
@@ -487,17 +484,5 @@ mod tests {
             assert_eq!(end, [Ok(FetchItem { item: Some(message()) })]);
         }
         assert_eq!(items(async || Ok(())).await.len(), 1, "one that brings all ends without");
-    }
-
-    #[test]
-    fn the_oldest_doubts_are_forgotten_and_those_that_were_unfounded() {
-        let doubted = Doubted::default();
-        for id in 0..=DOUBTED_MAX as u64 {
-            doubted.add(7, BodyId(id));
-            doubted.add(7, BodyId(id));
-        }
-        assert!(!doubted.contains(7, BodyId(0)) && doubted.contains(7, BodyId(1)) && !doubted.contains(8, BodyId(1)));
-        doubted.remove(7, BodyId(1));
-        assert!(!doubted.contains(7, BodyId(1)) && doubted.contains(7, BodyId(2)));
     }
 }

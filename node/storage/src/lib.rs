@@ -65,11 +65,11 @@ pub use room::{free_on, has_room_for};
 pub use scrub::{Finding, HalfScrub, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport, Scrubbed, Verdict};
 pub use snapshot::{Blocks, Export, Installer};
 pub use state::{
-    AccountTotals, BodyId, BodyOf, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo, MessageMeta,
-    MoveStep, Moved, MovedAccount, MovedFingerprint, MovedListing, MovedMailbox, MovedMessage, MovedPart, MovedPass,
-    MovedRequest, MovedSubscription, Outcome, Outline, PinnedBody, Place, Recipient, Remembered, RememberedFrom,
-    SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp, StoreAction,
-    UPLOAD_CHUNKS_MAX, Whereabouts,
+    AccountTotals, BodyChunk, BodyId, BodyOf, BodySource, Changes, Command, Delivered, MAILBOXES_MAX, MailboxInfo,
+    MessageMeta, MoveStep, Moved, MovedAccount, MovedFingerprint, MovedListing, MovedMailbox, MovedMessage, MovedPart,
+    MovedPass, MovedRequest, MovedSubscription, Outcome, Outline, PinnedBody, Place, Recipient, Remembered,
+    RememberedFrom, SUBSCRIPTIONS_MAX, Selection, ShardEvent, ShardEventKind, ShardState, ShardTotals, Stamp,
+    StoreAction, UPLOAD_CHUNKS_MAX, Whereabouts,
 };
 pub use table::Table;
 pub use volume::{Volume, VolumeStatistics};

@@ -1,13 +1,14 @@
 //! A FETCH that outlives its node: when the stream breaks, it goes on at another replica after the last message that
-//! came whole, or within the section that was under way, as bodies never change. What a replica cannot read is asked of
-//! each of the others, and left out where none can.
+//! came whole, or within the section that was under way, as bodies never change, though the message has been expunged
+//! meanwhile: then its body is read where it was. What a replica cannot read is asked of each of the others, and left out
+//! where none can.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::wire::fetch_item::Item;
-use proto::wire::{FetchItem, FetchRequest, FetchedMessage, Section, SectionData, UnreadMessage};
+use proto::wire::{BodyPlace, BodyRange, FetchItem, FetchRequest, FetchedMessage, Section, SectionData, UnreadMessage};
 use proto::{ItemStream, NodeApi, uid_set_from_wire, uid_set_to_wire};
 use types::{MailError, MailResult, NodeId, ShardId, UidSet};
 
@@ -46,8 +47,20 @@ struct UnderWay {
     missing: Vec<u64>,
     /// Octets that came.
     came: Vec<u64>,
+    /// Where the sections begin in the body, of those that stand there so; and where that is.
+    offsets: Vec<Option<u64>>,
+    place: Option<BodyPlace>,
     /// Set in a resumed stream: its only section is this one of the request.
     resumed: Option<usize>,
+}
+
+impl UnderWay {
+    /// What is missing of a section, by its place.
+    fn rest(&self, index: usize) -> Option<BodyRange> {
+        let (missing, came) = (*self.missing.get(index)?, self.came.get(index)?);
+        let offset = (*self.offsets.get(index)?)?.checked_add(*came)?;
+        Some(BodyRange { place: Some(self.place.clone()?), offset, octets: missing })
+    }
 }
 
 impl FetchStream {
@@ -121,7 +134,7 @@ impl FetchStream {
                 self.stream = None;
                 match self.under_way.take() {
                     None => self.left = UidSet::new(),
-                    // Expunged between break and resumption.
+                    // Expunged, and its body has gone too.
                     Some(_) => return Err(MailError::Unavailable),
                 }
                 Ok(None)
@@ -152,7 +165,7 @@ impl FetchStream {
             return FetchRequest { uids, unread_uid, unread_at, ..self.request.clone() };
         };
         let index = under_way.missing.iter().position(|octets| *octets > 0);
-        let rest = index.and_then(|index| {
+        let section = index.and_then(|index| {
             let section = self.request.sections.get(index)?;
             let (came, missing) = (under_way.came.get(index)?, under_way.missing.get(index)?);
             let offset = if section.has_partial { section.offset } else { 0 };
@@ -163,10 +176,11 @@ impl FetchStream {
             account: self.request.account,
             mailbox: self.request.mailbox,
             uids: Some(uid_set_to_wire(&UidSet::from_range(under_way.uid, under_way.uid))),
-            sections: rest.into_iter().collect(),
+            sections: section.into_iter().collect(),
             tells_unread: self.request.tells_unread,
             unread_uid,
             unread_at,
+            rest: index.and_then(|index| under_way.rest(index)),
             ..FetchRequest::default()
         };
         under_way.resumed = index;
@@ -237,7 +251,10 @@ impl FetchStream {
             .map(|section| if section.nil { 0 } else { section.octets.saturating_sub(section.data.len() as u64) })
             .collect();
         if missing.iter().any(|octets| *octets > 0) {
-            self.under_way = Some(UnderWay { uid: message.uid, missing, came, resumed: None });
+            let sections = message.sections.iter();
+            let offsets = sections.map(|section| section.has_offset.then_some(section.offset)).collect();
+            let place = message.place.clone();
+            self.under_way = Some(UnderWay { uid: message.uid, missing, came, offsets, place, resumed: None });
         }
         Ok(FetchItem { item: Some(Item::Message(message)) })
     }

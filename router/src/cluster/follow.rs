@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use types::{MailError, MailResult};
 
 use super::Shared;
-use super::shards::{Backoff, pause};
+use super::patience::{Backoff, pause};
 use super::view::View;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);

@@ -15,7 +15,8 @@ use tokio::task::AbortHandle;
 use tracing::debug;
 use types::{AccountId, MailResult, MailboxId, ModSeq, ShardId};
 
-use super::shards::{Backoff, ShardClient, pause};
+use super::patience::{Backoff, pause};
+use super::shards::ShardClient;
 
 /// Mailboxes with changes that a session has not asked for yet; beyond it the session looks at everything.
 const CHANGES_MAX: usize = 16;

@@ -4,6 +4,7 @@ mod access;
 mod fetch;
 mod follow;
 mod hub;
+mod patience;
 mod pool;
 mod recipients;
 mod replicas;
@@ -27,6 +28,7 @@ use self::suspects::{Suspects, Verdict};
 pub use access::Access;
 pub use fetch::FetchStream;
 pub use hub::{Hub, Notice, Subscription};
+pub use patience::Patience;
 pub use pool::{Connector, NodePool};
 pub use recipients::{ALIASES_EXPANDED_MAX, EXPANSION_RECIPIENTS_MAX, Refused, Resolution};
 pub use shards::ShardClient;
@@ -61,8 +63,6 @@ const PROBE_LATE: Duration = Duration::from_secs(1);
 /// A timer that is late by this says that this process stood still itself: what it has not heard meanwhile says nothing of
 /// others. More than a busy runtime makes of it, less than anybody is waited for.
 const STOOD_STILL: Duration = Duration::from_millis(250);
-/// How long an operation looks for its shard's leader, unless the settings say otherwise.
-const OPERATION_DEFAULT: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// A cluster over the network. Nothing is sent until [`Cluster::follow`].
@@ -90,13 +90,12 @@ impl Cluster {
             moves: watch::Sender::new(()),
             follower: Mutex::default(),
         });
-        let shards = ShardClient::new(shared.clone(), OPERATION_DEFAULT);
+        let shards = ShardClient::new(shared.clone(), Patience::default());
         Cluster { hub: Hub::new(shards.clone()), shards, shared }
     }
 
-    /// How long an operation looks for its shard's leader.
-    pub fn with_operation_max(mut self, operation_max: Duration) -> Cluster {
-        self.shards = ShardClient::new(self.shared.clone(), operation_max);
+    pub fn with_patience(mut self, patience: Patience) -> Cluster {
+        self.shards = ShardClient::new(self.shared.clone(), patience);
         self.hub = Hub::new(self.shards.clone());
         self
     }
@@ -165,7 +164,7 @@ impl Cluster {
     pub fn has_no_leader(&self, shard: ShardId) -> bool {
         let view = self.shared.view.read();
         let suspects = self.shared.suspects.lock();
-        let (now, patience) = (Instant::now(), self.shards().operation_max());
+        let (now, patience) = (Instant::now(), self.shards().patience().operation_max());
         let is_silent = |id: NodeId| suspects.silent_for(id, now).is_some_and(|silent| silent > patience);
         view.replicas(shard).lack_majority(is_silent)
     }
@@ -205,13 +204,22 @@ impl Shared {
         }
     }
 
-    /// An operation on the shard takes long: perhaps because replicas do not answer its leader.
-    fn inquire(self: &Arc<Shared>, shard: ShardId) {
-        for id in self.view.read().replicas(shard).all() {
-            if self.suspects.lock().inquire(*id, Instant::now()) {
-                tokio::spawn(probe(Arc::downgrade(self), *id));
+    /// An operation on the shard takes long at a node: perhaps because replicas do not answer it, or it does not answer.
+    fn inquire(self: &Arc<Shared>, shard: ShardId, at: NodeId) {
+        let mut nodes = self.view.read().replicas(shard).all().to_vec();
+        if !nodes.contains(&at) {
+            nodes.push(at);
+        }
+        for id in nodes {
+            if self.suspects.lock().inquire(id, Instant::now()) {
+                tokio::spawn(probe(Arc::downgrade(self), id));
             }
         }
+    }
+
+    /// A node that operations take long at, and that is inquired after.
+    fn answers(&self, id: NodeId) -> bool {
+        self.suspects.lock().answers(id, Instant::now())
     }
 
     /// An operation at a replica waits in vain: so many replicas do not answer that the others are no majority.

@@ -21,25 +21,25 @@ use tracing::debug;
 use types::{AccountId, MailError, MailResult, NodeId, ShardId};
 
 use super::fetch::FetchStream;
+use super::patience::{Backoff, Patience, pause};
 use super::{STOOD_STILL, Shared};
 
 /// The pause after all replicas were asked in vain.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
-/// An operation gives up after this where some replica answers but most are known not to: that one is cut off from them,
-/// or they are gone, and nothing says that they come back soon.
-const MINORITY_MAX: Duration = Duration::from_millis(1_500);
 /// How often one looks for an account that is between two shards, unless the directory tells.
 const MOVE_LOOK: Duration = Duration::from_millis(50);
 /// How often an attempt that takes long looks whether it waits in vain. Most take less, and never look.
 const LOOK: Duration = Duration::from_millis(250);
+/// What a node that works needs to answer somebody who looks: an attempt that began late has as long.
+const HEARD_WITHIN: Duration = Duration::from_millis(1_250);
 
 /// Cloning shares.
 #[derive(Clone)]
 pub struct ShardClient {
     shared: Arc<Shared>,
     leaders: Arc<Mutex<HashMap<ShardId, NodeId>>>,
-    operation_max: Duration,
+    patience: Patience,
 }
 
 /// What an attempt without an answer leaves open.
@@ -96,12 +96,12 @@ impl Place {
 }
 
 impl ShardClient {
-    pub(super) fn new(shared: Arc<Shared>, operation_max: Duration) -> ShardClient {
-        ShardClient { shared, leaders: Arc::default(), operation_max }
+    pub(super) fn new(shared: Arc<Shared>, patience: Patience) -> ShardClient {
+        ShardClient { shared, leaders: Arc::default(), patience }
     }
 
-    pub fn operation_max(&self) -> Duration {
-        self.operation_max
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     operations! {
@@ -200,7 +200,7 @@ impl ShardClient {
     }
 
     /// Calls the shard's leader. No attempt begins after the operation's time; one that is under way is awaited, as
-    /// the node bounds it, unless it waits in vain. [`MailError::Unavailable`]: certainly not done.
+    /// the node bounds it, unless it waits in vain or the node does not answer. [`MailError::Unavailable`]: certainly not done.
     /// [`MailError::Deadline`]: nobody knows.
     async fn call<T, F, A>(&self, kind: Kind, place: Place, attempt: A) -> MailResult<T>
     where
@@ -217,8 +217,9 @@ impl ShardClient {
     {
         let shard_now = || place.account.and_then(|account| self.shard_of(account)).unwrap_or(place.shard);
         let mut shard = shard_now();
-        let deadline = Instant::now() + self.operation_max;
-        let given_up_at = deadline.min(Instant::now() + MINORITY_MAX);
+        let began = Instant::now();
+        let deadline = began + self.patience.operation_max();
+        let minority_deadline = began + self.patience.minority_max();
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         let mut unknown = false;
         let mut tour = Tour::new(self.leaders.lock().get(&shard).copied());
@@ -227,7 +228,7 @@ impl ShardClient {
             let leader = tour.first;
             let Some(id) = tour.next(|| self.replicas(shard), suspected) else {
                 let wait = backoff.next();
-                let until = if self.shared.is_in_minority(shard) { given_up_at } else { deadline };
+                let until = if self.shared.is_in_minority(shard) { minority_deadline } else { deadline };
                 if Instant::now() + wait >= until {
                     return Err(gave_up(unknown));
                 }
@@ -241,7 +242,8 @@ impl ShardClient {
             let answer = tokio::select! {
                 biased;
                 answer = attempt(node, shard) => answer,
-                () = self.waits_in_vain(shard, spared, given_up_at) => return Err(MailError::Deadline),
+                () = self.minority_waits(shard, (id, spared), minority_deadline) => return Err(MailError::Deadline),
+                () = self.nobody_answers(id, deadline) => return Err(MailError::Deadline),
             };
             match answer {
                 Ok(done) => {
@@ -281,16 +283,27 @@ impl ShardClient {
         }
     }
 
-    /// Returns once an attempt has lasted until `at`, and the shard has no majority that could answer it.
-    async fn waits_in_vain(&self, shard: ShardId, spared: Option<NodeId>, at: Instant) {
+    /// Returns once an attempt has lasted until `at`, and the shard has no majority that could answer it. Has its nodes
+    /// inquired after meanwhile.
+    async fn minority_waits(&self, shard: ShardId, (id, spared): (NodeId, Option<NodeId>), at: Instant) {
         loop {
-            let began = Instant::now();
-            tokio::time::sleep(LOOK).await;
-            self.shared.inquire(shard);
-            // After it stood still itself, this process has yet to hear what others have said meanwhile.
-            let hears = began.elapsed() <= LOOK + STOOD_STILL;
+            let hears = look_later().await;
+            self.shared.inquire(shard, id);
             if hears && Instant::now() >= at && self.shared.is_in_vain(shard, spared) {
                 debug!(%shard, "given up: most replicas do not answer");
+                return;
+            }
+        }
+    }
+
+    /// Returns once an attempt has lasted until `at`, and the node that it is at, which is inquired after, says nothing at
+    /// all. One that answers may be about to take in a large message, however long that takes.
+    async fn nobody_answers(&self, id: NodeId, at: Instant) {
+        let at = at.max(Instant::now() + HEARD_WITHIN);
+        loop {
+            let hears = look_later().await;
+            if hears && Instant::now() >= at && !self.shared.answers(id) {
+                debug!(node = %id, "given up: it does not answer");
                 return;
             }
         }
@@ -316,6 +329,13 @@ impl ShardClient {
         all.extend(others);
         all
     }
+}
+
+/// False: this process stood still itself, and has yet to hear what others have said meanwhile.
+async fn look_later() -> bool {
+    let began = Instant::now();
+    tokio::time::sleep(LOOK).await;
+    began.elapsed() <= LOOK + STOOD_STILL
 }
 
 /// A refusal that says of every attempt of a change that it was not done: one that the request's own words call for, or
@@ -398,50 +418,11 @@ impl Tour {
     }
 }
 
-/// Waits that double, each shortened by up to a half at random so that sessions do not come back in step.
-pub(super) struct Backoff {
-    first: Duration,
-    max: Duration,
-    now: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new(first: Duration, max: Duration) -> Backoff {
-        Backoff { first, max, now: first }
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        let wait = self.now;
-        self.now = (self.now * 2).min(self.max);
-        wait.mul_f64(1.0 - jitter() / 2.0)
-    }
-
-    pub(super) fn is_long(&self) -> bool {
-        self.now >= self.max
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.now = self.first;
-    }
-}
-
-/// 0 to 1. Need not be good, only different from one session to the next.
-fn jitter() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    f64::from(RandomState::new().hash_one(0u8) as u32) / f64::from(u32::MAX)
-}
-
-pub(super) async fn pause(wait: Duration) {
-    tokio::time::sleep(wait).await;
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use types::NodeId;
 
-    use super::{Backoff, Tour};
+    use super::Tour;
 
     #[test]
     fn a_tour_asks_the_known_leader_then_hints_then_each_replica_once() {
@@ -477,14 +458,5 @@ mod tests {
         assert_eq!(next(&mut tour, &[]), Some(NodeId(1)));
         tour.again();
         assert_eq!(next(&mut tour, &[1, 2, 3]), None);
-    }
-
-    #[test]
-    fn waits_double_up_to_their_limit_and_differ() {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
-        for full in [50, 100, 200, 400, 500, 500] {
-            let wait = backoff.next().as_millis();
-            assert!((full / 2..=full).contains(&wait), "{wait} of {full}");
-        }
     }
 }

@@ -26,12 +26,17 @@ const PROBE_AGAIN_FIRST: Duration = Duration::from_millis(200);
 const PROBE_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// However many operations take long, a node is inquired after no more often.
 pub(super) const INQUIRE_AGAIN: Duration = Duration::from_millis(250);
+/// A node that is inquired after has answered within this if it answers at all, be it over a narrow link: as long as a probe
+/// waits, and as two of them are apart.
+pub(super) const ANSWERED_LATELY: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
 pub(super) struct Suspects {
     nodes: HashMap<NodeId, Suspicion>,
     /// When nodes were inquired after last.
     inquired: HashMap<NodeId, Instant>,
+    /// When they answered a probe last.
+    answered: HashMap<NodeId, Instant>,
 }
 
 struct Suspicion {
@@ -97,6 +102,9 @@ impl Suspects {
     }
 
     pub(super) fn probed(&mut self, id: NodeId, answered: bool, now: Instant) -> Verdict {
+        if answered {
+            self.answered.insert(id, now);
+        }
         let Some(suspicion) = self.nodes.get_mut(&id).filter(|_| !answered) else {
             let before = self.nodes.remove(&id).filter(|before| before.silent);
             return Verdict::Answers { silent_for: before.map(|before| now.duration_since(before.since)) };
@@ -111,6 +119,12 @@ impl Suspects {
     pub(super) fn forget(&mut self, id: NodeId) {
         self.nodes.remove(&id);
         self.inquired.remove(&id);
+        self.answered.remove(&id);
+    }
+
+    /// A node that is inquired after has answered lately.
+    pub(super) fn answers(&self, id: NodeId, now: Instant) -> bool {
+        self.answered.get(&id).is_some_and(|last| now.duration_since(*last) <= ANSWERED_LATELY)
     }
 }
 
@@ -127,7 +141,7 @@ mod tests {
     use tokio::time::Instant;
     use types::NodeId;
 
-    use super::{INQUIRE_AGAIN, PROBE_AGAIN_MAX, Suspects, Verdict};
+    use super::{ANSWERED_LATELY, INQUIRE_AGAIN, PROBE_AGAIN_MAX, Suspects, Verdict};
 
     const NODE: NodeId = NodeId(7);
 
@@ -189,5 +203,19 @@ mod tests {
         // A doubt meanwhile is one.
         assert!(suspects.inquire(NODE, start + 2 * INQUIRE_AGAIN) && !suspects.doubt(NODE, start));
         assert!(suspects.is_suspected(NODE));
+    }
+    #[test]
+    fn a_node_answers_as_long_as_its_last_answer_is_not_old() {
+        let mut suspects = Suspects::default();
+        let start = Instant::now();
+        assert!(!suspects.answers(NODE, start), "it was not asked");
+        suspects.inquire(NODE, start);
+        suspects.probed(NODE, true, start);
+        suspects.inquire(NODE, start + INQUIRE_AGAIN);
+        suspects.probed(NODE, false, start + ANSWERED_LATELY);
+        assert!(suspects.answers(NODE, start + ANSWERED_LATELY));
+        assert!(!suspects.answers(NODE, start + ANSWERED_LATELY + INQUIRE_AGAIN));
+        suspects.forget(NODE);
+        assert!(!suspects.answers(NODE, start));
     }
 }

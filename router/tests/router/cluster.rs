@@ -3,26 +3,28 @@
 use std::time::Duration;
 
 use proto::wire::directory_change::Change;
-use proto::wire::fetch_item::Item;
-use proto::wire::{
-    AccountRequest, CreateMailboxRequest, DomainRecord, FetchRequest, MailboxNameRequest, Section, UidSet, WatchEvent,
-};
+use proto::wire::{AccountRequest, CreateMailboxRequest, DomainRecord, MailboxNameRequest, WatchEvent};
 use router::Cluster;
-use router::cluster::{FetchStream, Notice, Subscription};
+use router::cluster::{Notice, Patience, Subscription};
 use tokio::time::{Instant, timeout};
-use types::{AccountId, AccountName, MailError, MailResult, MailboxId, ModSeq, ShardId};
+use types::{AccountId, AccountName, MailError, MailboxId, ModSeq, ShardId};
 
 use crate::support::cluster::{Fault, TestCluster, shard_of};
 use crate::support::router::PATIENCE;
 
-const ALICE: &str = "alice@example.test";
+pub const ALICE: &str = "alice@example.test";
 
-async fn followed(test: &TestCluster) -> Cluster {
+pub async fn followed(test: &TestCluster) -> Cluster {
     followed_for(test, Duration::from_millis(800)).await
 }
 
-async fn followed_for(test: &TestCluster, operation_max: Duration) -> Cluster {
-    let cluster = test.cluster().with_operation_max(operation_max);
+pub async fn followed_for(test: &TestCluster, operation_max: Duration) -> Cluster {
+    // As the settings have it by themselves.
+    followed_with(test, Patience::new(operation_max, Duration::from_millis(1_500))).await
+}
+
+async fn followed_with(test: &TestCluster, patience: Patience) -> Cluster {
+    let cluster = test.cluster().with_patience(patience);
     cluster.follow();
     timeout(PATIENCE, cluster.wait_ready()).await.unwrap();
     cluster
@@ -182,7 +184,57 @@ async fn the_first_change_of_a_leader_in_the_minority_is_given_up_within_two_sec
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
-/// With a majority, or where nobody answers, an attempt is awaited: a large message over a slow link takes its time.
+#[tokio::test(start_paused = true)]
+async fn a_minority_is_given_the_time_that_the_settings_say_and_no_more_than_an_operation_has() {
+    let second = Duration::from_secs(1);
+    for (operation, minority, given) in [(9, 2, 2), (9, 5, 5), (9, 9, 9), (4, 9, 4)] {
+        let test = TestCluster::new();
+        let cluster = followed_with(&test, Patience::new(second * operation, second * minority)).await;
+        let request = create_for(&test, ALICE);
+        test.lead(request.shard, 1);
+        cluster.shards().create_mailbox(request.clone()).await.unwrap();
+        test.pause(2);
+        test.pause(3);
+        test.plan("create_mailbox", ALICE, Fault::Hangs);
+        // At a leader that waits for the others; and once it has stepped down.
+        for leads in [true, false] {
+            if !leads {
+                test.state.lock().leaders.remove(&request.shard);
+            }
+            let start = Instant::now();
+            assert!(cluster.shards().create_mailbox(request.clone()).await.is_err());
+            let (waited, given) = (start.elapsed(), second * given);
+            let least = if leads { given } else { given - Duration::from_millis(500) };
+            assert!((least..given + second / 2).contains(&waited), "{operation} {minority} {leads}: {waited:?}");
+        }
+    }
+}
+
+/// Only a node that answers is awaited beyond an operation's time.
+#[tokio::test(start_paused = true)]
+async fn an_operation_at_a_node_that_answers_nothing_ends_with_its_time() {
+    let operation = Duration::from_secs(3);
+    for paused in [vec![1, 2, 3], vec![1, 2], vec![1], vec![]] {
+        let test = TestCluster::new();
+        let cluster = followed_for(&test, operation).await;
+        let request = create_for(&test, ALICE);
+        test.lead(request.shard, 1);
+        cluster.shards().create_mailbox(request.clone()).await.unwrap();
+        test.plan("create_mailbox", ALICE, Fault::Hangs);
+        let start = Instant::now();
+        let change = tokio::spawn({
+            let (cluster, request) = (cluster.clone(), request.clone());
+            async move { cluster.shards().create_mailbox(request).await }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        paused.iter().for_each(|node| test.pause(*node));
+        assert_eq!(change.await.unwrap(), Err(MailError::Deadline), "{paused:?}");
+        let is_in_time = start.elapsed() < operation + Duration::from_millis(500);
+        assert_eq!(is_in_time, !paused.is_empty(), "{paused:?}: {:?}", start.elapsed());
+    }
+}
+
+/// With a majority an attempt is awaited: a large message over a slow link takes its time, and its leader may be late for it.
 #[tokio::test(start_paused = true)]
 async fn a_slow_change_is_awaited_where_most_replicas_answer_or_the_leader_alone_is_late() {
     for paused in [vec![], vec![2], vec![1], vec![1, 2]] {
@@ -288,161 +340,6 @@ async fn the_directory_is_followed_from_node_to_node_and_kept_while_none_answers
     test.state.lock().down.extend([1, 2, 3]);
     assert!(cluster.is_ready() && hosts("example.test"));
     assert!(cluster.account(&AccountName::parse(ALICE).unwrap()).is_some());
-}
-
-#[tokio::test]
-async fn a_fetch_broken_anywhere_comes_whole_and_each_item_once() {
-    let test = TestCluster::new();
-    let bodies: Vec<String> = (0..5).map(|i| format!("{i}").repeat(10 + 37 * i)).collect();
-    bodies.iter().for_each(|body| test.put(ALICE, body.as_bytes()));
-    let cluster = followed_for(&test, Duration::from_secs(10)).await;
-    let account = test.id(ALICE);
-    let request = FetchRequest {
-        shard: shard_of(account),
-        account,
-        mailbox: 1,
-        uids: Some(UidSet { bounds: vec![1, 4] }),
-        sections: vec![
-            Section::default(),
-            Section { has_partial: true, offset: 5, octets_max: 60, ..Section::default() },
-        ],
-        ..FetchRequest::default()
-    };
-    for breaks in [vec![], vec![0], vec![1], vec![2, 3], vec![5, 1, 1], vec![4, 0, 2], vec![12, 3], vec![22]] {
-        for after in &breaks {
-            test.plan("fetch", ALICE, Fault::Break(*after));
-        }
-        let mut stream = cluster.shards().fetch(request.clone());
-        let mut got: Vec<(u32, Vec<u8>, Vec<u8>)> = Vec::new();
-        let mut section = 0;
-        while let Some(item) = stream.next().await {
-            match item.unwrap().item.unwrap() {
-                Item::Message(message) => {
-                    let mut sections = message.sections.into_iter().map(|section| section.data.to_vec());
-                    got.push((message.uid, sections.next().unwrap(), sections.next().unwrap()));
-                    section = 0;
-                }
-                Item::Data(data) => {
-                    // A client is sent one section whole before the next begins.
-                    assert!(data.section >= section, "{breaks:?}");
-                    section = data.section;
-                    let (_, first, second) = got.last_mut().unwrap();
-                    (if data.section == 0 { first } else { second }).extend_from_slice(&data.data);
-                }
-                Item::Unread(_) => panic!("everything can be read"),
-            }
-        }
-        let expected: Vec<(u32, Vec<u8>, Vec<u8>)> = (0..4)
-            .map(|i| {
-                let body = bodies[i].as_bytes();
-                (i as u32 + 1, body.to_vec(), body[5..body.len().min(65)].to_vec())
-            })
-            .collect();
-        assert_eq!(got, expected, "{breaks:?}");
-        test.state.lock().faults.clear();
-    }
-}
-
-/// Messages, and the nodes that cannot read them.
-type Unreadable<'a> = &'a [(u32, &'a [u64])];
-
-/// What came of each message, by UID, and what ended the stream or was left out.
-async fn fetched(stream: &mut FetchStream) -> (Vec<(u32, Vec<u8>)>, MailResult<String>) {
-    let mut got: Vec<(u32, Vec<u8>)> = Vec::new();
-    while let Some(item) = stream.next().await {
-        match item.map(|item| item.item.unwrap()) {
-            Ok(Item::Message(message)) => {
-                got.push((message.uid, message.sections.into_iter().next().unwrap().data.to_vec()));
-            }
-            Ok(Item::Data(data)) => got.last_mut().unwrap().1.extend_from_slice(&data.data),
-            Ok(Item::Unread(_)) => panic!("the stream sees to it"),
-            Err(error) => return (got, Err(error)),
-        }
-    }
-    (got, Ok(stream.unread().to_string()))
-}
-
-#[tokio::test]
-async fn what_a_replica_cannot_read_is_asked_of_each_and_what_none_can_is_left_out() {
-    let test = TestCluster::new();
-    let bodies: Vec<Vec<u8>> = (0..5).map(|i| format!("{i}").repeat(10 + 37 * i).into_bytes()).collect();
-    bodies.iter().for_each(|body| test.put(ALICE, body));
-    let cluster = followed_for(&test, Duration::from_secs(10)).await;
-    let account = test.id(ALICE);
-    let request = FetchRequest {
-        shard: shard_of(account),
-        account,
-        mailbox: 1,
-        uids: Some(UidSet { bounds: vec![1, 5] }),
-        sections: vec![Section::default()],
-        tells_unread: true,
-        ..FetchRequest::default()
-    };
-    let all = [1, 2, 3];
-    let cases: [(Unreadable<'_>, &str); 6] = [
-        (&[], ""),
-        (&[(3, &[2])], ""),
-        (&[(1, &[1, 2]), (2, &[1, 3]), (5, &[2, 3])], ""),
-        (&[(3, &all)], "3"),
-        (&[(1, &all), (2, &[2, 3]), (3, &all), (4, &all)], "1,3:4"),
-        (&[(1, &all), (2, &all), (3, &all), (4, &all), (5, &all)], "1:5"),
-    ];
-    for (unread, left_out) in cases {
-        test.state.lock().unread = unread.iter().map(|(uid, nodes)| (*uid, nodes.to_vec())).collect();
-        let lost = |uid: u32| unread.iter().any(|(own, nodes)| *own == uid && nodes.len() == 3);
-        let readable = (1..=5).filter(|uid| !lost(*uid)).map(|uid| (uid, bodies[uid as usize - 1].clone()));
-        let mut stream = cluster.shards().fetch(request.clone());
-        let (got, told) = fetched(&mut stream).await;
-        assert_eq!((got, told), (readable.collect(), Ok(left_out.to_owned())), "{unread:?}");
-    }
-}
-
-#[tokio::test]
-async fn the_rest_of_a_message_comes_from_a_replica_that_can_read_it_or_the_stream_ends() {
-    let test = TestCluster::new();
-    let bodies: Vec<Vec<u8>> = (0..3).map(|i| format!("{i}").repeat(90 + i).into_bytes()).collect();
-    bodies.iter().for_each(|body| test.put(ALICE, body));
-    let cluster = followed_for(&test, Duration::from_secs(10)).await;
-    let account = test.id(ALICE);
-    let request = FetchRequest {
-        shard: shard_of(account),
-        account,
-        mailbox: 1,
-        uids: Some(UidSet { bounds: vec![1, 3] }),
-        sections: vec![Section::default()],
-        tells_unread: true,
-        ..FetchRequest::default()
-    };
-    let leader = test.state.lock().leaders[&request.shard];
-    let whole: Vec<(u32, Vec<u8>)> = (1..).zip(bodies.clone()).collect();
-    test.state.lock().unread_rest.insert(2, vec![leader]);
-    let mut stream = cluster.shards().fetch(request.clone());
-    assert_eq!(fetched(&mut stream).await, (whole.clone(), Ok(String::new())));
-    // What was announced cannot be made good: nothing else may come in its place.
-    test.state.lock().unread_rest.insert(2, vec![1, 2, 3]);
-    let mut stream = cluster.shards().fetch(request);
-    let (got, told) = fetched(&mut stream).await;
-    assert_eq!(got[0], whole[0]);
-    assert_eq!(got.len(), 2);
-    assert!(bodies[1].starts_with(&got[1].1) && got[1].1.len() < bodies[1].len(), "{got:?}");
-    assert!(matches!(told, Err(MailError::Corrupt { .. })), "{told:?}");
-    assert!(stream.next().await.is_none());
-}
-
-#[tokio::test]
-async fn a_fetch_that_breaks_again_and_again_ends_with_an_error() {
-    let test = TestCluster::new();
-    test.put(ALICE, b"x");
-    let cluster = followed(&test).await;
-    for _ in 0..20 {
-        test.plan("fetch", ALICE, Fault::Break(0));
-    }
-    let account = test.id(ALICE);
-    let uids = Some(UidSet { bounds: vec![1, 1] });
-    let request = FetchRequest { shard: shard_of(account), account, mailbox: 1, uids, ..FetchRequest::default() };
-    let mut stream = cluster.shards().fetch(request);
-    assert_eq!(stream.next().await, Some(Err(MailError::Deadline)));
-    assert_eq!(stream.next().await, None);
 }
 
 async fn notice(subscription: &mut Subscription) -> Notice {

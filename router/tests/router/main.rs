@@ -1,6 +1,7 @@
 //! The router over real sockets, before a cluster in memory.
 
 mod cluster;
+mod fetch;
 mod grpc;
 mod limits;
 mod login;

@@ -11,15 +11,15 @@ use proto::wire::account_move::Stage;
 use proto::wire::directory_change::Change;
 use proto::wire::fetch_item::Item;
 use proto::wire::{
-    AccountMove, AccountRecord, AliasRecord, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord,
-    FetchRequest, NodeRecord, PlacementRecord, UnreadMessage, WatchEvent,
+    AccountMove, AccountRecord, AliasRecord, BodyRange, ClusterRecord, DirectoryChange, DirectoryEvent, DomainRecord,
+    FetchRequest, FetchedMessage, FetchedSection, NodeRecord, PlacementRecord, SectionData, UnreadMessage, WatchEvent,
 };
 use router::Cluster;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
-use types::MailError;
+use types::{MailError, MailResult, UidSet};
 
-use super::node::Node;
+use super::node::{INLINE_OCTETS, Node};
 
 pub const SHARDS: u32 = 4;
 pub const PASSWORD: &str = "mailring-demo";
@@ -73,6 +73,8 @@ pub struct State {
     pub unread: HashMap<u32, Vec<u64>>,
     /// They cannot read it beyond what comes with its head.
     pub unread_rest: HashMap<u32, Vec<u64>>,
+    /// Bodies of expunged messages that no purge has taken yet, by UID.
+    pub expunged: HashMap<u64, Vec<u8>>,
     pub mod_seq: u64,
     pub over_quota: HashSet<u64>,
     /// Accounts that are on another shard than at first; none: between two.
@@ -287,6 +289,28 @@ impl State {
                 (item, Some(MailError::NotLeader { hint: None }))
             }
         }
+    }
+
+    pub fn expunge(&mut self, account: u64, uids: &UidSet) -> MailResult<()> {
+        let mailbox = self.accounts.get_mut(&account).ok_or(MailError::NoSuchAccount)?;
+        let (gone, left) = std::mem::take(&mut mailbox.messages).into_iter().partition(|one| uids.contains(one.uid));
+        mailbox.messages = left;
+        let gone: Vec<Message> = gone;
+        self.expunged.extend(gone.into_iter().map(|message| (u64::from(message.uid), message.body)));
+        Ok(())
+    }
+
+    /// The rest of a section of a message that was expunged, while its body is left.
+    pub fn rest_items(&self, uid: u32, rest: &BodyRange) -> Vec<Item> {
+        let place = rest.place.as_ref().unwrap();
+        let Some(body) = self.expunged.get(&place.body) else { return Vec::new() };
+        assert_eq!((place.chunks.len(), place.chunks[0].octets), (1, body.len() as u64));
+        let wanted = &body[rest.offset as usize..(rest.offset + rest.octets) as usize];
+        let (head, tail) = wanted.split_at(wanted.len().min(INLINE_OCTETS));
+        let section = FetchedSection { octets: rest.octets, data: head.to_vec().into(), ..FetchedSection::default() };
+        let message = FetchedMessage { uid, sections: vec![section], ..FetchedMessage::default() };
+        let pieces = tail.chunks(INLINE_OCTETS).map(|piece| SectionData { section: 0, data: piece.to_vec().into() });
+        [Item::Message(message)].into_iter().chain(pieces.map(Item::Data)).collect()
     }
 
     pub fn settle(&mut self, fingerprints: &[bytes::Bytes]) {

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use proto::wire::fetch_item::Item;
 use proto::wire::{
-    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, ChangeVolumeRequest,
-    ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest, CreateMailboxReply,
-    CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest, DirectoryEvent,
-    DirectoryWatchRequest, Done, ErrorDetail, ExportAccountRequest, ExportedPart, ExpungeReply, ExpungeRequest,
-    FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity, InternalDate, Mailbox,
+    AccountRequest, AdminReply, AdminRequest, AppendReply, AppendRequest, BeginReplicaRequest, BodyChunk, BodyPlace,
+    ChangeVolumeRequest, ChangesReply, ChangesRequest, CompareShardReply, CompareShardRequest, CopyReply, CopyRequest,
+    CreateMailboxReply, CreateMailboxRequest, DeliverReply, DeliverRequest, DigestShardReply, DigestShardRequest,
+    DirectoryEvent, DirectoryWatchRequest, Done, ErrorDetail, ExportAccountRequest, ExportedPart, ExpungeReply,
+    ExpungeRequest, FetchItem, FetchRequest, FetchedMessage, FetchedSection, Flags, Identity, InternalDate, Mailbox,
     MailboxNameRequest, MailboxesReply, MoveAccountReply, MoveAccountRequest, NodeStart, NodeStatusReply,
     RebalanceReply, RebalanceRequest, RecipientReply, RegisterNodeRequest, RenameMailboxRequest, ScrubEvent,
     ScrubRequest, SearchReply, SearchRequest, SectionData, SelectReply, SelectRequest, SettleRequest,
@@ -33,7 +33,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// What a leader waits for the others.
 const HANGS: Duration = Duration::from_secs(10);
 /// Sections larger than this follow their message in pieces.
-const INLINE_OCTETS: usize = 16;
+pub const INLINE_OCTETS: usize = 16;
 
 pub struct Node {
     pub id: u64,
@@ -231,10 +231,14 @@ impl MailStore for Node {
         let wanted = uid_set_from_wire(request.uids.as_ref())?;
         let (mut items, mut ended) = (Vec::new(), None);
         let mut state = self.cluster.state.lock();
-        for message in state.accounts[&request.account].messages.clone() {
-            if !wanted.contains(message.uid) {
-                continue;
-            }
+        let mut messages = state.accounts[&request.account].messages.clone();
+        messages.retain(|message| wanted.contains(message.uid));
+        if messages.is_empty()
+            && let Some((uid, rest)) = wanted.first().zip(request.rest.as_ref())
+        {
+            items.extend(state.rest_items(uid, rest));
+        }
+        for message in messages {
             if state.cannot_read(&state.unread, message.uid, self.id) {
                 let (item, error) = state.unread_item(&request, message.uid, self.id);
                 items.push(item);
@@ -257,9 +261,12 @@ impl MailStore for Node {
                         .chunks(INLINE_OCTETS)
                         .map(|piece| SectionData { section: index as u32, data: Bytes::copy_from_slice(piece) }),
                 );
-                FetchedSection { nil: false, octets, data: Bytes::copy_from_slice(inline) }
+                let data = Bytes::copy_from_slice(inline);
+                FetchedSection { nil: false, octets, data, has_offset: true, offset: from as u64 }
             });
             let sections = sections.collect();
+            let chunks = vec![BodyChunk { index: u64::from(message.uid), octets: message.body.len() as u64 }];
+            let place = BodyPlace { shard: request.shard, body: u64::from(message.uid), chunks };
             items.push(Item::Message(FetchedMessage {
                 uid: message.uid,
                 flags: Some(Flags { system: message.flags, keywords: Vec::new() }),
@@ -267,6 +274,7 @@ impl MailStore for Node {
                 date: Some(InternalDate { unix_s: message.unix_s, offset_min: 0 }),
                 octets: message.body.len() as u64,
                 sections,
+                place: (!follow.is_empty()).then_some(place),
                 ..FetchedMessage::default()
             }));
             let is_cut = !follow.is_empty() && state.cannot_read(&state.unread_rest, message.uid, self.id);
@@ -310,8 +318,7 @@ impl MailStore for Node {
         assert!(request.has_uids && !request.only_deleted);
         let uids = uid_set_from_wire(request.uids.as_ref())?;
         let mut state = self.cluster.state.lock();
-        let mailbox = state.accounts.get_mut(&request.account).ok_or(MailError::NoSuchAccount)?;
-        mailbox.messages.retain(|message| !uids.contains(message.uid));
+        state.expunge(request.account, &uids)?;
         drop(state);
         self.leave(fault, ExpungeReply { uids: Some(uid_set_to_wire(&uids)), mod_seq: 1 })
     }

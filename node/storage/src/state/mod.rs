@@ -26,7 +26,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use types::MailError;
 
-pub use body::PinnedBody;
+pub use body::{BodyChunk, PinnedBody};
 pub(crate) use check::check_record;
 pub use command::{BodySource, Command, Recipient, Stamp, StoreAction};
 pub use leaving::{MovedListing, Outline};

@@ -157,7 +157,7 @@ fn fetched(request: &FetchRequest, uid: u32, message: &Message, items: &mut Vec<
         let rest = octets[inline..].chunks(INLINE_OCTETS).map(Bytes::copy_from_slice);
         pieces.extend(rest.map(|data| SectionData { section: index as u32, data }));
         let data = Bytes::copy_from_slice(&octets[..inline]);
-        sections.push(FetchedSection { nil: false, octets: octets.len() as u64, data });
+        sections.push(FetchedSection { octets: octets.len() as u64, data, ..FetchedSection::default() });
     }
     let rendered = |wanted: bool, text: &'static str| Bytes::from_static(if wanted { text.as_bytes() } else { b"" });
     let message = FetchedMessage {
@@ -173,6 +173,7 @@ fn fetched(request: &FetchRequest, uid: u32, message: &Message, items: &mut Vec<
             "(\"text\" \"plain\" NIL NIL NIL \"7bit\" 5 1 NIL NIL NIL NIL)",
         ),
         sections,
+        ..FetchedMessage::default()
     };
     items.push(FetchItem { item: Some(Item::Message(message)) });
     items.extend(pieces.into_iter().map(|data| FetchItem { item: Some(Item::Data(data)) }));
