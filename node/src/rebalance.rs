@@ -4,6 +4,7 @@
 
 mod ask;
 mod dead;
+mod estimate;
 mod leadership;
 mod lost;
 mod report;

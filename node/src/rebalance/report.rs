@@ -6,7 +6,7 @@ use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{LostShard, NodeShare, RebalanceReply, ShardMove};
 use types::{AccountId, NodeId, ShardId};
 
-use super::Observed;
+use super::{Observed, estimate};
 use super::lost::{self, Lost};
 
 /// Of a plan that nothing has been done about.
@@ -20,6 +20,7 @@ pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<Sh
         started_unix_s: 0,
         shards_total: moves.len() as u32,
         octets_total: moves.iter().map(copies).sum(),
+        estimate: estimate::of(observed, &moves),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, targets, &lost),
@@ -92,6 +93,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves).saturating_sub(aside),
         octets_total: planned_octets.max(left),
+        estimate: None,
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, &queued, &lost)
