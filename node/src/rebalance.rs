@@ -12,6 +12,7 @@ mod report;
 mod tests;
 mod turns;
 mod voters;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};

@@ -6,7 +6,7 @@ use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{LostShard, NodeShare, RebalanceReply, ShardMove};
 use types::{AccountId, NodeId, ShardId};
 
-use super::{Observed, estimate};
+use super::{Observed, estimate, zones};
 use super::lost::{self, Lost};
 
 /// Of a plan that nothing has been done about.
@@ -209,6 +209,7 @@ fn warnings(
 ) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    warnings.extend(zones::shared(directory, targets));
     let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
         let waits =
