@@ -212,13 +212,21 @@ fn warnings(
     warnings.extend(zones::shared(directory, targets));
     let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
-        let waits =
-            |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued() && !lost.contains_key(&one.shard);
-        let left = directory.placements().filter(waits).count();
-        if left > 0 && !observed.statuses.contains_key(&known.id) {
-            let text =
-                format!("node {} is drained and does not answer, and for {left} shards nothing is planned", known.name);
-            warnings.push(text);
+        // As an abort leaves them, or a drain that nothing was planned for.
+        let stays = |one: &&Placement| {
+            let planned = targets.get(&one.shard).unwrap_or(&one.wanted);
+            planned.contains(&known.id) && !lost.contains_key(&one.shard)
+        };
+        let (left, name) = (directory.placements().filter(stays).count(), &known.name);
+        match (left, observed.statuses.contains_key(&known.id)) {
+            (0, _) => {}
+            (left, false) => warnings
+                .push(format!("node {name} is drained and does not answer, and for {left} shards nothing is planned")),
+            (left, true) => warnings.push(format!(
+                "node {name} is draining and holds {left} replica{}, which nothing moves: `mailring rebalance apply` moves \
+                 them away, `mailring node join {name}` keeps them there",
+                if left == 1 { "" } else { "s" }
+            )),
         }
     }
     let is_paused = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Paused);

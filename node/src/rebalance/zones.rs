@@ -17,7 +17,7 @@ pub fn shared<'a>(
     all.filter_map(move |(shard, nodes)| sharing(directory, shard, nodes, zones))
 }
 
-/// "shard 3: node1 and node4 share zone a". `zones`: that there are.
+/// `zones`: how many there are.
 fn sharing(directory: &Directory, shard: ShardId, nodes: &[NodeId], zones: usize) -> Option<String> {
     let mut by_zone: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for known in nodes.iter().filter_map(|node| directory.node(*node)) {

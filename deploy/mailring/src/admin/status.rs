@@ -10,7 +10,7 @@ use crate::admin::survey::{ShardRow, Survey};
 use crate::admin::volume::{self, ScrubRow};
 use crate::cli::OutputArgs;
 use crate::failure::Failure;
-use crate::output::octets;
+use crate::output::{counted, octets};
 
 /// Problems shown one by one; the rest is a number. A machine room without power should not print a thousand lines.
 const PROBLEMS_SHOWN_MAX: usize = 20;
@@ -132,6 +132,7 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
             Ok(_) => {}
         }
     }
+    problems.extend(left_behind(survey, &lost));
     let leader = survey.directory_leader();
     if leader.is_none() {
         problems.push("the directory has no leader: mail flows, administration waits".to_owned());
@@ -175,6 +176,27 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
     }
 }
 
+/// Nodes that are draining and hold replicas which nothing moves: a drain was called off, or nothing was planned for it.
+fn left_behind(survey: &Survey, lost: &[Lost]) -> Vec<String> {
+    let view = &survey.view;
+    let stays = |shard: &u32, wanted: &Vec<u64>, id: &u64| {
+        view.planned.get(shard).unwrap_or(wanted).contains(id) && !lost.iter().any(|lost| lost.shard == *shard)
+    };
+    let draining = survey.nodes.iter().map(|node| &node.record).filter(|record| record.state() == State::Draining);
+    let said = draining.filter_map(|record| {
+        let (name, left) = (&record.name, view.placements.iter().filter(|(shard, wanted)| stays(shard, wanted, &record.id)));
+        let replicas = left.count();
+        (replicas > 0).then(|| {
+            format!(
+                "{name} is draining and holds {}, which nothing moves: `mailring rebalance apply` moves them away, `mailring \
+                 node join {name}` keeps them there",
+                counted(replicas, "replica")
+            )
+        })
+    });
+    said.collect()
+}
+
 /// The directory's replica has stopped on a node that runs, whoever else has it.
 fn directory_problem(node: &str, groups: &[GroupStatus]) -> Option<String> {
     let has_stopped = groups.iter().any(|group| group.group == DIRECTORY && group.role == "stopped");
@@ -208,11 +230,16 @@ fn shard_problem(shard: &ShardRow, down: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::GroupStatus;
+    use std::collections::BTreeMap;
 
-    use super::{directory_problem, shard_problem};
+    use proto::wire::node_record::State;
+    use proto::wire::{GroupStatus, NodeRecord, NodeStatusReply};
+
+    use super::{directory_problem, left_behind, shard_problem};
     use crate::admin::client::DIRECTORY;
-    use crate::admin::survey::ShardRow;
+    use crate::admin::rebalance::Lost;
+    use crate::admin::survey::{ShardRow, Survey, SurveyedNode};
+    use crate::admin::view::DirectoryView;
 
     fn shard(leader: Option<&str>, voters: &[&str], missing: &[&str]) -> ShardRow {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
@@ -240,6 +267,36 @@ mod tests {
         assert_eq!(shard_problem(&shard(Some("a"), &all, &["b"]), &[]).unwrap(), "shard 7 is missing on b");
         let moving = shard_problem(&shard(Some("a"), &["a", "b"], &[]), &[]).unwrap();
         assert_eq!(moving, "shard 7 should be on a, b, c and is on a, b");
+    }
+
+    #[test]
+    fn a_node_that_is_draining_and_goes_on_holding_replicas_is_a_problem() {
+        let node = |id: u64, state: State| {
+            let record = NodeRecord { id, name: format!("node{id}"), state: state.into(), ..NodeRecord::default() };
+            SurveyedNode { record, status: Ok(NodeStatusReply::default()) }
+        };
+        let told = |planned: &[(u32, Vec<u64>)], lost: &[Lost]| {
+            let view = DirectoryView {
+                placements: BTreeMap::from([(0, vec![1, 2]), (1, vec![2, 3]), (2, vec![1, 3])]),
+                planned: planned.iter().cloned().collect(),
+                ..DirectoryView::default()
+            };
+            // The last has just come, and waits for a join.
+            let states = [State::Active, State::Draining, State::Active, State::Draining];
+            let nodes = (1..).zip(states).map(|(id, state)| node(id, state)).collect();
+            left_behind(&Survey { view, nodes }, lost)
+        };
+        let left = |replicas: &str| {
+            format!(
+                "node2 is draining and holds {replicas}, which nothing moves: `mailring rebalance apply` moves them away, \
+                 `mailring node join node2` keeps them there"
+            )
+        };
+        assert_eq!(told(&[], &[]), [left("2 replicas")]);
+        assert_eq!(told(&[(0, vec![1, 3])], &[]), [left("1 replica")]);
+        assert_eq!(told(&[(0, vec![1, 3]), (1, vec![1, 3])], &[]), Vec::<String>::new());
+        let lost = [0, 1].map(|shard| Lost { shard, because: String::new() });
+        assert_eq!(told(&[], &lost), Vec::<String>::new(), "that is told already");
     }
 
     #[test]
