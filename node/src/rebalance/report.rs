@@ -6,8 +6,11 @@ use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{LostShard, NodeShare, RebalanceReply, ShardMove};
 use types::{AccountId, NodeId, ShardId};
 
-use super::{Observed, estimate, zones};
 use super::lost::{self, Lost};
+use super::{Observed, estimate, zones};
+
+/// Shards that a warning names one by one.
+const SHARDS_SHOWN_MAX: usize = 8;
 
 /// Of a plan that nothing has been done about.
 pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
@@ -233,7 +236,10 @@ fn warnings(
     let kept = if is_paused { ", and is not given up while the rebalance is paused" } else { "" };
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
-            None => warnings.push(format!("node {} does not answer{kept}", known.name)),
+            None => {
+                let away = away(directory, observed, known.id, lost);
+                warnings.push(format!("node {} does not answer{kept}{away}", known.name));
+            }
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
             Some(status) => {
                 let (coming, free) = (coming.get(&known.id).copied().unwrap_or(0), status.disk_free_octets);
@@ -245,6 +251,22 @@ fn warnings(
         }
     }
     warnings
+}
+
+/// "; shards 6, 7 cannot be made anew without it, and come back with it": where there are any of which too few other replicas are
+/// left.
+fn away(directory: &Directory, observed: &Observed, id: NodeId, lost: &Lost) -> String {
+    let without = lost::of(directory, observed, Some(id));
+    let shards: Vec<String> =
+        without.keys().filter(|shard| !lost.contains_key(*shard)).map(ToString::to_string).collect();
+    let beyond = shards.len().saturating_sub(SHARDS_SHOWN_MAX);
+    let and_more = if beyond == 0 { String::new() } else { format!(" and {beyond} more") };
+    let shown = shards.iter().take(SHARDS_SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match shards.len() {
+        0 => String::new(),
+        1 => format!("; shard {shown} cannot be made anew without it, and comes back with it"),
+        _ => format!("; shards {shown}{and_more} cannot be made anew without it, and come back with it"),
+    }
 }
 
 /// Accounts whose moves do not get on.
