@@ -66,6 +66,18 @@ fn lives(pid: &str) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
 }
 
+fn admin(config: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(binary()?).args(arguments).args(["--config", config]).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// As `status` tells it.
+fn state_of<'a>(said: &'a str, name: &str) -> Option<&'a str> {
+    let mut rows = said.lines().map(str::split_whitespace);
+    rows.find_map(|mut row| if row.next() == Some(name) { row.next() } else { None })
+}
+
 #[test]
 fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() -> Result<()> {
     let parent = tempfile::tempdir()?;
@@ -105,11 +117,22 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     alice.ok("STORE 1:* +FLAGS.SILENT (\\Deleted)")?;
     alice.ok("EXPUNGE")?;
 
+    // One that has left for good is not missed, nor started again.
+    admin(&env["CONFIG"], &["node", "drain", "node4", "--wait"])?;
+    eventually("it is removed", PATIENCE, || admin(&env["CONFIG"], &["node", "remove", "node4"]))?;
+    cluster.run(&["stop", "node4"])?;
+    let said = eventually("all is well", PATIENCE, || cluster.run(&["status"]))?;
+    ensure!(state_of(&said, "node4") == Some("removed"), "{said}");
+    ensure!(cluster.run(&["start", "node4"]).is_err(), "a node that was removed is started");
+    let env: BTreeMap<String, String> = env.into_iter().filter(|(key, _)| key != "NODE4_PID").collect();
+
     let pids: Vec<String> = env.iter().filter(|(key, _)| key.ends_with("_PID")).map(|(_, pid)| pid.clone()).collect();
-    ensure!(pids.len() == 5 && pids.iter().all(|pid| lives(pid)), "{env:?}");
+    ensure!(pids.len() == 4 && pids.iter().all(|pid| lives(pid)), "{env:?}");
     cluster.run(&["down"])?;
     ensure!(!pids.iter().any(|pid| lives(pid)), "a process lives after down");
     cluster.run(&["up"])?;
+    let said = cluster.run(&["status"])?;
+    ensure!(state_of(&said, "node4") == Some("removed") && cluster.env()?["NODE4_PID"].is_empty(), "{said}");
     let imap: std::net::SocketAddr = cluster.env()?["IMAP"].parse()?;
     ensure!(ImapClient::login(imap, "bob@example.test", "mailring-demo")?.select("INBOX")? == 1, "mail is lost");
     cluster.run(&["destroy"])?;

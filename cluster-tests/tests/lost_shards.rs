@@ -9,6 +9,8 @@ use serde_json::Value;
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
 const SHARDS: u32 = 8;
+/// A node that is busy may be silent for so long: it is not given up here.
+const DEAD_NODE_S: u64 = 5;
 const ACCOUNTS: usize = 12;
 
 fn user(number: usize) -> String {
@@ -39,6 +41,44 @@ fn check_mail(cluster: &Cluster, number: usize) -> Result<()> {
     imap.select("INBOX")?;
     ensure!(imap.body(1)?.is_some_and(|body| body == noise(number as u64, 10_000)), "{}: other octets", user(number));
     Ok(())
+}
+
+/// Nothing is made anew of what only it has: it is not given up, and whoever asks is told what comes back with it.
+#[test]
+fn a_dead_node_that_has_the_only_replicas_is_waited_for_and_brings_them_back() -> Result<()> {
+    let options = ClusterOptions {
+        replicas: 1,
+        shards: SHARDS,
+        dead_node_s: Some(DEAD_NODE_S),
+        leaders_look_s: Some(0),
+        ..ClusterOptions::DEFAULT
+    };
+    let mut cluster = Cluster::start(options)?;
+    let locals: Vec<String> = (0..ACCOUNTS).map(|number| format!("user{number}")).collect();
+    cluster.add_accounts(&locals.iter().map(String::as_str).collect::<Vec<_>>())?;
+    for number in 0..ACCOUNTS {
+        cluster.imap_client(&user(number))?.append("INBOX", &noise(number as u64, 10_000))?;
+    }
+    let dead = cluster.nodes[2].name.clone();
+    let away: Vec<String> = shards_on(&cluster, &dead)?.iter().map(u64::to_string).collect();
+    ensure!(!away.is_empty(), "{dead} has none");
+    cluster.nodes[2].kill()?;
+    eventually("whoever leads the directory waits for it", PATIENCE, || {
+        let waits = |node: &cluster_tests::Process| Ok(node.log()?.contains("dead node is waited for"));
+        let said: Vec<bool> = cluster.nodes[..2].iter().map(waits).collect::<Result<_>>()?;
+        ensure!(said.contains(&true), "nobody says so");
+        Ok(())
+    })?;
+    ensure!(cluster.node(&dead)?["state"] == "active", "it is given up");
+    let said = status(&cluster)?;
+    let problems = said["problems"].as_array().context("problems")?;
+    let is_told = |text: &str| text.contains(&away.join(", ")) && text.contains("back with it");
+    ensure!(problems.iter().filter_map(Value::as_str).any(is_told), "{said}");
+    let rebalance = cluster.json(&["rebalance", "status"])?;
+    let warnings = rebalance["warnings"].as_array().context("warnings")?;
+    ensure!(warnings.iter().filter_map(Value::as_str).any(is_told), "{rebalance}");
+    cluster.nodes[2].start()?;
+    (0..ACCOUNTS).try_for_each(|number| eventually("mail is served", PATIENCE, || check_mail(&cluster, number)))
 }
 
 #[test]

@@ -65,6 +65,8 @@ fn a_rebalance_is_planned_paused_resumed_and_undone() -> Result<()> {
         // A quarter of 8 shards with 3 replicas each, and none between the others.
         let moves = plan["moves"].as_array().context("moves")?;
         ensure!(moves.len() == 6 && moves.iter().all(|one| one["to"] == serde_json::json!([name])), "{plan}");
+        let estimate = &plan["estimate"];
+        ensure!(estimate["seconds"].as_u64() > Some(0) && estimate["octets_per_s"].as_u64() > Some(0), "{plan}");
         let joined = scenario.cluster.json(&["node", "join", &name])?;
         ensure!(joined["state"] == "running" && joined["shards_total"] == 6, "{joined}");
         let paused = scenario.cluster.json(&["rebalance", "pause"])?;

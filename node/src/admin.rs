@@ -265,6 +265,8 @@ impl DirectoryStore for Node {
                 waits: figures.waits,
                 slowed: figures.slowed,
                 octets_per_s: figures.octets_per_s,
+                octets_per_s_seen: figures.octets_per_s_seen,
+                octets_per_s_max: figures.octets_per_s_max,
             }),
             account_moves: Some(self.account_moves().to_wire()),
             account_move_waits: self.account_moves().waits(),

@@ -4,6 +4,7 @@
 
 mod ask;
 mod dead;
+mod estimate;
 mod leadership;
 mod lost;
 mod report;
@@ -11,6 +12,7 @@ mod report;
 mod tests;
 mod turns;
 mod voters;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -35,6 +37,8 @@ use crate::shard::unix_ms;
 use crate::step_aside;
 
 const ROUND: Duration = Duration::from_millis(500);
+/// Between looks at dead nodes of which nothing can be made anew.
+const WAITED_FOR_LOOK: Duration = Duration::from_secs(10);
 /// A directory voter that says nothing for so long is replaced by one that does, if there is one.
 const SILENT_VOTER: Duration = Duration::from_secs(30);
 
@@ -145,9 +149,10 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut revisions = node.groups().directory_state.revisions();
     let mut heard: HashMap<NodeId, Instant> = HashMap::new();
     let mut looks = Looks::default();
+    let mut waited_for: Option<Instant> = None;
     loop {
         if listen(&node, &mut heard) {
-            if let Err(error) = give_up_dead_nodes(&node, &heard).await {
+            if let Err(error) = give_up_dead_nodes(&node, &heard, &mut waited_for).await {
                 tracing::debug!(%error, "dead node not given up");
             }
             if let Err(error) = choose_voters(&node, &heard).await {
@@ -199,23 +204,38 @@ fn silent_for(heard: &HashMap<NodeId, Instant>, id: NodeId) -> Duration {
     heard.get(&id).map_or(Duration::ZERO, Instant::elapsed)
 }
 
-/// A node that has been away for too long loses its replicas to others, as long as there are enough others.
-async fn give_up_dead_nodes(node: &Node, heard: &HashMap<NodeId, Instant>) -> MailResult<()> {
+/// A node that has been away for too long loses its replicas to others, as long as there are enough others and something to make
+/// them of. `waited_for`: when there was last nothing to be done about those that are dead.
+async fn give_up_dead_nodes(
+    node: &Node,
+    heard: &HashMap<NodeId, Instant>,
+    waited_for: &mut Option<Instant>,
+) -> MailResult<()> {
     let limit = Duration::from_secs(node.settings().dead_node_s);
-    if limit.is_zero() {
+    if limit.is_zero() || waited_for.is_some_and(|last| last.elapsed() < WAITED_FOR_LOOK) {
         return Ok(());
     }
-    let dead = {
-        let directory = node.groups().directory_state.read();
-        dead::next(&directory, |id| silent_for(heard, id) >= limit).map(|known| (known.id, known.name.clone()))
+    let dead = dead::all(&node.groups().directory_state.read(), |id| silent_for(heard, id) >= limit);
+    let Some(first) = dead.first() else {
+        *waited_for = None;
+        return Ok(());
     };
-    let Some((id, name)) = dead else { return Ok(()) };
     let observed = Observed::take(node).await;
-    let (command, lost) = {
+    let found = {
         let directory = node.groups().directory_state.read();
-        let lost = lost::of(&directory, &observed, Some(id));
-        let aside: BTreeSet<ShardId> = lost.keys().copied().collect();
-        (dead::give_up(&directory, id, &observed.octets(), &aside, unix_s()), lost)
+        let lost = dead.iter().map(|id| (*id, lost::of(&directory, &observed, Some(*id))));
+        let mut worth_it = lost.filter(|(id, lost)| dead::is_worth_it(&directory, *id, lost));
+        worth_it.next().map(|(id, lost)| {
+            let aside: BTreeSet<ShardId> = lost.keys().copied().collect();
+            let name = directory.node(id).map(|known| known.name.clone()).unwrap_or_default();
+            (id, name, dead::give_up(&directory, id, &observed.octets(), &aside, unix_s()), lost)
+        })
+    };
+    let Some((id, name, command, lost)) = found else {
+        if waited_for.replace(Instant::now()).is_none() {
+            tracing::info!(node = first.0, "dead node is waited for, nothing that it holds can be made anew");
+        }
+        return Ok(());
     };
     propose(node, &command).await?;
     if !lost.is_empty() {

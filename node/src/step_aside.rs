@@ -68,7 +68,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             (true, false) => tracing::info!("disk answers again"),
             (false, _) => {}
         }
-        groups.peers.throttle.adapt();
+        groups.peers.throttle.adapt(Instant::now());
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             _ = stopped.wait_for(|stop| *stop) => return,

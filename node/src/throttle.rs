@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 
 /// Slower than this a copy would never catch up.
 const RATE_MIN: u64 = 1024 * 1024;
-const RATE_FIRST: u64 = 8 * 1024 * 1024;
+/// What copies begin with.
+pub const RATE_FIRST: u64 = 8 * 1024 * 1024;
 /// Without copies a change takes less than this however it is counted; nothing is slowed down for less.
 const LATENCY_MIN: Duration = Duration::from_millis(20);
 /// How much longer changes may take than without copies.
@@ -17,6 +18,8 @@ const LATENCY_RATIO: f64 = 1.5;
 const SAMPLES_MIN: u32 = 8;
 /// Looks after which fewer have to do.
 const LOOKS_MAX: u32 = 8;
+/// How much the last look counts in the rate that was seen.
+const SEEN_LAST_LOOK: f64 = 0.2;
 /// Buckets a factor of the square root of two apart, from a tenth of a millisecond to ten minutes.
 const BUCKETS: usize = 48;
 const BUCKET_FIRST_S: f64 = 0.0001;
@@ -67,6 +70,30 @@ pub struct Throttle {
     passed_octets: AtomicU64,
     waits: AtomicU64,
     slowed: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+/// How fast copies went, as far as there were any.
+struct Seen {
+    looked: Instant,
+    passed_octets: u64,
+    /// Copies were under way at the last look: since then they went all the time.
+    under_way: bool,
+    octets_per_s: f64,
+}
+
+impl Seen {
+    fn look(&mut self, passed_octets: u64, now: Instant) {
+        let passed = passed_octets.saturating_sub(self.passed_octets) as f64;
+        let seconds = now.saturating_duration_since(self.looked).as_secs_f64();
+        if passed > 0.0 && self.under_way && seconds > 0.0 {
+            let last = passed / seconds;
+            let is_first = self.octets_per_s <= 0.0;
+            let before = if is_first { last } else { self.octets_per_s };
+            self.octets_per_s = before * (1.0 - SEEN_LAST_LOOK) + last * SEEN_LAST_LOOK;
+        }
+        (self.looked, self.passed_octets, self.under_way) = (now, passed_octets, passed > 0.0);
+    }
 }
 
 /// What copies did since the start.
@@ -79,6 +106,10 @@ pub struct CopyFigures {
     pub slowed: u64,
     /// What may go now.
     pub octets_per_s: u64,
+    /// What went while copies were under way, lately; 0 before the first one.
+    pub octets_per_s_seen: u64,
+    /// What the settings allow.
+    pub octets_per_s_max: u64,
 }
 
 impl Throttle {
@@ -94,6 +125,7 @@ impl Throttle {
             passed_octets: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             slowed: AtomicU64::new(0),
+            seen: Mutex::new(Seen { looked: Instant::now(), passed_octets: 0, under_way: false, octets_per_s: 0.0 }),
         }
     }
 
@@ -103,6 +135,8 @@ impl Throttle {
             waits: self.waits.load(Ordering::Relaxed),
             slowed: self.slowed.load(Ordering::Relaxed),
             octets_per_s: self.rate.load(Ordering::Relaxed),
+            octets_per_s_seen: self.seen.lock().octets_per_s.round() as u64,
+            octets_per_s_max: self.rate_max,
         }
     }
 
@@ -123,7 +157,8 @@ impl Throttle {
     }
 
     /// To be called at a steady pace: sets the rate by what changes of mail took since the last time.
-    pub fn adapt(&self) {
+    pub fn adapt(&self, now: Instant) {
+        self.seen.lock().look(self.passed_octets.load(Ordering::Relaxed), now);
         let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
         if (1..SAMPLES_MIN).contains(&self.latencies.count()) && looks < LOOKS_MAX {
             return;
@@ -181,12 +216,33 @@ mod tests {
         assert_eq!((throttle.figures().octets, throttle.figures().waits), (500_001, 1));
     }
 
+    #[test]
+    fn the_rate_that_was_seen_is_that_of_copies_and_not_of_the_time_without_any() {
+        let throttle = Throttle::new(1 << 30);
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let seen = |now| {
+            throttle.adapt(now);
+            throttle.figures().octets_per_s_seen
+        };
+        assert_eq!(seen(after(1)), 0, "there was no copy");
+        throttle.pass(500_000, after(2)).unwrap();
+        assert_eq!(seen(after(2)), 0, "it has just begun");
+        throttle.pass(500_000, after(3)).unwrap();
+        assert_eq!(seen(after(3)), 500_000);
+        throttle.pass(1_000_000, after(4)).unwrap();
+        assert_eq!(seen(after(4)), 600_000);
+        // An hour without copies says nothing of how fast they go.
+        assert_eq!(seen(after(3600)), 600_000);
+        assert_eq!(throttle.figures().octets_per_s_max, 1 << 30);
+    }
+
     fn window_of(throttle: &Throttle, changes: u32, ms: u64, copies: bool) {
         (0..changes).for_each(|_| throttle.latencies.add(Duration::from_millis(ms)));
         if copies {
             let _ = throttle.pass(1, Instant::now());
         }
-        throttle.adapt();
+        throttle.adapt(Instant::now());
     }
 
     #[test]

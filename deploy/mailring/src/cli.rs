@@ -218,7 +218,7 @@ pub enum RebalanceVerb {
     Pause(OutputArgs),
     /// Go on
     Resume(OutputArgs),
-    /// Move nothing more, and undo the moves that are under way
+    /// Move nothing more, and undo the moves that are under way; a node that was on its way out stays draining
     Abort(OutputArgs),
 }
 

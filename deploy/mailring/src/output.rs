@@ -74,9 +74,25 @@ pub fn octets(count: u64) -> String {
     format!("{amount:.1} {}", UNITS.get(unit).unwrap_or(&""))
 }
 
+/// A span of time as a person says it: two digits or three, where it is more than two of a unit.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", (seconds + 30) / 60),
+        7200..172_800 => format!("{} h", (seconds + 1800) / 3600),
+        _ => format!("{} days", seconds.saturating_add(43_200) / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::octets;
+    use super::{octets, span};
+
+    #[test]
+    fn spans_are_readable() {
+        assert_eq!([0, 119, 120, 725, 7199].map(span), ["0 s", "119 s", "2 min", "12 min", "120 min"]);
+        assert_eq!([7200, 172_799, 172_800, u64::MAX].map(span), ["2 h", "48 h", "2 days", "213503982334601 days"]);
+    }
 
     #[test]
     fn octets_are_readable() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use directory::{Command, Directory, NodeState, RebalanceState, RequestId};
+use directory::{Command, Directory, NodeState, Placement, RebalanceState, RequestId};
 use proto::wire::rebalance_request::Action;
 use proto::wire::{JoinNode, MoveShard, RebalanceReply, RebalanceRequest};
 use storage::Failpoint;
@@ -83,9 +83,12 @@ async fn set_state(
 }
 
 fn named(node: &Node, name: &str) -> MailResult<NodeId> {
-    let directory = node.groups().directory_state.read();
+    known(&node.groups().directory_state.read(), name).map_err(MailError::CannotDo)
+}
+
+fn known(directory: &Directory, name: &str) -> Result<NodeId, String> {
     let known = directory.node_by_name(name).map(|known| known.id);
-    known.ok_or_else(|| MailError::CannotDo(format!("no node {} is known", name.escape_debug())))
+    known.ok_or_else(|| format!("no node {} is known", name.escape_debug()))
 }
 
 async fn update_node(node: &Node, id: NodeId, join: JoinNode) -> MailResult<()> {
@@ -118,29 +121,67 @@ async fn remove_node(node: &Node, request: u128, name: &str, observed: &Observed
 }
 
 async fn move_shard(node: &Node, id: u128, one: &MoveShard, observed: &Observed) -> MailResult<()> {
-    let (from, to, shard) = (named(node, &one.from)?, named(node, &one.to)?, ShardId(one.shard));
-    let target = {
-        let directory = node.groups().directory_state.read();
-        let placement = directory.placement(shard);
-        let placement = placement.ok_or_else(|| MailError::CannotDo(format!("no shard {shard}")))?;
-        let mut target = placement.wanted.clone();
-        if target.contains(&to) {
-            return Err(MailError::CannotDo(format!("shard {shard} is on node {} already", one.to)));
-        }
-        let Some(place) = target.iter_mut().find(|place| **place == from) else {
-            return Err(MailError::CannotDo(format!("shard {shard} is not on node {}", one.from)));
-        };
-        if directory.node(to).is_none_or(|known| known.state != NodeState::Active) {
-            return Err(MailError::CannotDo(format!("node {} is not active", one.to)));
-        }
-        *place = to;
-        target
-    };
+    let shard = ShardId(one.shard);
+    let target = moved(&node.groups().directory_state.read(), one).map_err(MailError::CannotDo)?;
+    // Asked for before, and on its way.
+    let Some(target) = target else { return Ok(()) };
     let targets = BTreeMap::from([(shard, target)]);
     let octets = observed.octets().get(&shard).copied().unwrap_or(0);
     propose_once(node, id, Command::StartRebalance { targets, replace: false, unix_s: unix_s(), octets }).await?;
     come_by(Failpoint::Planned, &[shard]);
     Ok(())
+}
+
+/// Where the shard's replicas are to be after the move, or why there can be none. None where this very move waits for its turn or
+/// is under way. Another one in the queue does not give way: whoever asked for it need not know.
+fn moved(directory: &Directory, one: &MoveShard) -> Result<Option<Vec<NodeId>>, String> {
+    let (from, to, shard) = (known(directory, &one.from)?, known(directory, &one.to)?, ShardId(one.shard));
+    let placement = directory.placement(shard).ok_or_else(|| format!("no shard {shard}"))?;
+    let with =
+        |nodes: &[NodeId]| -> Vec<NodeId> { nodes.iter().map(|node| if *node == from { to } else { *node }).collect() };
+    let is_this = |before: &[NodeId], after: &[NodeId]| {
+        before.contains(&from) && !before.contains(&to) && same_nodes(&with(before), after)
+    };
+    let is_undone = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Aborted);
+    if placement.is_queued() {
+        return match is_this(&placement.wanted, &placement.planned) {
+            true => Ok(None),
+            false => Err(queued(directory, placement)),
+        };
+    }
+    if placement.is_moving() && !is_undone && is_this(&placement.previous, &placement.wanted) {
+        return Ok(None);
+    }
+    if placement.wanted.contains(&to) {
+        return Err(format!("shard {shard} is on node {} already", one.to));
+    }
+    if !placement.wanted.contains(&from) {
+        return Err(format!("shard {shard} is not on node {}", one.from));
+    }
+    if directory.node(to).is_none_or(|known| known.state != NodeState::Active) {
+        return Err(format!("node {} is not active", one.to));
+    }
+    Ok(Some(with(&placement.wanted)))
+}
+
+/// "shard 3 waits for its turn to go from node1 to node4 already: …".
+fn queued(directory: &Directory, placement: &Placement) -> String {
+    let name = |id: &NodeId| directory.node(*id).map_or_else(|| id.to_string(), |known| known.name.clone());
+    let without = |list: &[NodeId], other: &[NodeId]| -> String {
+        let names: Vec<String> = list.iter().filter(|node| !other.contains(node)).map(name).collect();
+        if names.is_empty() { "nowhere".to_owned() } else { names.join(",") }
+    };
+    let (from, to) = (without(&placement.wanted, &placement.planned), without(&placement.planned, &placement.wanted));
+    format!(
+        "shard {} waits for its turn to go from {from} to {to} already: ask again once it has moved, or call off what is under way \
+         with `mailring rebalance abort`",
+        placement.shard
+    )
+}
+
+/// Whether the two lists differ in their order at most. Each names a node once.
+fn same_nodes(one: &[NodeId], other: &[NodeId]) -> bool {
+    one.len() == other.len() && one.iter().all(|node| other.contains(node))
 }
 
 /// Plans from what the nodes are, and has it begun. `id`: of the request.
@@ -160,4 +201,60 @@ async fn start(node: &Node, id: u128, observed: &Observed) -> MailResult<()> {
 fn targets(directory: &Directory, observed: &Observed) -> BTreeMap<ShardId, Vec<NodeId>> {
     let aside = lost::of(directory, observed, None).into_keys().collect();
     directory.propose_rebalance(&observed.octets(), &aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use directory::{Command, Directory, NodeState, RebalanceState};
+    use proto::wire::MoveShard;
+    use types::{NodeId, ShardId};
+
+    use super::super::tests::{directory, nodes_of, start, told};
+    use super::moved;
+
+    fn ask(directory: &Directory, shard: u32, from: u64, to: u64) -> Result<Option<Vec<NodeId>>, String> {
+        moved(directory, &MoveShard { shard, from: format!("node{from}"), to: format!("node{to}") })
+    }
+
+    #[test]
+    fn a_shard_that_waits_for_its_turn_is_not_sent_elsewhere_unasked() {
+        let mut directory = directory();
+        assert_eq!(ask(&directory, 0, 3, 4), Ok(Some(nodes_of(&[1, 2, 4]))));
+        told(&mut directory, start(&[(0, &[1, 2, 4])]));
+        // Asked for again.
+        assert_eq!(ask(&directory, 0, 3, 4), Ok(None));
+        let refused = "shard 0 waits for its turn to go from node3 to node4 already: ask again once it has moved, or call off \
+                       what is under way with `mailring rebalance abort`";
+        assert_eq!(ask(&directory, 0, 3, 5), Err(refused.to_owned()));
+        assert_eq!(ask(&directory, 0, 2, 4), Err(refused.to_owned()));
+        assert_eq!(ask(&directory, 1, 3, 5), Ok(Some(nodes_of(&[1, 2, 5]))), "another shard");
+        told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
+        assert_eq!(ask(&directory, 0, 3, 5), Ok(Some(nodes_of(&[1, 2, 5]))));
+    }
+
+    #[test]
+    fn the_same_move_is_done_while_it_is_under_way_and_another_waits_behind_it() {
+        let mut directory = directory();
+        told(&mut directory, start(&[(0, &[1, 2, 4])]));
+        told(&mut directory, Command::BeginMoves { shards: vec![ShardId(0)] });
+        assert_eq!(ask(&directory, 0, 3, 4), Ok(None));
+        assert_eq!(ask(&directory, 0, 2, 5), Ok(Some(nodes_of(&[1, 5, 4]))));
+        assert_eq!(ask(&directory, 0, 2, 4), Err("shard 0 is on node node4 already".to_owned()));
+        // On its way back it is not the same move any more.
+        told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
+        assert_eq!(ask(&directory, 0, 4, 3), Err("shard 0 is on node node3 already".to_owned()));
+        assert_eq!(ask(&directory, 0, 3, 4), Ok(Some(nodes_of(&[1, 2, 4]))));
+    }
+
+    #[test]
+    fn what_cannot_move_is_refused_by_name() {
+        let mut directory = directory();
+        told(&mut directory, Command::SetNodeState { id: NodeId(5), state: NodeState::Draining });
+        let refused = |shard, from, to| ask(&directory, shard, from, to).unwrap_err();
+        assert_eq!(refused(9, 1, 4), "no shard 9");
+        assert_eq!(refused(0, 4, 4), "shard 0 is not on node node4");
+        assert_eq!(refused(0, 1, 2), "shard 0 is on node node2 already");
+        assert_eq!(refused(0, 1, 5), "node node5 is not active");
+        assert_eq!(refused(0, 1, 7), "no node node7 is known");
+    }
 }

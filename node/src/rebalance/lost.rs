@@ -72,7 +72,7 @@ mod tests {
     use types::{NodeId, ShardId};
 
     use super::super::tests::{new_node, nodes_of, told};
-    use super::super::{Observed, report};
+    use super::super::{Observed, dead, report};
     use super::of;
 
     /// Four nodes and eight shards: R = 1, two on each, in order.
@@ -133,6 +133,23 @@ mod tests {
             of(&directory, &empty, None),
             BTreeMap::from([(ShardId(6), "node node4 cannot read it".to_owned())])
         );
+    }
+
+    #[test]
+    fn a_dead_node_with_only_replicas_is_waited_for_and_what_is_away_with_it_is_told() {
+        let directory = single();
+        let seen = answering(&directory, &[1, 2, 3]);
+        assert!(!dead::is_worth_it(&directory, NodeId(4), &of(&directory, &seen, Some(NodeId(4)))));
+        let away = "node node4 does not answer; shards 6, 7 cannot be made anew without it, and come back with it";
+        assert_eq!(report::status(&directory, &seen).warnings, [away]);
+        // Two of three that are left make it anew.
+        let directory = cluster(3, |_| vec![1, 2, 3]);
+        let led = (0..8).map(|shard| replica(shard, "leader", &[1, 2, 3])).collect();
+        let first = NodeStatusReply { groups: led, ..NodeStatusReply::default() };
+        let others = [2, 4].map(|id| (NodeId(id), NodeStatusReply::default()));
+        let seen = Observed { statuses: others.into_iter().chain([(NodeId(1), first)]).collect() };
+        assert!(dead::is_worth_it(&directory, NodeId(3), &of(&directory, &seen, Some(NodeId(3)))));
+        assert_eq!(report::status(&directory, &seen).warnings, ["node node3 does not answer"]);
     }
 
     #[test]

@@ -6,8 +6,11 @@ use directory::{Directory, NodeState, Placement, RebalanceState};
 use proto::wire::{LostShard, NodeShare, RebalanceReply, ShardMove};
 use types::{AccountId, NodeId, ShardId};
 
-use super::Observed;
 use super::lost::{self, Lost};
+use super::{Observed, estimate, zones};
+
+/// Shards that a warning names one by one.
+const SHARDS_SHOWN_MAX: usize = 8;
 
 /// Of a plan that nothing has been done about.
 pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<ShardId, Vec<NodeId>>) -> RebalanceReply {
@@ -20,6 +23,7 @@ pub fn planned(directory: &Directory, observed: &Observed, targets: &BTreeMap<Sh
         started_unix_s: 0,
         shards_total: moves.len() as u32,
         octets_total: moves.iter().map(copies).sum(),
+        estimate: estimate::of(observed, &moves),
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, targets, &lost),
@@ -92,6 +96,7 @@ pub fn status(directory: &Directory, observed: &Observed) -> RebalanceReply {
         started_unix_s: rebalance.map_or(0, |rebalance| rebalance.started_unix_s),
         shards_total: rebalance.map_or(0, |rebalance| rebalance.moves).saturating_sub(aside),
         octets_total: planned_octets.max(left),
+        estimate: None,
         moves,
         shares: shares(directory, observed, after),
         warnings: warnings(directory, observed, &queued, &lost)
@@ -207,22 +212,34 @@ fn warnings(
 ) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
     let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    warnings.extend(zones::shared(directory, targets));
     let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {
-        let waits =
-            |one: &&Placement| one.wanted.contains(&known.id) && !one.is_queued() && !lost.contains_key(&one.shard);
-        let left = directory.placements().filter(waits).count();
-        if left > 0 && !observed.statuses.contains_key(&known.id) {
-            let text =
-                format!("node {} is drained and does not answer, and for {left} shards nothing is planned", known.name);
-            warnings.push(text);
+        // As an abort leaves them, or a drain that nothing was planned for.
+        let stays = |one: &&Placement| {
+            let planned = targets.get(&one.shard).unwrap_or(&one.wanted);
+            planned.contains(&known.id) && !lost.contains_key(&one.shard)
+        };
+        let (left, name) = (directory.placements().filter(stays).count(), &known.name);
+        match (left, observed.statuses.contains_key(&known.id)) {
+            (0, _) => {}
+            (left, false) => warnings
+                .push(format!("node {name} is drained and does not answer, and for {left} shards nothing is planned")),
+            (left, true) => warnings.push(format!(
+                "node {name} is draining and holds {left} replica{}, which nothing moves: `mailring rebalance apply` moves \
+                 them away, `mailring node join {name}` keeps them there",
+                if left == 1 { "" } else { "s" }
+            )),
         }
     }
     let is_paused = directory.rebalance().is_some_and(|last| last.state == RebalanceState::Paused);
     let kept = if is_paused { ", and is not given up while the rebalance is paused" } else { "" };
     for known in directory.nodes().filter(|known| known.state == NodeState::Active) {
         match observed.statuses.get(&known.id) {
-            None => warnings.push(format!("node {} does not answer{kept}", known.name)),
+            None => {
+                let away = away(directory, observed, known.id, lost);
+                warnings.push(format!("node {} does not answer{kept}{away}", known.name));
+            }
             Some(status) if status.disk_full => warnings.push(format!("node {}: the disk is full", known.name)),
             Some(status) => {
                 let (coming, free) = (coming.get(&known.id).copied().unwrap_or(0), status.disk_free_octets);
@@ -234,6 +251,22 @@ fn warnings(
         }
     }
     warnings
+}
+
+/// "; shards 6, 7 cannot be made anew without it, and come back with it": where there are any of which too few other replicas are
+/// left.
+fn away(directory: &Directory, observed: &Observed, id: NodeId, lost: &Lost) -> String {
+    let without = lost::of(directory, observed, Some(id));
+    let shards: Vec<String> =
+        without.keys().filter(|shard| !lost.contains_key(*shard)).map(ToString::to_string).collect();
+    let beyond = shards.len().saturating_sub(SHARDS_SHOWN_MAX);
+    let and_more = if beyond == 0 { String::new() } else { format!(" and {beyond} more") };
+    let shown = shards.iter().take(SHARDS_SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match shards.len() {
+        0 => String::new(),
+        1 => format!("; shard {shown} cannot be made anew without it, and comes back with it"),
+        _ => format!("; shards {shown}{and_more} cannot be made anew without it, and come back with it"),
+    }
 }
 
 /// Accounts whose moves do not get on.

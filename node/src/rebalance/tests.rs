@@ -149,3 +149,27 @@ fn a_dead_node_that_nobody_replaces_is_warned_of() {
     let left = "node node3 is drained and does not answer, and for 3 shards nothing is planned";
     assert_eq!(warned(&directory), [left]);
 }
+
+#[test]
+fn a_drain_that_was_called_off_says_what_stays_on_the_node_and_the_ways_on() {
+    let mut directory = directory();
+    let seen = observed((0..3).map(|shard| led(shard, &[1, 2, 3])).collect(), &[2, 3, 4, 5]);
+    let warned = |directory: &Directory| report::status(directory, &seen).warnings;
+    let left = |replicas: &str| {
+        format!(
+            "node node3 is draining and holds {replicas}, which nothing moves: `mailring rebalance apply` moves them away, \
+             `mailring node join node3` keeps them there"
+        )
+    };
+    told(&mut directory, Command::SetNodeState { id: NodeId(3), state: NodeState::Draining });
+    assert_eq!(warned(&directory), [left("3 replicas")], "nothing was planned");
+    told(&mut directory, start(&[(0, &[1, 2, 4]), (1, &[1, 2, 5]), (2, &[1, 2, 4])]));
+    told(&mut directory, Command::BeginMoves { shards: vec![ShardId(0), ShardId(1)] });
+    assert_eq!(warned(&directory), Vec::<String>::new());
+    told(&mut directory, Command::EndMoves { shards: vec![ShardId(0)], seen: None });
+    // One has moved, one goes back, one has not begun.
+    told(&mut directory, Command::SetRebalanceState { state: RebalanceState::Aborted });
+    assert_eq!(warned(&directory), [left("2 replicas")]);
+    told(&mut directory, Command::SetNodeState { id: NodeId(3), state: NodeState::Active });
+    assert_eq!(warned(&directory), Vec::<String>::new());
+}

@@ -6,7 +6,7 @@ use types::{NodeId, ShardId};
 
 /// Moves that one node takes part in at once: as the one that gives, or that gets. A node that does not answer gives nothing,
 /// the others have what it had.
-const MOVES_PER_NODE_MAX: usize = 2;
+pub const MOVES_PER_NODE_MAX: usize = 2;
 
 /// A shard that changes replicas.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -6,6 +6,7 @@ mod client;
 mod domain;
 mod import;
 mod node;
+mod quorum;
 mod quota;
 mod rebalance;
 mod safe_to_stop;

@@ -1,5 +1,6 @@
 //! `mailring rebalance`, and what of `node` and `shard` makes shards move.
 
+mod estimate;
 mod progress;
 
 use std::io::{IsTerminal, stderr};
@@ -10,6 +11,7 @@ use proto::wire::{Done, JoinNode, MoveShard, RebalanceReply, RebalanceRequest, S
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use self::estimate::Estimate;
 use self::progress::{Bars, Rates};
 use crate::admin::client::AdminClient;
 use crate::cli::{JoinArgs, OutputArgs, PlaceArgs, RebalanceVerb, WatchArgs};
@@ -38,6 +40,8 @@ struct Report {
     octets_per_s: Option<u64>,
     seconds_left: Option<u64>,
     waits_because: Option<String>,
+    /// Of a plan that has moves.
+    estimate: Option<Estimate>,
     moves: Vec<Move>,
     nodes: Vec<Share>,
     /// Shards that are left aside: too few of their replicas are left.
@@ -125,6 +129,7 @@ impl Report {
             octets_per_s: None,
             seconds_left: None,
             waits_because: Some(reply.waits_because.clone()).filter(|text| !text.is_empty()),
+            estimate: reply.estimate.map(Estimate::of),
             state: reply.state.clone(),
             started_unix_s: reply.started_unix_s,
             shards_total: reply.shards_total,
@@ -311,6 +316,7 @@ async fn show(client: &mut AdminClient, action: Action, output: OutputArgs) -> R
     if report.state == "planned" {
         let shards = counted(report.moves.len(), "shard");
         line(&format!("{shards} would change replicas, {} to copy", octets(report.octets_total)))?;
+        report.estimate.as_ref().map_or(Ok(()), |estimate| line(&estimate.sentence()))?;
     } else {
         line(&report.sentence())?;
     }
@@ -427,6 +433,7 @@ mod tests {
             octets_per_s: None,
             seconds_left: None,
             waits_because: None,
+            estimate: None,
             moves,
             nodes: Vec::new(),
             lost: Vec::new(),

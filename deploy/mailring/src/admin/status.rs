@@ -1,5 +1,7 @@
 //! `mailring status`: is all well, and if not, what.
 
+use std::collections::BTreeMap;
+
 use proto::wire::GroupStatus;
 use proto::wire::node_record::State;
 use serde::Serialize;
@@ -10,10 +12,13 @@ use crate::admin::survey::{ShardRow, Survey};
 use crate::admin::volume::{self, ScrubRow};
 use crate::cli::OutputArgs;
 use crate::failure::Failure;
-use crate::output::octets;
+use crate::output::{counted, octets};
 
 /// Problems shown one by one; the rest is a number. A machine room without power should not print a thousand lines.
 const PROBLEMS_SHOWN_MAX: usize = 20;
+
+/// Shards that one line names.
+const SHARDS_SHOWN_MAX: usize = 8;
 
 #[derive(Debug, Serialize)]
 struct StatusReport {
@@ -132,12 +137,16 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
             Ok(_) => {}
         }
     }
+    problems.extend(left_behind(survey, &lost));
     let leader = survey.directory_leader();
     if leader.is_none() {
         problems.push("the directory has no leader: mail flows, administration waits".to_owned());
     }
     let down: Vec<&str> = survey.nodes.iter().filter(|node| !node.is_up()).map(|n| n.record.name.as_str()).collect();
-    problems.extend(shards.iter().filter(|shard| !is_lost(shard)).filter_map(|shard| shard_problem(shard, &down)));
+    let (away, others): (Vec<&ShardRow>, Vec<&ShardRow>) =
+        shards.iter().filter(|shard| !is_lost(shard)).partition(|shard| is_away(shard, &down));
+    problems.extend(away_problems(&away, &down));
+    problems.extend(others.into_iter().filter_map(|shard| shard_problem(shard, &down)));
     if shards.is_empty() {
         problems.push("the cluster has no shards yet".to_owned());
     }
@@ -175,10 +184,61 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
     }
 }
 
+/// Nodes that are draining and hold replicas which nothing moves: a drain was called off, or nothing was planned for it.
+fn left_behind(survey: &Survey, lost: &[Lost]) -> Vec<String> {
+    let view = &survey.view;
+    let stays = |shard: &u32, wanted: &Vec<u64>, id: &u64| {
+        view.planned.get(shard).unwrap_or(wanted).contains(id) && !lost.iter().any(|lost| lost.shard == *shard)
+    };
+    let draining = survey.nodes.iter().map(|node| &node.record).filter(|record| record.state() == State::Draining);
+    let said = draining.filter_map(|record| {
+        let (name, left) = (&record.name, view.placements.iter().filter(|(shard, wanted)| stays(shard, wanted, &record.id)));
+        let replicas = left.count();
+        (replicas > 0).then(|| {
+            format!(
+                "{name} is draining and holds {}, which nothing moves: `mailring rebalance apply` moves them away, `mailring \
+                 node join {name}` keeps them there",
+                counted(replicas, "replica")
+            )
+        })
+    });
+    said.collect()
+}
+
 /// The directory's replica has stopped on a node that runs, whoever else has it.
 fn directory_problem(node: &str, groups: &[GroupStatus]) -> Option<String> {
     let has_stopped = groups.iter().any(|group| group.group == DIRECTORY && group.role == "stopped");
     has_stopped.then(|| format!("the directory's replica on {node} has stopped, the log there says why"))
+}
+
+/// It has no leader, and cannot have one while these nodes are down.
+fn is_away(shard: &ShardRow, down: &[&str]) -> bool {
+    let left = shard.wanted.iter().filter(|node| !down.contains(&node.as_str())).count();
+    shard.leader.is_none() && !shard.wanted.is_empty() && left <= shard.wanted.len() / 2
+}
+
+/// A line for all that is away with the same nodes.
+fn away_problems(shards: &[&ShardRow], down: &[&str]) -> Vec<String> {
+    let mut by_nodes: BTreeMap<Vec<&str>, Vec<u32>> = BTreeMap::new();
+    for shard in shards {
+        let mut nodes: Vec<&str> = shard.wanted.iter().map(String::as_str).filter(|node| down.contains(node)).collect();
+        nodes.sort_unstable();
+        by_nodes.entry(nodes).or_default().push(shard.shard);
+    }
+    let said = by_nodes.into_iter().map(|(nodes, shards)| {
+        let (is, with) = if nodes.len() == 1 { ("is", "it") } else { ("are", "them") };
+        let shown: Vec<String> = shards.iter().take(SHARDS_SHOWN_MAX).map(ToString::to_string).collect();
+        let beyond = shards.len().saturating_sub(SHARDS_SHOWN_MAX);
+        let and_more = if beyond == 0 { String::new() } else { format!(" and {beyond} more") };
+        let (noun, come) = if shards.len() == 1 { ("shard", "comes") } else { ("shards", "come") };
+        format!(
+            "{noun} {}{and_more} {} not served while {} {is} down, and {come} back with {with}: too few other replicas are left",
+            shown.join(", "),
+            if shards.len() == 1 { "is" } else { "are" },
+            nodes.join(", ")
+        )
+    });
+    said.collect()
 }
 
 /// None where all is well, or where a node that is down, which has been told already, explains it.
@@ -208,11 +268,16 @@ fn shard_problem(shard: &ShardRow, down: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::GroupStatus;
+    use std::collections::BTreeMap;
 
-    use super::{directory_problem, shard_problem};
+    use proto::wire::node_record::State;
+    use proto::wire::{GroupStatus, NodeRecord, NodeStatusReply};
+
+    use super::{away_problems, directory_problem, is_away, left_behind, shard_problem};
     use crate::admin::client::DIRECTORY;
-    use crate::admin::survey::ShardRow;
+    use crate::admin::rebalance::Lost;
+    use crate::admin::survey::{ShardRow, Survey, SurveyedNode};
+    use crate::admin::view::DirectoryView;
 
     fn shard(leader: Option<&str>, voters: &[&str], missing: &[&str]) -> ShardRow {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
@@ -240,6 +305,60 @@ mod tests {
         assert_eq!(shard_problem(&shard(Some("a"), &all, &["b"]), &[]).unwrap(), "shard 7 is missing on b");
         let moving = shard_problem(&shard(Some("a"), &["a", "b"], &[]), &[]).unwrap();
         assert_eq!(moving, "shard 7 should be on a, b, c and is on a, b");
+    }
+
+    #[test]
+    fn shards_that_are_away_with_their_nodes_are_told_together_and_come_back_with_them() {
+        let on = |number: u32, leader: Option<&str>, wanted: &[&str]| ShardRow {
+            shard: number,
+            wanted: wanted.iter().map(|node| (*node).to_owned()).collect(),
+            ..shard(leader, &[], &[])
+        };
+        assert!(!is_away(&on(0, Some("a"), &["a", "b", "c"]), &["b", "c"]), "somebody leads it");
+        assert!(!is_away(&on(0, None, &["a", "b", "c"]), &["c"]), "an election is under way");
+        assert!(is_away(&on(0, None, &["a", "b", "c"]), &["b", "c"]));
+        assert!(is_away(&on(0, None, &["a", "b"]), &["b"]));
+        let rows = [on(1, None, &["a"]), on(4, None, &["c", "b", "d"]), on(7, None, &["a"])];
+        assert_eq!(
+            away_problems(&rows.iter().collect::<Vec<_>>(), &["a", "b", "c"]),
+            [
+                "shards 1, 7 are not served while a is down, and come back with it: too few other replicas are left",
+                "shard 4 is not served while b, c are down, and comes back with them: too few other replicas are left"
+            ]
+        );
+        let many: Vec<ShardRow> = (0..10).map(|number| on(number, None, &["a"])).collect();
+        let said = away_problems(&many.iter().collect::<Vec<_>>(), &["a"]);
+        assert!(said[0].starts_with("shards 0, 1, 2, 3, 4, 5, 6, 7 and 2 more are not served while a is"), "{said:?}");
+    }
+
+    #[test]
+    fn a_node_that_is_draining_and_goes_on_holding_replicas_is_a_problem() {
+        let node = |id: u64, state: State| {
+            let record = NodeRecord { id, name: format!("node{id}"), state: state.into(), ..NodeRecord::default() };
+            SurveyedNode { record, status: Ok(NodeStatusReply::default()) }
+        };
+        let told = |planned: &[(u32, Vec<u64>)], lost: &[Lost]| {
+            let view = DirectoryView {
+                placements: BTreeMap::from([(0, vec![1, 2]), (1, vec![2, 3]), (2, vec![1, 3])]),
+                planned: planned.iter().cloned().collect(),
+                ..DirectoryView::default()
+            };
+            // The last has just come, and waits for a join.
+            let states = [State::Active, State::Draining, State::Active, State::Draining];
+            let nodes = (1..).zip(states).map(|(id, state)| node(id, state)).collect();
+            left_behind(&Survey { view, nodes }, lost)
+        };
+        let left = |replicas: &str| {
+            format!(
+                "node2 is draining and holds {replicas}, which nothing moves: `mailring rebalance apply` moves them away, \
+                 `mailring node join node2` keeps them there"
+            )
+        };
+        assert_eq!(told(&[], &[]), [left("2 replicas")]);
+        assert_eq!(told(&[(0, vec![1, 3])], &[]), [left("1 replica")]);
+        assert_eq!(told(&[(0, vec![1, 3]), (1, vec![1, 3])], &[]), Vec::<String>::new());
+        let lost = [0, 1].map(|shard| Lost { shard, because: String::new() });
+        assert_eq!(told(&[], &lost), Vec::<String>::new(), "that is told already");
     }
 
     #[test]

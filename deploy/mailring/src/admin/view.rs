@@ -18,6 +18,8 @@ pub struct DirectoryView {
     pub nodes: BTreeMap<u64, NodeRecord>,
     /// Shard to the nodes that should hold it, the preferred leader first.
     pub placements: BTreeMap<u32, Vec<u64>>,
+    /// Where those will be wanted that wait for their turn to move.
+    pub planned: BTreeMap<u32, Vec<u64>>,
 }
 
 impl DirectoryView {
@@ -46,7 +48,13 @@ impl DirectoryView {
                 Change::Account(account) => drop(self.accounts.insert(account.name.clone(), account)),
                 Change::Alias(alias) => drop(self.aliases.insert(alias.name, alias.targets)),
                 Change::Node(node) => drop(self.nodes.insert(node.id, node)),
-                Change::Placement(placement) => drop(self.placements.insert(placement.shard, placement.wanted)),
+                Change::Placement(placement) => {
+                    self.placements.insert(placement.shard, placement.wanted);
+                    match placement.planned.is_empty() {
+                        true => drop(self.planned.remove(&placement.shard)),
+                        false => drop(self.planned.insert(placement.shard, placement.planned)),
+                    }
+                }
                 Change::DomainRemoved(name) => drop(self.domains.remove(&name)),
                 Change::AccountRemoved(name) => drop(self.accounts.remove(&name)),
                 Change::AliasRemoved(name) => drop(self.aliases.remove(&name)),
