@@ -1,6 +1,7 @@
 //! Makes each shard's group the one that the directory wants: its leader changes the membership, one step a round
 //! ([`step`]); nodes begin the replicas that it tells them to, and drop those that their group goes on without.
 
+mod catch_up;
 mod copies;
 mod step;
 
@@ -19,6 +20,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+use self::catch_up::{Behind, CatchUps};
+use self::copies::Copies;
 use self::step::{Replica, Step, View};
 use crate::Node;
 use crate::shard::Shard;
@@ -38,8 +41,11 @@ pub async fn run(node: Node, stopped: watch::Receiver<bool>) {
     let rounds = || Rounds { revisions: node.groups().directory_state.revisions(), stopped: stopped.clone() };
     let (mut of_copies, mut of_steps, mut of_drops) = (rounds(), rounds(), rounds());
     let copies = async {
+        let mut catch_ups = CatchUps::default();
         while of_copies.next().await {
-            note_copies(&node);
+            let copies = note_copies(&node);
+            let late = catch_ups.note(&behind(&node, &copies));
+            node.groups().peers.set_late(late.let_by, late.by_entries);
         }
     };
     let steps = async {
@@ -74,11 +80,22 @@ impl Rounds {
 }
 
 /// Says which replicas of the shards that this node leads are copied to.
-fn note_copies(node: &Node) {
+fn note_copies(node: &Node) -> Copies {
     let led = node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority());
     let views: Vec<(GroupId, View)> = led.map(|shard| (shard.group.id, view(node, &shard))).collect();
     let copies = copies::of(&views);
-    node.groups().peers.set_copying(copies.to, copies.held);
+    node.groups().peers.set_copying(copies.to.clone(), copies.held.clone());
+    copies
+}
+
+/// How far the learners are that are copied to just now.
+fn behind(node: &Node, copies: &Copies) -> BTreeMap<(GroupId, u64), Behind> {
+    let extent = |(group, learner): (GroupId, u64)| {
+        let shard = node.groups().shard(ShardId(group.0)).ok()?;
+        let (matched, last) = shard.group.extent_of(NodeId(learner));
+        Some(((group, learner), Behind { matched, last, is_near: shard.group.is_level(NodeId(learner)) }))
+    };
+    copies.to.difference(&copies.held).copied().filter_map(extent).collect()
 }
 
 /// The steps that are under way: one of a shard, and none waits for that of another.
@@ -147,7 +164,7 @@ async fn round(node: &Node, steps: &mut Steps) {
             match take(&node, &shard, step.clone()).await {
                 Ok(()) => {
                     // A copy begins slowly.
-                    note_copies(&node);
+                    drop(note_copies(&node));
                     tracing::info!(shard = shard.id.0, ?step, "membership changed a step");
                 }
                 Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),

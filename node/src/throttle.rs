@@ -122,6 +122,12 @@ impl Throttle {
         Ok(())
     }
 
+    /// Counts octets of a copy that go whatever the rate is.
+    pub fn let_by(&self, octets: usize) {
+        self.used.store(true, Ordering::Relaxed);
+        self.passed_octets.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+
     /// To be called at a steady pace: sets the rate by what changes of mail took since the last time.
     pub fn adapt(&self) {
         let looks = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
