@@ -265,10 +265,12 @@ impl DirectoryStore for Node {
                 waits: figures.waits,
                 slowed: figures.slowed,
                 octets_per_s: figures.octets_per_s,
+                held: groups.peers.held() as u32,
             }),
             account_moves: Some(self.account_moves().to_wire()),
             account_move_waits: self.account_moves().waits(),
             recent_round_ms: groups.volumes.recent_round_ms(),
+            short_shards: crate::rebalance::told_short(self),
         })
     }
 

@@ -48,7 +48,7 @@ pub struct Peers {
 struct Copies {
     /// Groups and the nodes of their learners.
     to: BTreeSet<(GroupId, u64)>,
-    /// Those of them that wait: the rebalance is paused.
+    /// Those of them that wait: the rebalance is paused, or a shard lacks a replica.
     held: BTreeSet<(GroupId, u64)>,
     /// Those whose log entries go whatever the throttle says: they do not catch up otherwise.
     let_by: BTreeSet<(GroupId, u64)>,
@@ -130,6 +130,16 @@ impl Peers {
     /// A replica is about to become a learner: what goes to it is a copy from the first octet on.
     pub fn begin_copying(&self, group: GroupId, to: u64) {
         self.copies.write().to.insert((group, to));
+    }
+
+    /// Whether anything is copied from here.
+    pub fn is_copying(&self) -> bool {
+        !self.copies.read().to.is_empty()
+    }
+
+    /// How many copies wait.
+    pub fn held(&self) -> usize {
+        self.copies.read().held.len()
     }
 
     /// Whether the octets that a learner lacks do not count any more.
@@ -478,5 +488,6 @@ mod tests {
         assert!(!peers.counts_entries_alone(LEARNER.0, LEARNER.1));
         peers.set_copying(all(), all());
         assert!(pass().is_err());
+        assert_eq!(peers.held(), 1);
     }
 }
