@@ -92,6 +92,7 @@ fn a_step_that_hangs_ends_in_time_and_other_shards_go_on_moving() -> Result<()> 
     // The next one needs its agreement: there are two replicas.
     cluster.nodes[stopped].signal("STOP")?;
     eventually("a step is given up", PATIENCE, || logged("step not taken in time", &small, ""))?;
+    // Its copy rests at first, since shards have no leader; not for ever, since no copy can mend them.
     eventually("the other shard has moved meanwhile", PATIENCE, || {
         let shard = cluster.json(&["shard", "show", &large])?;
         let voters = names(&shard["voters"]);

@@ -267,10 +267,12 @@ impl DirectoryStore for Node {
                 octets_per_s: figures.octets_per_s,
                 octets_per_s_seen: figures.octets_per_s_seen,
                 octets_per_s_max: figures.octets_per_s_max,
+                held: groups.peers.held() as u32,
             }),
             account_moves: Some(self.account_moves().to_wire()),
             account_move_waits: self.account_moves().waits(),
             recent_round_ms: groups.volumes.recent_round_ms(),
+            short_shards: crate::rebalance::told_short(self),
         })
     }
 

@@ -16,8 +16,8 @@ use types::{MailError, MailResult, NodeId};
 
 use crate::log_keeping::{LogExtent, Member};
 use crate::raft::{
-    Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, Raft, Reply, Types, config, fatal,
-    vote_to_wire,
+    Applier, Damage, GroupLog, LogId, Machine, Peers, PeersFactory, Proposal, RECENT_ENTRIES_MAX, Raft, Recent, Reply,
+    Types, config, fatal, vote_to_wire,
 };
 use crate::step_aside::Stall;
 use crate::vetting::Vetting;
@@ -26,8 +26,11 @@ use crate::vetting::Vetting;
 const PROPOSE_MAX: Duration = Duration::from_secs(10);
 /// A read waits this long for the leader to be sure that it leads.
 const READ_MAX: Duration = Duration::from_secs(2);
-/// How far behind a replica may be when leadership is to move to it.
-const LAG_ENTRIES_MAX: u64 = 100;
+/// How far behind a replica may be when leadership is to move to it, or it is to get a vote.
+const LAG_ENTRIES_MAX: u64 = RECENT_ENTRIES_MAX;
+/// How many octets a learner may lack when it is to get its vote. Nothing throttles a voter, and writers may wait for it: these
+/// are 80 ms at 100 Mbit/s. Two of the largest entries: one may always be on its way.
+const LAG_OCTETS_MAX: u64 = 1024 * 1024;
 /// Four heartbeats.
 const HEARD_LATELY: Duration = Duration::from_secs(2);
 /// A leader that no majority has answered for so long has none: several heartbeats, and the longest election.
@@ -77,6 +80,7 @@ pub struct Group {
     peers: Arc<Peers>,
     stall: Stall,
     damage: Damage,
+    recent: Recent,
     /// As [`storage::Group::votes_from`] has it.
     votes_from: Option<u64>,
     /// As in [`GroupContext`].
@@ -101,11 +105,12 @@ impl Group {
         });
         let (log, machine, votes_from) = opening.await.map_err(io::Error::other)??;
         let network = PeersFactory { peers: context.peers.clone(), group: id };
+        let recent = log.recent();
         let raft = Raft::new(context.own.0, config(), network, log, machine)
             .await
             .map_err(|error| damage.found().map_or_else(|| io::Error::other(error), io::Error::other))?;
         let (peers, stall, vetting) = (context.peers.clone(), context.stall.clone(), context.vetting.clone());
-        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, votes_from, vetting };
+        let group = Group { id, raft, storage, own: context.own, peers, stall, damage, recent, votes_from, vetting };
         if !group.takes_part() {
             group.raft.runtime_config().elect(false);
         }
@@ -234,11 +239,20 @@ impl Group {
         other == self.own || heard_lately(&self.metrics(), other.0)
     }
 
-    /// This node leads, and the other has all but the last entries; true of itself.
+    /// This node leads, and the other has all but the last entries, if it is a learner the last octets, too; true of itself.
     pub fn is_level(&self, other: NodeId) -> bool {
         let metrics = self.metrics();
+        let is_learner = metrics.membership_config.membership().learner_ids().any(|learner| learner == other.0);
+        let by_octets = is_learner && !self.peers.counts_entries_alone(self.id, other.0);
         let last = metrics.last_log_index.unwrap_or(0);
-        other == self.own || matched(&metrics, other.0).is_some_and(|matched| matched + LAG_ENTRIES_MAX >= last)
+        let lacks = |matched| by_octets.then(|| self.recent.octets_behind(matched));
+        other == self.own || matched(&metrics, other.0).is_some_and(|matched| is_near(matched, last, lacks(matched)))
+    }
+
+    /// Of a learner: the last entry that it has, and the last one of this leader.
+    pub fn extent_of(&self, learner: NodeId) -> (u64, u64) {
+        let metrics = self.metrics();
+        (matched(&metrics, learner.0).unwrap_or(0), metrics.last_log_index.unwrap_or(0))
     }
 
     /// How far its log reaches, and what others still need of it.
@@ -416,8 +430,8 @@ impl Group {
             joint: membership.get_joint_config().len() > 1,
             heard: members().filter(|id| leads && self.hears(NodeId(*id))).collect(),
             current: members().filter(|id| leads && self.hears(NodeId(*id)) && self.is_level(NodeId(*id))).collect(),
-            copies: (self.peers.copies_of(self.id).into_iter())
-                .map(|(node, sent)| wire::Copying { node, octets: sent.octets })
+            copies: (self.peers.copied_of(self.id).into_iter())
+                .map(|(node, octets)| wire::Copying { node, octets })
                 .collect(),
             accounts: 0,
             messages: 0,
@@ -438,6 +452,13 @@ fn matched(metrics: &RaftMetrics<Types>, other: u64) -> Option<u64> {
     metrics.replication.as_ref()?.get(&other).copied().flatten().map(|id| id.index)
 }
 
+/// Whether a replica that has all up to `matched` has all but the last of it. `lacks`: the octets that it lacks, where these count;
+/// they are not known of one that is far behind.
+fn is_near(matched: u64, last: u64, lacks: Option<Option<u64>>) -> bool {
+    let by_octets = lacks.is_none_or(|octets| octets.is_some_and(|octets| octets <= LAG_OCTETS_MAX));
+    matched >= last || matched + LAG_ENTRIES_MAX >= last && by_octets
+}
+
 fn heard_lately(metrics: &RaftMetrics<Types>, other: u64) -> bool {
     let heard = metrics.heartbeat.as_ref().and_then(|heartbeat| heartbeat.get(&other).copied().flatten());
     heard.is_some_and(|at| at.elapsed() < HEARD_LATELY)
@@ -445,4 +466,21 @@ fn heard_lately(metrics: &RaftMetrics<Types>, other: u64) -> bool {
 
 fn not_leader(forward: &ForwardToLeader<Types>) -> MailError {
     MailError::NotLeader { hint: forward.leader_id.map(NodeId) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LAG_ENTRIES_MAX, LAG_OCTETS_MAX, is_near};
+
+    #[test]
+    fn a_learner_is_near_when_it_lacks_few_entries_and_few_octets() {
+        let near = |entries: u64, lacks| is_near(1_000, 1_000 + entries, lacks);
+        assert!(near(LAG_ENTRIES_MAX, Some(Some(LAG_OCTETS_MAX))));
+        assert!(!near(LAG_ENTRIES_MAX + 1, Some(Some(1))));
+        assert!(!near(3, Some(Some(LAG_OCTETS_MAX + 1))), "large mail");
+        assert!(!near(3, Some(None)), "nobody knows how large");
+        assert!(near(0, Some(None)));
+        // A voter, or a learner that never gets nearer.
+        assert!(near(LAG_ENTRIES_MAX, None) && !near(LAG_ENTRIES_MAX + 1, None));
+    }
 }

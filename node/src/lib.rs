@@ -77,6 +77,7 @@ struct Inner {
     bounds: Bounds,
     doubted: Doubted,
     account_moves: account_move::Figures,
+    short_shards: rebalance::ShortShards,
     /// Held by the scrub that is under way.
     scrubbing: Arc<tokio::sync::Mutex<()>>,
     started: Instant,
@@ -115,6 +116,7 @@ impl Node {
             bounds: Bounds::default(),
             doubted: Doubted::default(),
             account_moves: account_move::Figures::default(),
+            short_shards: rebalance::ShortShards::default(),
             settings,
             groups,
             scrubbing: Arc::default(),
@@ -202,6 +204,10 @@ impl Node {
 
     fn account_moves(&self) -> &account_move::Figures {
         &self.inner.account_moves
+    }
+
+    fn short_shards(&self) -> &rebalance::ShortShards {
+        &self.inner.short_shards
     }
 
     fn bounds(&self) -> &Bounds {

@@ -1,13 +1,14 @@
 //! Makes each shard's group the one that the directory wants: its leader changes the membership, one step a round
 //! ([`step`]); nodes begin the replicas that it tells them to, and drop those that their group goes on without.
 
+mod catch_up;
 mod copies;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use directory::RebalanceState;
 use futures_util::future::join_all;
@@ -19,6 +20,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{MailError, MailResult, NodeId, ShardId};
 
+use self::catch_up::{Behind, CatchUps};
+use self::copies::Copies;
 use self::step::{Replica, Step, View};
 use crate::Node;
 use crate::shard::Shard;
@@ -27,19 +30,33 @@ use crate::step_aside;
 const ROUND: Duration = Duration::from_millis(500);
 /// A node that does not say within this how it is will be asked again.
 const STATUS_MAX: Duration = Duration::from_secs(2);
+/// Between questions to the directory's leader which shards lack a replica.
+const SHORT_ASKED: Duration = Duration::from_secs(1);
 /// Steps under way at once: each waits for a majority.
 const STEPS_MAX: usize = 8;
 /// A step whose majority does not answer is given up, and looked at again; what it has proposed may still come about.
 const STEP_MAX: Duration = Duration::from_secs(15);
 
-/// Three things go on side by side, since two of them wait for nodes that may not answer: a pause is to take effect at once,
+/// Four things go on side by side, since three of them wait for nodes that may not answer: a pause is to take effect at once,
 /// and no step waits for a replica that is to be dropped.
 pub async fn run(node: Node, stopped: watch::Receiver<bool>) {
     let rounds = || Rounds { revisions: node.groups().directory_state.revisions(), stopped: stopped.clone() };
-    let (mut of_copies, mut of_steps, mut of_drops) = (rounds(), rounds(), rounds());
+    let (mut of_copies, mut of_short, mut of_steps, mut of_drops) = (rounds(), rounds(), rounds(), rounds());
     let copies = async {
+        let mut catch_ups = CatchUps::default();
         while of_copies.next().await {
-            note_copies(&node);
+            let copies = note_copies(&node);
+            let late = catch_ups.note(&behind(&node, &copies));
+            node.groups().peers.set_late(late.let_by, late.by_entries);
+        }
+    };
+    let short = async {
+        let mut asked: Option<Instant> = None;
+        while of_short.next().await {
+            if asked.is_none_or(|last| last.elapsed() >= SHORT_ASKED) {
+                asked = Some(Instant::now());
+                ask_for_short(&node).await;
+            }
         }
     };
     let steps = async {
@@ -54,7 +71,7 @@ pub async fn run(node: Node, stopped: watch::Receiver<bool>) {
             drop_unwanted(&node).await;
         }
     };
-    tokio::join!(copies, steps, drops);
+    tokio::join!(copies, short, steps, drops);
 }
 
 struct Rounds {
@@ -74,11 +91,37 @@ impl Rounds {
 }
 
 /// Says which replicas of the shards that this node leads are copied to.
-fn note_copies(node: &Node) {
+fn note_copies(node: &Node) -> Copies {
     let led = node.groups().shards().into_iter().filter(|shard| shard.group.leads_majority());
     let views: Vec<(GroupId, View)> = led.map(|shard| (shard.group.id, view(node, &shard))).collect();
-    let copies = copies::of(&views);
-    node.groups().peers.set_copying(copies.to, copies.held);
+    let short = node.short_shards().known(Instant::now()).map(|(shards, _)| shards).unwrap_or_default();
+    let copies = copies::of(&views, &short);
+    node.groups().peers.set_copying(copies.to.clone(), copies.held.clone());
+    copies
+}
+
+/// How far the learners are that are copied to just now.
+fn behind(node: &Node, copies: &Copies) -> BTreeMap<(GroupId, u64), Behind> {
+    let extent = |(group, learner): (GroupId, u64)| {
+        let shard = node.groups().shard(ShardId(group.0)).ok()?;
+        let (matched, last) = shard.group.extent_of(NodeId(learner));
+        Some(((group, learner), Behind { matched, last, is_near: shard.group.is_level(NodeId(learner)) }))
+    };
+    copies.to.difference(&copies.held).copied().filter_map(extent).collect()
+}
+
+/// Asks the directory's leader which shards lack a replica, where copies may have to wait for them. Whoever leads it, knows.
+async fn ask_for_short(node: &Node) {
+    if !node.groups().peers.is_copying() {
+        return;
+    }
+    let leader = node.groups().directory().metrics().current_leader.map(NodeId);
+    let Some(leader) = leader.filter(|leader| *leader != node.id()) else { return };
+    // A node of the version before does not tell.
+    let told = status(node, leader).await.and_then(|status| status.short_shards);
+    if let Some(told) = told {
+        node.short_shards().note_told(told, Instant::now());
+    }
 }
 
 /// The steps that are under way: one of a shard, and none waits for that of another.
@@ -147,7 +190,7 @@ async fn round(node: &Node, steps: &mut Steps) {
             match take(&node, &shard, step.clone()).await {
                 Ok(()) => {
                     // A copy begins slowly.
-                    note_copies(&node);
+                    drop(note_copies(&node));
                     tracing::info!(shard = shard.id.0, ?step, "membership changed a step");
                 }
                 Err(error) => tracing::debug!(shard = shard.id.0, ?step, %error, "step not taken"),

@@ -8,6 +8,7 @@ mod estimate;
 mod leadership;
 mod lost;
 mod report;
+mod short;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -28,6 +29,8 @@ use types::{MailError, MailResult, NodeId, ShardId};
 
 pub use self::ask::ask;
 use self::leadership::{Led, Rates};
+use self::short::Leaderless;
+pub use self::short::{ShortShards, told_short};
 use self::turns::Turn;
 use self::voters::Candidate;
 use crate::Node;
@@ -150,6 +153,7 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
     let mut heard: HashMap<NodeId, Instant> = HashMap::new();
     let mut looks = Looks::default();
     let mut waited_for: Option<Instant> = None;
+    let mut leaderless = Leaderless::default();
     loop {
         if listen(&node, &mut heard) {
             if let Err(error) = give_up_dead_nodes(&node, &heard, &mut waited_for).await {
@@ -161,14 +165,14 @@ pub async fn run(node: Node, mut stopped: watch::Receiver<bool>) {
             if let Err(error) = raise_format(&node).await {
                 tracing::debug!(%error, "format not raised");
             }
-            if let Err(error) = conduct(&node).await {
+            if let Err(error) = conduct(&node, &mut leaderless).await {
                 tracing::debug!(%error, "rebalance not conducted");
             }
             if let Err(error) = lead_by_load(&node, &mut looks).await {
                 tracing::debug!(%error, "leaders not chosen by load");
             }
         } else {
-            looks = Looks::default();
+            (looks, leaderless) = (Looks::default(), Leaderless::default());
         }
         tokio::select! {
             () = tokio::time::sleep(ROUND) => {}
@@ -346,9 +350,10 @@ async fn choose_voters(node: &Node, heard: &HashMap<NodeId, Instant>) -> MailRes
     Ok(())
 }
 
-/// Notes which moves have ended, and begins those whose turn it is.
-async fn conduct(node: &Node) -> MailResult<()> {
+/// Notes which moves have ended and which shards are short, and begins the moves whose turn it is.
+async fn conduct(node: &Node, leaderless: &mut Leaderless) -> MailResult<()> {
     if !is_under_way(node) {
+        *leaderless = Leaderless::default();
         return Ok(());
     }
     // What has arrived is where it was to be before anybody was asked: meanwhile it may be wanted elsewhere.
@@ -356,7 +361,10 @@ async fn conduct(node: &Node) -> MailResult<()> {
         let directory = node.groups().directory_state.read();
         (directory.revision(), directory.moving().cloned().collect())
     };
+    let asked = Instant::now();
     let observed = Observed::take(node).await;
+    let short = leaderless.short(&node.groups().directory_state.read(), &observed, asked);
+    node.short_shards().note(short, asked);
     let arrived: Vec<ShardId> =
         under_way.iter().filter(|one| observed.has_arrived(one)).map(|placement| placement.shard).collect();
     let begin = {

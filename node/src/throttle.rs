@@ -156,6 +156,12 @@ impl Throttle {
         Ok(())
     }
 
+    /// Counts octets of a copy that go whatever the rate is.
+    pub fn let_by(&self, octets: usize) {
+        self.used.store(true, Ordering::Relaxed);
+        self.passed_octets.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+
     /// To be called at a steady pace: sets the rate by what changes of mail took since the last time.
     pub fn adapt(&self, now: Instant) {
         self.seen.lock().look(self.passed_octets.load(Ordering::Relaxed), now);

@@ -74,6 +74,11 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
     registry.register("copy_waits", "How often a copy was told to wait", single(copies.waits));
     registry.register("copies_slowed", "How often their rate fell for slow mail", single(copies.slowed));
     registry.register("copy_octets_per_second", "What copies may use now", single(copies.octets_per_s));
+    registry.register(
+        "copies_held",
+        "Copies that rest while their rebalance is paused or another shard lacks a replica",
+        single(u64::from(copies.held)),
+    );
     let moves = status.account_moves.unwrap_or_default();
     registry.register("accounts_arrived", "Accounts that came to shards led here", single(moves.arrived));
     let held = single(moves.held_ms_max);

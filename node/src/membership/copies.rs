@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use storage::GroupId;
+use types::ShardId;
 
 use super::step::View;
 
@@ -15,10 +16,12 @@ pub struct Copies {
     pub held: BTreeSet<(GroupId, u64)>,
 }
 
-/// While one of the shards lacks a replica, as far as their leader knows, only such shards are copied.
-pub fn of(views: &[(GroupId, View)]) -> Copies {
+/// While a shard lacks a replica only such shards are copied: nothing waits that mends one. `views`: of the groups that this node
+/// leads, which it knows best. `short`: the shards of the cluster that lack one, as far as the directory's leader has told.
+pub fn of(views: &[(GroupId, View)], short: &BTreeSet<ShardId>) -> Copies {
     let mut copies = Copies::default();
-    let is_any_short = views.iter().any(|(_, view)| view.is_short());
+    let is_led = |shard: &ShardId| views.iter().any(|(group, _)| group.0 == shard.0);
+    let is_any_short = views.iter().any(|(_, view)| view.is_short()) || short.iter().any(|shard| !is_led(shard));
     for (group, view) in views {
         let yields = is_any_short && !view.is_short();
         for learner in &view.learners {
@@ -36,7 +39,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use storage::GroupId;
-    use types::NodeId;
+    use types::{NodeId, ShardId};
 
     use super::super::step::{Replica, View};
     use super::of;
@@ -58,8 +61,13 @@ mod tests {
     }
 
     fn held(views: &[View]) -> Vec<u32> {
+        held_while(&[], views)
+    }
+
+    /// These shards lack a replica, as the directory's leader says.
+    fn held_while(short: &[u32], views: &[View]) -> Vec<u32> {
         let numbered: Vec<(GroupId, View)> = (0..).map(GroupId).zip(views.iter().cloned()).collect();
-        let copies = of(&numbered);
+        let copies = of(&numbered, &short.iter().copied().map(ShardId).collect());
         assert_eq!(copies.to.len(), views.iter().map(|view| view.learners.len()).sum::<usize>());
         copies.held.into_iter().map(|(group, _)| group.0).collect()
     }
@@ -79,11 +87,24 @@ mod tests {
     }
 
     #[test]
+    fn copies_wait_while_a_shard_lacks_a_replica_that_another_node_leads() {
+        let moving = view(&[1, 2, 4], &[1, 2, 3], &[1, 2, 3], &[4], &[2, 3]);
+        let mending = view(&[1, 2, 4], &[1, 2, 5], &[1, 2, 5], &[4], &[2]);
+        assert_eq!(held_while(&[7], std::slice::from_ref(&moving)), [0]);
+        // Two shards that lack one, led by two nodes, do not wait for each other.
+        assert_eq!(held_while(&[7], &[moving.clone(), mending.clone()]), [0]);
+        assert_eq!(held_while(&[0, 7], std::slice::from_ref(&mending)), [0; 0]);
+        // Of what it leads this node knows more than was told a while ago.
+        assert_eq!(held_while(&[0], std::slice::from_ref(&moving)), [0; 0]);
+        assert_eq!(held_while(&[], &[mending]), [0; 0]);
+    }
+
+    #[test]
     fn a_group_of_one_lacks_nothing_while_it_moves() {
         let moving = view(&[4], &[1], &[1], &[4], &[]);
         assert_eq!(held(&[moving, view(&[5], &[1], &[1], &[5], &[])]), [0; 0]);
         let paused = View { is_held: true, ..view(&[4], &[1], &[1], &[4], &[]) };
         let learners = BTreeSet::from([(GroupId(0), 4)]);
-        assert_eq!(of(&[(GroupId(0), paused)]).held, learners);
+        assert_eq!(of(&[(GroupId(0), paused)], &BTreeSet::new()).held, learners);
     }
 }

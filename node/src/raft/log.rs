@@ -3,13 +3,14 @@
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, RaftLogReader};
 use storage::{Failpoint, TryAppend, reach};
 use tokio::sync::{oneshot, watch};
 
 use super::codec::{decode_log_id, decode_vote, encode_log_id, encode_vote, entry_from_disk, entry_id, entry_to_disk};
-use super::{Damage, Entry, LogId, Types, Vote, membership_steps};
+use super::{Damage, Entry, LogId, Recent, Types, Vote, membership_steps};
 
 /// Bytes of entries read for one append call. No more than the largest entry has, so that a replica that is behind gains
 /// something within a minute even over a link of 64 kbit/s.
@@ -39,6 +40,7 @@ impl Synced {
 pub struct GroupLog {
     group: storage::Group,
     synced: Synced,
+    recent: Recent,
     damage: Damage,
 }
 
@@ -46,11 +48,15 @@ impl GroupLog {
     /// Whatever the log holds when it is opened is on disk. Reads the disk.
     pub fn open(group: storage::Group, damage: Damage) -> io::Result<GroupLog> {
         let last = group.last_entry().map_err(|e| damage.note(e))?.map_or(0, |entry| entry.index);
-        Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))), damage })
+        Ok(GroupLog { group, synced: Synced(watch::Sender::new(Some(last))), recent: Recent::behind(last), damage })
     }
 
     pub fn synced(&self) -> Synced {
         self.synced.clone()
+    }
+
+    pub fn recent(&self) -> Recent {
+        self.recent.clone()
     }
 
     /// Reads `from..to`, up to `octets_max` but at least one entry, off the async threads when it may touch the disk.
@@ -147,6 +153,8 @@ impl RaftLogStorage<Types> for GroupLog {
         let noted = entries.into_iter().inspect(|entry| steps.extend(step(entry)));
         let mut entries: Vec<_> = noted.map(entry_to_disk).collect();
         let last = entries.last().map(|entry| entry.index);
+        let octets = |entry: &storage::LogEntry| entry.head.len() + entry.body.as_ref().map_or(0, Bytes::len);
+        self.recent.append(entries.iter().map(|entry| (entry.index, octets(entry))));
         let synced = self.synced.clone();
         let done = move |result: Result<(), storage::StorageError>| {
             synced.0.send_modify(|synced| match &result {
@@ -183,6 +191,7 @@ impl RaftLogStorage<Types> for GroupLog {
         // Ordered behind the appends: their callbacks have run when it returns.
         self.blocking(move || group.truncate_after(keep)).await?;
         self.synced.0.send_modify(|synced| *synced = synced.map(|synced| synced.min(keep.unwrap_or(0))));
+        self.recent.truncate_after(keep);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod machine;
 mod network;
 mod peers;
 mod progress;
+mod recent;
 mod service;
 
 use std::fmt;
@@ -27,6 +28,7 @@ pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
 pub use network::PeersFactory;
 pub use peers::{Peers, SentSnapshot};
+pub use recent::{RECENT_ENTRIES_MAX, Recent};
 pub use service::{RaftGroups, RaftService};
 
 openraft::declare_raft_types!(

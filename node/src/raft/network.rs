@@ -127,12 +127,12 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             true => (Lane::Control, option.hard_ttl()),
             false => (self.append_lane, APPEND_MAX),
         };
-        if !rpc.entries.is_empty() {
-            let octets = rpc.entries.iter().map(entry_octets).sum();
-            if let Err(wait) = self.peers.pass(self.target.group, self.target.node, octets) {
-                tokio::time::sleep(wait.min(APPEND_WAIT_MAX)).await;
-                return Err(RPCError::Network(NetworkError::from_string("the copy yields to mail")));
-            }
+        let octets: usize = rpc.entries.iter().map(entry_octets).sum();
+        if !rpc.entries.is_empty()
+            && let Err(wait) = self.peers.pass_entries(self.target.group, self.target.node, octets)
+        {
+            tokio::time::sleep(wait.min(APPEND_WAIT_MAX)).await;
+            return Err(RPCError::Network(NetworkError::from_string("the copy yields to mail")));
         }
         let call = AppendCall {
             vote: Some(vote_to_wire(&rpc.vote)),
@@ -142,7 +142,10 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         };
         match self.call(lane, RPCTypes::AppendEntries, WireRequest::Append(call), limit).await? {
             WireReply::Append(answer) => match answer.kind() {
-                Kind::Success => Ok(AppendEntriesResponse::Success),
+                Kind::Success => {
+                    self.peers.count_arrived((self.target.group, self.target.node), octets);
+                    Ok(AppendEntriesResponse::Success)
+                }
                 Kind::Partial => Ok(AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_wire))),
                 Kind::Conflict => Ok(AppendEntriesResponse::Conflict),
                 Kind::HigherVote => {
@@ -190,7 +193,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             membership: Some(membership_to_wire(snapshot.meta.last_membership.membership())),
         };
         // Before anything else: from here on the entries behind it are kept.
-        let _copying = Copying::begin(self.peers.clone(), (self.target.group, self.target.node), index);
+        let copying = Copying::begin(self.peers.clone(), (self.target.group, self.target.node), index);
         let unreachable = |text: String| StreamingError::Unreachable(Unreachable::from_string(text));
         let address = self.peers.address(self.target.node).unwrap_or_else(|| self.target.address.clone());
         let channel = self.peers.channel(self.target.node, &address).map_err(|e| unreachable(e.to_string()))?;
@@ -208,6 +211,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             Some(Ok(reply)) => {
                 let vote = vote_from_wire(reply.into_inner().vote)
                     .map_err(|e| StreamingError::Network(NetworkError::new(&e)))?;
+                copying.end();
                 Ok(SnapshotResponse::new(vote))
             }
             Some(Err(status)) => Err(unreachable(status.message().to_owned())),

@@ -1,7 +1,7 @@
 //! The streams to other nodes: two a peer carry the Raft calls of all groups, one for what must not wait (votes, heartbeats),
 //! one for log entries. They say nothing of what the calls mean.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -48,10 +48,16 @@ pub struct Peers {
 struct Copies {
     /// Groups and the nodes of their learners.
     to: BTreeSet<(GroupId, u64)>,
-    /// Those of them that wait: the rebalance is paused.
+    /// Those of them that wait: the rebalance is paused, or a shard lacks a replica.
     held: BTreeSet<(GroupId, u64)>,
+    /// Those whose log entries go whatever the throttle says: they do not catch up otherwise.
+    let_by: BTreeSet<(GroupId, u64)>,
+    /// Those that are near as soon as few entries are missing, however large.
+    by_entries: BTreeSet<(GroupId, u64)>,
     /// The snapshots that are under way, and the number of each.
     sent: HashMap<(GroupId, u64), (u64, SentSnapshot)>,
+    /// Octets that the others have: of log entries, and of a snapshot before them.
+    arrived: HashMap<(GroupId, u64), u64>,
 }
 
 /// A snapshot under way.
@@ -111,12 +117,46 @@ impl Peers {
     /// Says which replicas of the groups that this node leads are copied to, and which of these copies wait.
     pub fn set_copying(&self, to: BTreeSet<(GroupId, u64)>, held: BTreeSet<(GroupId, u64)>) {
         let mut copies = self.copies.write();
+        copies.arrived.retain(|learner, _| to.contains(learner));
         (copies.to, copies.held) = (to, held);
+    }
+
+    /// Says which of them do not catch up otherwise.
+    pub fn set_late(&self, let_by: BTreeSet<(GroupId, u64)>, by_entries: BTreeSet<(GroupId, u64)>) {
+        let mut copies = self.copies.write();
+        (copies.let_by, copies.by_entries) = (let_by, by_entries);
     }
 
     /// A replica is about to become a learner: what goes to it is a copy from the first octet on.
     pub fn begin_copying(&self, group: GroupId, to: u64) {
         self.copies.write().to.insert((group, to));
+    }
+
+    /// Whether anything is copied from here.
+    pub fn is_copying(&self) -> bool {
+        !self.copies.read().to.is_empty()
+    }
+
+    /// How many copies wait.
+    pub fn held(&self) -> usize {
+        self.copies.read().held.len()
+    }
+
+    /// Whether the octets that a learner lacks do not count any more.
+    pub fn counts_entries_alone(&self, group: GroupId, learner: u64) -> bool {
+        self.copies.read().by_entries.contains(&(group, learner))
+    }
+
+    /// The octets that have gone to each replica of a group that is copied to.
+    pub fn copied_of(&self, group: GroupId) -> BTreeMap<u64, u64> {
+        let copies = self.copies.read();
+        let arrived = copies.arrived.iter().map(|(to, octets)| (*to, *octets));
+        let sent = copies.sent.iter().map(|(to, (_, snapshot))| (*to, snapshot.octets));
+        let mut copied = BTreeMap::new();
+        for ((_, to), octets) in arrived.chain(sent).filter(|((of, _), _)| *of == group) {
+            *copied.entry(to).or_default() += octets;
+        }
+        copied
     }
 
     /// The snapshots of a group that are under way, and to which nodes.
@@ -131,6 +171,27 @@ impl Peers {
         if let Some((_, sent)) = self.copies.write().sent.get_mut(&to) {
             sent.octets += octets as u64;
         }
+    }
+
+    /// Counts octets of log entries that a replica has answered for.
+    pub(super) fn count_arrived(&self, to: (GroupId, u64), octets: usize) {
+        // Most go to voters, which are not counted.
+        if self.copies.read().to.contains(&to) {
+            *self.copies.write().arrived.entry(to).or_default() += octets as u64;
+        }
+    }
+
+    /// As [`Peers::pass`], of log entries.
+    pub(super) fn pass_entries(&self, group: GroupId, to: u64, octets: usize) -> Result<(), Duration> {
+        let copies = self.copies.read();
+        let learner = (group, to);
+        if copies.to.contains(&learner) && copies.let_by.contains(&learner) && !copies.held.contains(&learner) {
+            drop(copies);
+            self.throttle.let_by(octets);
+            return Ok(());
+        }
+        drop(copies);
+        self.pass(group, to, octets)
     }
 
     /// Whether octets may go to a replica now; else how long until it is worth asking again.
@@ -334,8 +395,22 @@ impl Copying {
     /// `index`: of the last entry in it.
     pub fn begin(peers: Arc<Peers>, to: (GroupId, u64), index: u64) -> Copying {
         let number = peers.next_copy.fetch_add(1, Ordering::Relaxed);
-        peers.copies.write().sent.insert(to, (number, SentSnapshot { index, octets: 0 }));
+        let mut copies = peers.copies.write();
+        copies.sent.insert(to, (number, SentSnapshot { index, octets: 0 }));
+        // What came before is in it.
+        copies.arrived.remove(&to);
+        drop(copies);
         Copying { peers, to, number }
+    }
+
+    /// It is installed: a learner still has its octets when it gets the entries behind it.
+    pub fn end(self) {
+        let mut copies = self.peers.copies.write();
+        let sent = copies.sent.get(&self.to).filter(|(number, _)| *number == self.number).map(|(_, sent)| sent.octets);
+        if let Some(octets) = sent.filter(|_| copies.to.contains(&self.to)) {
+            *copies.arrived.entry(self.to).or_default() += octets;
+            copies.sent.remove(&self.to);
+        }
     }
 }
 
@@ -346,5 +421,73 @@ impl Drop for Copying {
         if copies.sent.get(&self.to).is_some_and(|(number, _)| *number == self.number) {
             copies.sent.remove(&self.to);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use storage::GroupId;
+
+    use super::{Copying, Peers};
+
+    const LEARNER: (GroupId, u64) = (GroupId(5), 3);
+    const VOTER: (GroupId, u64) = (GroupId(5), 2);
+    const RATE: u64 = 1_000;
+
+    fn peers() -> Arc<Peers> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let peers = Peers::new(1, Arc::new(tls), RATE);
+        peers.begin_copying(LEARNER.0, LEARNER.1);
+        peers
+    }
+
+    #[test]
+    fn what_goes_to_a_learner_is_counted_however_it_goes() {
+        let peers = peers();
+        let copied = || peers.copied_of(LEARNER.0);
+        peers.count_arrived(LEARNER, 300);
+        peers.count_arrived(VOTER, 9_000);
+        assert_eq!(copied(), BTreeMap::from([(LEARNER.1, 300)]));
+        assert_eq!(peers.copied_of(GroupId(6)), BTreeMap::new());
+        // It was too far behind: all comes anew.
+        let snapshot = Copying::begin(peers.clone(), LEARNER, 70);
+        assert_eq!(copied(), BTreeMap::from([(LEARNER.1, 0)]));
+        peers.count_copied(LEARNER, 500);
+        drop(snapshot);
+        assert_eq!(copied(), BTreeMap::new());
+        let snapshot = Copying::begin(peers.clone(), LEARNER, 80);
+        peers.count_copied(LEARNER, 700);
+        snapshot.end();
+        peers.count_arrived(LEARNER, 40);
+        assert_eq!(copied(), BTreeMap::from([(LEARNER.1, 740)]));
+        assert!(peers.copies_of(LEARNER.0).is_empty());
+        // It votes.
+        peers.set_copying(BTreeSet::new(), BTreeSet::new());
+        assert_eq!(copied(), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_learner_that_is_let_by_waits_for_no_throttle_but_rests_with_the_others() {
+        let peers = peers();
+        let (all, none) = (|| BTreeSet::from([LEARNER]), BTreeSet::new);
+        let pass = || peers.pass_entries(LEARNER.0, LEARNER.1, 100 * RATE as usize);
+        assert_eq!(pass(), Ok(()));
+        assert!(pass().is_err_and(|wait| wait > Duration::from_secs(1)));
+        assert_eq!(peers.pass_entries(VOTER.0, VOTER.1, 1), Ok(()));
+        peers.set_late(all(), none());
+        assert_eq!((pass(), pass()), (Ok(()), Ok(())));
+        assert_eq!(peers.throttle.figures().octets, 300 * RATE);
+        // A snapshot is as large as it ever was.
+        assert!(peers.pass(LEARNER.0, LEARNER.1, 1).is_err());
+        assert!(!peers.counts_entries_alone(LEARNER.0, LEARNER.1));
+        peers.set_copying(all(), all());
+        assert!(pass().is_err());
+        assert_eq!(peers.held(), 1);
     }
 }

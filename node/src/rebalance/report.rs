@@ -120,11 +120,13 @@ fn shard_move(observed: &Observed, shard: ShardId, from: &[NodeId], to: &[NodeId
     let (gone, come) = (without(from, to), without(to, from));
     let led = observed.led(shard);
     let octets = led.map_or(0, |group| group.octets);
-    // A snapshot's octets are those of its records, which may be some more than those of the mail in it.
     let sent = |node: &u64| led.and_then(|group| group.copies.iter().find(|copy| copy.node == *node));
+    // What goes are records or log entries, which may be more than the mail that is left of them: it is not all there yet.
+    let unfinished = octets - octets.div_ceil(100);
     let copied = come.iter().map(|node| match led {
-        Some(group) if group.current.contains(node) => octets,
-        _ => sent(node).map_or(0, |copy| copy.octets.min(octets)),
+        // One that votes had all when it got its vote.
+        Some(group) if group.current.contains(node) || group.voters.contains(node) => octets,
+        _ => sent(node).map_or(0, |copy| copy.octets.min(unfinished)),
     });
     ShardMove {
         shard: shard.0,
@@ -300,11 +302,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use directory::{ClusterId, Command, Directory, NewNode};
-    use proto::wire::{GroupStatus, NodeStatusReply};
+    use proto::wire::{Copying, GroupStatus, NodeStatusReply};
     use types::{NodeId, ShardId};
 
     use super::super::Observed;
-    use super::planned;
+    use super::{planned, shard_move};
 
     /// Two nodes; the first has both shards, of 1,000 octets each.
     fn cluster() -> Directory {
@@ -351,5 +353,25 @@ mod tests {
         assert_eq!(warnings(&one, 1_000), Vec::<String>::new());
         assert_eq!(warnings(&one, 999), ["node node2: 1000 octets are to come, but only 999 are free"]);
         assert_eq!(warnings(&both, 1_500), ["node node2: 2000 octets are to come, but only 1500 are free"]);
+    }
+
+    #[test]
+    fn what_has_gone_to_a_replica_counts_as_all_only_once_it_is_there() {
+        let copied = |voters: &[u64], current: &[u64], sent: Option<u64>| {
+            let mut seen = observed(1_000);
+            let group = &mut seen.statuses.get_mut(&NodeId(1)).unwrap().groups[0];
+            (group.voters, group.current) = (voters.to_vec(), current.to_vec());
+            group.copies = sent.into_iter().map(|octets| Copying { node: 2, octets }).collect();
+            let moved = shard_move(&seen, ShardId(0), &[NodeId(1)], &[NodeId(2)], "copying");
+            assert_eq!(moved.octets, 1_000);
+            moved.copied_octets
+        };
+        assert_eq!(copied(&[1], &[1], None), 0);
+        assert_eq!(copied(&[1], &[1], Some(400)), 400);
+        // Much of what is in the log was expunged since.
+        assert_eq!(copied(&[1], &[1], Some(7_000)), 990);
+        assert_eq!(copied(&[1], &[1, 2], Some(400)), 1_000);
+        // It votes, and is a little behind.
+        assert_eq!(copied(&[1, 2], &[1], None), 1_000);
     }
 }
