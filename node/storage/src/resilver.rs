@@ -73,9 +73,8 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             mirror.records.store(0, Ordering::Relaxed);
             let begun = Instant::now();
             let result = Resilver { shared, store, mirror, options, name }.run();
-            *mirror.resilvering.lock() = None;
             let ms = begun.elapsed().as_millis() as u64;
-            match result {
+            match &result {
                 Ok(()) => {
                     side(&mut mirror.sides.lock(), name).0.unmade = None;
                     mirror.resilvers.fetch_add(1, Ordering::Relaxed);
@@ -90,8 +89,12 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
                         own => own.unmade = Some(told),
                     }
                     failed_at = Some(Instant::now());
-                    break;
                 }
+            }
+            // Whoever sees that it is over finds what came of it.
+            *mirror.resilvering.lock() = None;
+            if result.is_err() {
+                break;
             }
         }
     }
