@@ -367,7 +367,10 @@ pub async fn step(node: &Node, request: MoveAccountRequest) -> MailResult<MoveAc
     if shard.group.leads_majority() {
         reach(received, group);
     }
-    let now = take(&shard, account, id, step).await?;
+    let now = match take(&shard, account, id, step).await {
+        Err(error) => return Err(damaged_or(node, shard.id, error).await),
+        Ok(now) => now,
+    };
     reach(taken, group);
     let done = now.move_id == id
         && match step {

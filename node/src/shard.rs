@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use types::{AccountId, MailError, MailResult, MailboxId, ShardId, UidSet, format};
 
 use crate::group::{Group, GroupContext, Patience};
-use crate::mail::blocking;
+use crate::mail::{blocking, storage_error};
 use crate::raft::{Applier, Marker, Proposal, Reply};
 use crate::shard_clock::ShardClock;
 use crate::volumes::NodeVolume;
@@ -155,17 +155,29 @@ impl Shard {
         self.propose_with((request, Patience::Asked), command, body).await
     }
 
-    /// The same, with as much patience as is given.
+    /// The same, with as much patience as is given. Refused as `Corrupt` where this replica cannot read what it would change.
     pub async fn propose_with(
         &self,
         (request, patience): (u128, Patience),
         command: &Command,
         body: Option<Bytes>,
     ) -> MailResult<Outcome> {
-        match self.group.propose_with(patience, command.encode(self.stamp()?, request), body).await? {
+        let stamp = self.stamp()?;
+        self.rehearse((stamp, request), command, body.as_ref().map(|body| body.len() as u64)).await?;
+        match self.group.propose_with(patience, command.encode(stamp, request), body).await? {
             (Reply::Shard(outcome), _) => outcome,
             (Reply::None | Reply::Directory(_), _) => Err(MailError::Internal("another group's reply".to_owned())),
         }
+    }
+
+    /// Before a command is in the log, for then every replica has to apply it or end: one that has the only copy would begin anew
+    /// with it at each start.
+    async fn rehearse(&self, entry: (Stamp, u128), command: &Command, body_octets: Option<u64>) -> MailResult<()> {
+        if !self.group.leads() {
+            return Ok(());
+        }
+        let (state, command) = (self.state(), command.clone());
+        blocking(move || state.rehearse(entry, &command, body_octets).map_err(storage_error)).await
     }
 
     /// Time and randomness of a command, chosen once by the proposer.

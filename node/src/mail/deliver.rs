@@ -4,7 +4,7 @@ use bytes::Bytes;
 use message::Digest;
 use proto::Body;
 use proto::wire::{AppendReply, AppendRequest, DeliverReply, DeliverRequest, RecipientReply};
-use storage::{BodySource, Command, Outcome, Recipient, ShardState};
+use storage::{BodySource, Command, Delivered, Outcome, Recipient, ShardState};
 use types::{
     AccountId, InternalDate, KEYWORD_OCTETS_MAX, KEYWORDS_PER_MAILBOX_MAX, MAILBOX_NAME_OCTETS_MAX, MailError,
     MailResult,
@@ -36,6 +36,14 @@ const SETTLE_ALONG_MAX: usize = 1_000;
 /// One of them in the command.
 const FINGERPRINT_OCTETS: usize = 34;
 
+/// A message on its way in.
+#[derive(Clone)]
+struct Mail {
+    bytes: Bytes,
+    digest: Bytes,
+    date: InternalDate,
+}
+
 impl Node {
     pub(super) async fn deliver_body(&self, request: DeliverRequest, body: Body) -> MailResult<DeliverReply> {
         if request.recipients.is_empty() || request.recipients.len() > RECIPIENTS_MAX {
@@ -61,7 +69,8 @@ impl Node {
         if recipients.is_empty() {
             // Nothing to store, yet the caller takes these for settled.
             if !settle.is_empty() {
-                shard.propose(&Command::Settle { fingerprints: settle }, None).await?;
+                let settled = shard.propose(&Command::Settle { fingerprints: settle }, None).await;
+                self.or_elsewhere(request.shard, settled).await?;
             }
         } else {
             shard.volume.space.admit(body.octets())?;
@@ -69,17 +78,24 @@ impl Node {
             let digest = self.digest(&bytes).await?;
             let date = date(request.date);
             for recipients in recipients.chunks(RECIPIENTS_PER_COMMAND) {
+                let mail = Mail { bytes: bytes.clone(), digest: digest.clone(), date };
                 let settle = std::mem::take(&mut settle);
-                let head_octets =
-                    digest.len() + recipients.len() * RECIPIENT_OCTETS + settle.len() * FINGERPRINT_OCTETS;
-                let (recipients, digest) = (recipients.to_vec(), digest.clone());
-                let command = |body| Command::Deliver { recipients, body, digest, date, settle };
-                let Outcome::Delivered(outcomes) =
-                    put_body(&shard, (0, Patience::Asked), bytes.clone(), head_octets, command).await?
-                else {
-                    return Err(MailError::Internal(WRONG_OUTCOME.to_owned()));
-                };
-                stored.extend(outcomes);
+                match self.deliver_to(&shard, recipients.to_vec(), &mail, settle.clone()).await {
+                    // What is damaged is of one of them, and the others are not to go without.
+                    Err(MailError::Corrupt { .. }) if recipients.len() > 1 => {
+                        for one in recipients {
+                            match self.deliver_to(&shard, vec![one.clone()], &mail, Vec::new()).await {
+                                Ok(outcomes) => stored.extend(outcomes),
+                                Err(error @ MailError::Corrupt { .. }) => stored.push(Err(error)),
+                                Err(error) => return Err(error),
+                            }
+                        }
+                        if !settle.is_empty() {
+                            self.change(request.shard, 0, Command::Settle { fingerprints: settle }).await?;
+                        }
+                    }
+                    outcomes => stored.extend(outcomes?),
+                }
             }
         }
         let mut stored = stored.into_iter();
@@ -102,6 +118,24 @@ impl Node {
         Ok(DeliverReply { recipients: replies.collect() })
     }
 
+    /// One command, and what became of each recipient.
+    async fn deliver_to(
+        &self,
+        shard: &Shard,
+        recipients: Vec<Recipient>,
+        mail: &Mail,
+        settle: Vec<[u8; 32]>,
+    ) -> MailResult<Vec<MailResult<Delivered>>> {
+        let Mail { bytes, digest, date } = mail.clone();
+        let head_octets = digest.len() + recipients.len() * RECIPIENT_OCTETS + settle.len() * FINGERPRINT_OCTETS;
+        let command = |body| Command::Deliver { recipients, body, digest, date, settle };
+        let done = put_body(shard, (0, Patience::Asked), bytes, head_octets, command).await;
+        match self.or_elsewhere(shard.id.0, done).await? {
+            Outcome::Delivered(outcomes) => Ok(outcomes),
+            _ => Err(MailError::Internal(WRONG_OUTCOME.to_owned())),
+        }
+    }
+
     pub(super) async fn append_body(&self, request: AppendRequest, body: Body) -> MailResult<AppendReply> {
         let shard = self.shard(request.shard)?;
         let account = AccountId(request.account);
@@ -121,7 +155,8 @@ impl Node {
         let date = date(request.date);
         let head_octets = digest.len() + APPEND_OCTETS;
         let command = |body| Command::Append { account, mailbox, flags, date, body, digest, quota };
-        match put_body(&shard, (id, Patience::Asked), bytes, head_octets, command).await? {
+        let done = put_body(&shard, (id, Patience::Asked), bytes, head_octets, command).await;
+        match self.or_elsewhere(request.shard, done).await? {
             Outcome::Appended { mailbox, uid, uid_validity, mod_seq } => {
                 Ok(AppendReply { mailbox: mailbox.0, uid: uid.0, uid_validity: uid_validity.0, mod_seq: mod_seq.0 })
             }
@@ -179,7 +214,12 @@ pub(crate) async fn put_body(
             return Err(error);
         }
     }
-    shard.propose_with((request, patience), &command(BodySource::Upload(upload)), None).await
+    let done = shard.propose_with((request, patience), &command(BodySource::Upload(upload)), None).await;
+    if let Err(MailError::Corrupt { .. }) = done {
+        // Not in the log, so that nobody comes for them.
+        drop(shard.propose(&Command::DropUpload { upload }, None).await);
+    }
+    done
 }
 
 fn upload_id() -> MailResult<u128> {

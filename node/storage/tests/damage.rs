@@ -4,11 +4,16 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use common::{SHARD, append, copy_files, copy_volume, entry, forget_mark, live_wal, open, options};
-use storage::{Faults, HalfName, Operation, StorageError, Volume, VolumeOptions};
+use common::{
+    Replica, SHARD, append, blocks, copy_files, copy_volume, entry, forget_mark, live_wal, name, open, options, stamp,
+};
+use storage::{
+    BodySource, Command, Faults, HalfName, Operation, Outcome, StorageError, StoreAction, Volume, VolumeOptions,
+};
+use types::{AccountId, Flags, InternalDate, MailboxId, Quota, SystemFlags, UidSet};
 
 const ENTRIES: u64 = 40;
 
@@ -194,4 +199,73 @@ fn a_group_that_the_disk_gives_no_answer_for_can_be_dropped() {
     volume.drop_group(SHARD).unwrap();
     assert_eq!(volume.groups().unwrap(), []);
     assert_eq!(volume.group(SHARD).unwrap().last_entry().unwrap(), None);
+}
+
+/// The disk answers so many reads more.
+#[derive(Debug)]
+struct UnansweredAfter(AtomicU64);
+
+impl UnansweredAfter {
+    const NEVER: u64 = u64::MAX;
+}
+
+impl Faults for UnansweredAfter {
+    fn before(&self, _: HalfName, operation: Operation) -> std::io::Result<()> {
+        let left = self.0.load(Ordering::Relaxed);
+        if operation != Operation::Read || left == Self::NEVER {
+            return Ok(());
+        }
+        self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left == 0 { Err(std::io::Error::from_raw_os_error(common::mirror::EIO)) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing_it_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let unanswered = Arc::new(UnansweredAfter(AtomicU64::new(UnansweredAfter::NEVER)));
+    let faults: Option<Arc<dyn Faults>> = Some(unanswered.clone());
+    let volume = Volume::open(VolumeOptions { faults, ..options(directory.path()) }).unwrap();
+    let mut replica = Replica::new(&volume);
+    let account = AccountId(1);
+    let append = || Command::Append {
+        account,
+        mailbox: name("INBOX"),
+        flags: Flags::default(),
+        date: InternalDate::default(),
+        body: BodySource::Inline,
+        digest: Bytes::from_static(b"digest"),
+        quota: Quota::NONE,
+    };
+    for _ in 0..10 {
+        replica.run_with(append(), Some(Bytes::from_static(b"body"))).unwrap();
+    }
+    let mailbox = replica.group.shard().mailbox(account, &name("INBOX")).unwrap().unwrap().id;
+    let store = |mailbox| Command::Store {
+        account,
+        mailbox,
+        uids: UidSet::from_range(1, 10),
+        action: StoreAction::Add,
+        flags: Flags::system(SystemFlags::FLAGGED),
+        unchanged_since: None,
+    };
+    let before = blocks(&replica.group);
+    for (command, body_len, reads_min) in [(store(mailbox), None, 4), (append(), Some(4), 4)] {
+        let rehearse = || replica.group.shard().rehearse((stamp(replica.now_s), 1_000), &command, body_len);
+        let mut reads = 0;
+        loop {
+            unanswered.0.store(reads, Ordering::Relaxed);
+            match rehearse() {
+                Ok(()) => break,
+                Err(error) => assert!(error.is_unread(), "{error}"),
+            }
+            reads += 1;
+        }
+        unanswered.0.store(UnansweredAfter::NEVER, Ordering::Relaxed);
+        assert!(reads >= reads_min, "{reads} reads, each of which may meet damage");
+    }
+    // What is refused by rule is no damage.
+    replica.group.shard().rehearse((stamp(replica.now_s), 1_000), &store(MailboxId(99)), None).unwrap();
+    assert_eq!(blocks(&replica.group), before);
+    assert!(matches!(replica.run(store(mailbox)), Ok(Outcome::Stored { changed, .. }) if changed.len() == 10));
 }

@@ -43,7 +43,9 @@ pub(crate) use totals::Totals;
 
 use crate::error::StorageError;
 use crate::group::{Held, Inner, View};
+use crate::store;
 use edit::{Edit, Fault};
+use totals::Grown;
 
 /// Mailboxes of one account.
 pub const MAILBOXES_MAX: u32 = 10_000;
@@ -52,14 +54,34 @@ pub const SUBSCRIPTIONS_MAX: u32 = 10_000;
 /// Pieces of one upload: 2 GiB at 512 KiB each, beyond any message size that a router admits.
 pub const UPLOAD_CHUNKS_MAX: usize = 4096;
 
+/// The index of an entry that is never written: no log comes so far.
+const REHEARSED_INDEX: u64 = 1 << 62;
+
 /// Where to look for what is old: lower bounds, in memory only; and how far apply is.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Hints {
     pub fingerprints_from: u64,
     pub uploads_from: u64,
     pub requests_from: u64,
     /// The last entry that was applied here; `None` before the first since the group was opened.
     pub applied: Option<u64>,
+}
+
+impl Hints {
+    /// That nothing is old.
+    const NOTHING_OLD: Hints =
+        Hints { fingerprints_from: u64::MAX, uploads_from: u64::MAX, requests_from: u64::MAX, applied: None };
+}
+
+/// How the state is looked at.
+type Sight = for<'v> fn(&'v Inner, &'v Held) -> View<'v>;
+
+/// What a command does, not written yet.
+struct Done {
+    result: Result<Outcome, MailError>,
+    changes: store::Changes,
+    events: Vec<ShardEvent>,
+    grown: Grown,
 }
 
 /// Cheap to clone. One caller applies, any number read.
@@ -121,6 +143,25 @@ impl ShardState {
         applied
     }
 
+    /// Whether this replica can read all that a command would read that is proposed now, writing nothing: an error says what it
+    /// cannot. Once committed, such a command ends every replica that has the same damage. What changes until it is applied is
+    /// in memory, and sound.
+    pub fn rehearse(
+        &self,
+        (stamp, request): (Stamp, u128),
+        command: &Command,
+        body_len: Option<u64>,
+    ) -> Result<(), StorageError> {
+        // Whoever applies has it for as long as a command takes, and this is not to wait for that.
+        let mut hints = self.group.apply.try_lock().map_or(Hints::NOTHING_OLD, |hints| *hints);
+        let entry = (REHEARSED_INDEX, stamp, request);
+        let done = self.work(Inner::view, &mut hints, entry, (command, body_len), &[]);
+        match done {
+            Err(error) if error.is_unread() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     #[allow(clippy::type_complexity)]
     fn apply_locked(
         &self,
@@ -131,12 +172,28 @@ impl ShardState {
         body_len: Option<u64>,
         marker: &[u8],
     ) -> Result<(Result<Outcome, MailError>, Vec<ShardEvent>), StorageError> {
+        let entry = (index, stamp, request);
+        let done = self.work(Inner::latest, hints, entry, (command, body_len), marker)?;
+        self.group.shared.store.write_changes(&done.changes)?;
+        self.group.totals.lock().add(done.grown);
+        Ok((done.result, done.events))
+    }
+
+    /// The same for an entry that is applied and for one that is rehearsed, but for how the state is looked at.
+    fn work(
+        &self,
+        sight: Sight,
+        hints: &mut Hints,
+        (index, stamp, request): (u64, Stamp, u128),
+        (command, body_len): (&Command, Option<u64>),
+        marker: &[u8],
+    ) -> Result<Done, StorageError> {
         let storage = |fault| match fault {
             Fault::Storage(error) => error,
             Fault::Mail(error) => StorageError::corrupt("request", error),
         };
         let held = Held::default();
-        let mut edit = Edit::new(self.group.latest(&held), index, stamp);
+        let mut edit = Edit::new(sight(&self.group, &held), index, stamp);
         let answer = match command.needs_here().map_or(Ok(()), |account| edit.check_here(account)) {
             Ok(()) => requests::known(&mut edit, request, command).map_err(storage)?,
             Err(Fault::Mail(refused)) => Some(Err(refused)),
@@ -148,37 +205,25 @@ impl ShardState {
                 answer
             }
             None => {
-                let result = self.run((&mut edit, &held), hints, command, body_len)?;
+                let result = match apply::run(&mut edit, hints, command, body_len) {
+                    Ok(outcome) => Ok(outcome),
+                    Err(Fault::Storage(error)) => return Err(error),
+                    // A refused command leaves nothing but the fate of its body.
+                    Err(Fault::Mail(refused)) => {
+                        edit = Edit::new(sight(&self.group, &held), index, stamp);
+                        match apply::discard_body(&mut edit, command, body_len) {
+                            Ok(()) => Err(refused),
+                            Err(Fault::Storage(error)) => return Err(error),
+                            Err(Fault::Mail(error)) => Err(error),
+                        }
+                    }
+                };
                 requests::remember(&mut edit, hints, request, command, &result).map_err(storage)?;
                 result
             }
         };
         requests::forget_old(&mut edit, hints).map_err(storage)?;
         let (changes, events, grown) = edit.finish(marker)?;
-        self.group.shared.store.write_changes(&changes)?;
-        self.group.totals.lock().add(grown);
-        Ok((result, events))
-    }
-
-    /// A refused command leaves nothing but the fate of its body.
-    fn run<'a>(
-        &'a self,
-        (edit, held): (&mut Edit<'a>, &'a Held),
-        hints: &mut Hints,
-        command: &Command,
-        body_len: Option<u64>,
-    ) -> Result<Result<Outcome, MailError>, StorageError> {
-        match apply::run(edit, hints, command, body_len) {
-            Ok(outcome) => Ok(Ok(outcome)),
-            Err(Fault::Storage(error)) => Err(error),
-            Err(Fault::Mail(refused)) => {
-                *edit = Edit::new(self.group.latest(held), edit.index, edit.stamp);
-                match apply::discard_body(edit, command, body_len) {
-                    Ok(()) => Ok(Err(refused)),
-                    Err(Fault::Storage(error)) => Err(error),
-                    Err(Fault::Mail(error)) => Ok(Err(error)),
-                }
-            }
-        }
+        Ok(Done { result, changes, events, grown })
     }
 }
