@@ -270,6 +270,26 @@ fn numbers(set: &str) -> Result<BTreeSet<u32>> {
     Ok(all)
 }
 
+/// The UIDs that a search finds.
+fn found(imap: &mut ImapClient, key: &str) -> Result<BTreeSet<u32>> {
+    let responses = imap.ok(&format!("UID SEARCH {key}"))?;
+    let line = String::from_utf8_lossy(responses.first().context("no answer")?).into_owned();
+    Ok(line.split_whitespace().filter_map(|word| word.parse().ok()).collect())
+}
+
+/// As a client would write it.
+fn set(uids: &BTreeSet<u32>) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for uid in uids {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == *uid => *last = *uid,
+            _ => ranges.push((*uid, *uid)),
+        }
+    }
+    let written = ranges.iter().map(|(first, last)| format!("{first}:{last}"));
+    written.collect::<Vec<_>>().join(",")
+}
+
 #[test]
 fn messages_whose_index_no_disk_has_are_left_out_stay_unseen_and_cost_no_other_mail() -> Result<()> {
     let seed = setting("MAILRING_SEED", 102);
@@ -308,20 +328,42 @@ fn messages_whose_index_no_disk_has_are_left_out_stay_unseen_and_cost_no_other_m
     for items in ["RFC822.SIZE BODY.PEEK[]", "BODY[]"] {
         ensure!(came_and_left_out(&mut imap, items)? == (came.clone(), left_out.clone()), "{items}");
     }
-    let seen = imap.ok("UID SEARCH SEEN")?;
-    let seen = String::from_utf8_lossy(seen.first().context("no answer")?).into_owned();
-    let seen: BTreeSet<u32> = seen.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let seen = found(&mut imap, "SEEN")?;
     ensure!(seen == came, "{} are seen, {} came", seen.len(), came.len());
+    // What the pages of the mailbox tell needs no message's record.
+    ensure!(found(&mut imap, "UNSEEN")? == left_out && found(&mut imap, "ALL")? == all);
+    let (_, tagged) = imap.command("UID SEARCH SUBJECT many")?;
+    ensure!(tagged.starts_with("NO [CORRUPTION] "), "{tagged}");
     ensure!(cluster.nodes[0].logged("record is damaged")? > 0, "the record is not named in the log");
-    // The shard is served as before, by whoever starts next, too.
+    // What would change one of them is refused by name, whole. The shard is served as before, by whoever starts next, too.
+    let (bad, good) = (set(&left_out), set(&came));
     for start in [false, true] {
         if start {
             restart(&mut cluster, false)?;
         }
+        let mut imap = cluster.imap_client(account)?;
+        imap.select("Many")?;
+        for uids in ["1:*", &bad] {
+            for change in ["STORE # +FLAGS (\\Flagged)", "COPY # INBOX", "MOVE # Archive"] {
+                let (_, tagged) = imap.command(&format!("UID {}", change.replace('#', uids)))?;
+                ensure!(tagged.starts_with("NO [CORRUPTION] "), "{change} {uids}: {tagged}");
+            }
+        }
+        imap.ok(&format!("UID STORE {good} +FLAGS.SILENT (\\Flagged)"))?;
+        imap.ok(&format!("UID COPY {good} Archive"))?;
         for account in [account, "user1@example.test"] {
             let mut imap = cluster.imap_client(account)?;
             imap.append("INBOX", b"Subject: another\r\n\r\nx")?;
         }
     }
-    Ok(())
+    // Their mailbox can be deleted; what cannot be cleared away is left.
+    let mut imap = cluster.imap_client(account)?;
+    imap.ok("DELETE Many")?;
+    eventually("what was left is met", PATIENCE, || {
+        let named = cluster.nodes[0].logged("remains are damaged")?;
+        ensure!(named > 0, "nobody met it");
+        Ok(())
+    })?;
+    imap.append("INBOX", b"Subject: one more\r\n\r\nx")?;
+    cluster.scrub(&[]).map(drop)
 }

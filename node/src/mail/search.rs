@@ -100,13 +100,17 @@ struct Search {
 
 impl Search {
     fn run(&self, program: &Program, cancelled: &Cancelled) -> MailResult<SearchReply> {
+        cancelled.check()?;
         let (candidates, exact) = self.narrow(program)?;
+        if exact {
+            return Ok(SearchReply { uids: Some(uid_set_to_wire(&candidates)), mod_seq: 0 });
+        }
         let mut uids = UidSet::new();
         let mut mod_seq = 0;
         let mut failed = None;
         self.state.messages(self.account, self.mailbox, &candidates, |meta| {
             let mut candidate = Candidate { search: self, meta: &meta, digest: None, header: None, raw: None };
-            match cancelled.check().and_then(|()| if exact { Ok(true) } else { candidate.matches(program) }) {
+            match cancelled.check().and_then(|()| candidate.matches(program)) {
                 Ok(true) => {
                     uids.insert(meta.uid.0);
                     mod_seq = mod_seq.max(meta.mod_seq.0);
