@@ -8,6 +8,8 @@
 //! \Seen is set on messages that have come, just before they are written, or behind one whose sections come piece by piece:
 //! one that is left out, or breaks off, stays unseen.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use imap::command::{BodySection, Fetch, FetchItem, SectionText};
 use imap::encode::FetchWriter;
@@ -258,7 +260,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sets \Seen on those that lack it, and returns their UIDs.
+    /// Sets \Seen on those that lack it, and returns their UIDs. On a full disk there is no room for it: mail is served all
+    /// the same, and stays unseen.
     async fn set_seen(&self, owner: Owner, mailbox: u64, messages: &mut [FetchedMessage]) -> MailResult<UidSet> {
         let lacks = |message: &&FetchedMessage| {
             let flags = fetched_flags(message.flags.as_ref());
@@ -277,9 +280,14 @@ impl Conversation {
             flags: Some((&Flags::system(SystemFlags::SEEN)).into()),
             ..StoreRequest::default()
         };
-        let stored = self.shards().store(store).await?.messages;
+        let stored = match self.shards().store(store).await {
+            Err(MailError::DiskFull) => return Ok(UidSet::new()),
+            stored => stored?.messages,
+        };
+        let mut by_uid: BTreeMap<u32, &mut FetchedMessage> =
+            messages.iter_mut().map(|message| (message.uid, message)).collect();
         for now in &stored {
-            if let Some(message) = messages.iter_mut().find(|message| message.uid == now.uid) {
+            if let Some(message) = by_uid.get_mut(&now.uid) {
                 (message.flags, message.mod_seq) = (now.flags.clone(), now.mod_seq);
             }
         }

@@ -163,9 +163,24 @@ async fn where_a_fetch_breaks_off_what_came_is_seen_and_nothing_else() {
     assert_eq!(lines.iter().filter(|line| line.contains("FLAGS (\\Seen \\Recent)")).count(), 2, "{lines:?}");
     assert_eq!(seen(&server), "1:2");
     // What cannot be marked is not sent as if it were.
-    server.node.fail("store", MailError::DiskFull);
+    server.node.fail("store", MailError::Internal("of the test".to_owned()));
     let lines = client.command("FETCH 1:* BODY[]").await;
     assert!(lines.len() == 1 && lines[0].starts_with("x NO "), "{lines:?}");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_mail_is_served_and_stays_unseen() {
+    let server = Server::start().await;
+    server.node.deliver_text("one");
+    let mut client = server.client().await;
+    client.command("SELECT INBOX").await;
+    server.node.fail("store", MailError::DiskFull);
+    let lines = client.command("FETCH 1 BODY[]").await;
+    assert!(lines.len() > 1 && lines.last().unwrap().starts_with("x OK "), "{lines:?}");
+    assert!(lines[0].starts_with("* 1 FETCH (BODY[] {3}"), "{lines:?}");
+    assert_eq!(seen(&server), "");
+    let lines = client.command("FETCH 1 BODY[]").await;
+    assert!(lines[0].starts_with("* 1 FETCH (FLAGS (\\Seen \\Recent) BODY[] {3}"), "{lines:?}");
 }
 
 #[tokio::test]
