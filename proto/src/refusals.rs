@@ -59,7 +59,9 @@ fn refused(error: &io::Error) -> Option<Refused> {
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRequired
             | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied,
+            | AlertDescription::AccessDenied
+            // A signature that does not hold (RFC 8446 §6.2): of an authority with the name of ours.
+            | AlertDescription::DecryptError,
         ) => Some(Refused::Own),
         _ => None,
     }
@@ -143,7 +145,9 @@ mod tests {
         assert_eq!(refused(&of_tls(Error::InvalidCertificate(unknown))), Some(Refused::Peers));
         assert_eq!(refused(&of_tls(Error::NoCertificatesPresented)), Some(Refused::Peers));
         assert_eq!(refused(&no_role()), Some(Refused::Peers));
-        assert_eq!(refused(&of_tls(Error::AlertReceived(AlertDescription::UnknownCA))), Some(Refused::Own));
+        for alert in [AlertDescription::UnknownCA, AlertDescription::DecryptError] {
+            assert_eq!(refused(&of_tls(Error::AlertReceived(alert))), Some(Refused::Own));
+        }
         for other in [
             of_tls(Error::AlertReceived(AlertDescription::CloseNotify)),
             of_tls(Error::InvalidMessage(InvalidMessage::InvalidCcs)),
