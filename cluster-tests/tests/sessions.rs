@@ -293,16 +293,16 @@ fn a_fetch_whose_message_is_expunged_and_whose_leader_dies_amid_it_comes_whole()
         writer.append("INBOX", body)?;
     }
     writer.select("INBOX")?;
+    let leader = eventually("every shard is led where it should be", PATIENCE, || {
+        let led = cluster.accounts_by_leader()?;
+        led.iter().position(|accounts| accounts.iter().any(|account| account == READER)).context("no leader")
+    })?;
     let mut reader = ImapClient::login(cluster.imap(0), READER, PASSWORD)?;
     reader.select("INBOX")?;
     let tag = reader.send("FETCH 1:3 BODY.PEEK[]")?;
     ensure!(reader.line.exact(1)? == b"*", "the fetch is under way");
     writer.ok("STORE 1:2 +FLAGS.SILENT (\\Deleted)")?;
     writer.ok("EXPUNGE")?;
-    let leader = eventually("every shard is led where it should be", PATIENCE, || {
-        let led = cluster.accounts_by_leader()?;
-        led.iter().position(|accounts| accounts.iter().any(|account| account == READER)).context("no leader")
-    })?;
     cluster.nodes[leader].kill()?;
     let first = reader.response()?;
     ensure!(first.starts_with(b" 1 FETCH") && first.windows(large.len()).any(|part| part == &large[..]), "not whole");
@@ -312,7 +312,7 @@ fn a_fetch_whose_message_is_expunged_and_whose_leader_dies_amid_it_comes_whole()
     let fetched: Vec<&Vec<u8>> = untagged.iter().filter(|line| line.windows(6).any(|part| part == b"BODY[]")).collect();
     let is_third =
         |line: &&Vec<u8>| line.starts_with(b"* 3 FETCH") && line.windows(small.len()).any(|part| part == small);
-    ensure!(fetched.len() == 1 && fetched.iter().all(|line| is_third(line)), "{} came", fetched.len());
+    ensure!(fetched.len() == 1 && fetched.iter().all(is_third), "{} came", fetched.len());
     let mut goes_on = 0;
     for node in &cluster.nodes {
         goes_on += node.logged("the rest of an expunged message is read")?;
