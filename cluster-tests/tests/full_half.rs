@@ -16,6 +16,8 @@ const DROPPED: &str = "mailring_node_volume_halves_dropped";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Below the reserve, and next to nothing.
 const LEFT_OCTETS: [u64; 2] = [DISK_RESERVE_OCTETS / 2, 2 * 1024 * 1024];
+/// Of 1 MiB, to be copied.
+const LETTERS: usize = 24;
 /// Above the reserve, and too little to go on with alone.
 const LITTLE_OCTETS: u64 = DISK_RESERVE_OCTETS / 2 * 3;
 
@@ -114,4 +116,39 @@ fn a_start_fills_no_half_whose_disk_has_no_room_for_it() -> Result<()> {
     cluster.disks[0].empty()?;
     cluster.admin(&["volume", "resilver", "node1", "1", "--half", "a", "--wait"])?;
     cluster.wait_whole("node1")
+}
+
+#[test]
+fn a_resilver_whose_disk_is_filled_up_by_others_ends_and_can_be_asked_for_again() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(MIRROR)?;
+    cluster.add_accounts(&["ann"])?;
+    let letter_of_a_mib = [b"Subject: x\r\n\r\n".as_slice(), &[b'x'; 1022], b"\r\n"].concat();
+    let body = letter_of_a_mib.iter().copied().cycle().take(1 << 20).chain(*b"\r\n").collect::<Vec<u8>>();
+    for _ in 0..LETTERS {
+        let answer = cluster.smtp_client()?.deliver("s@x.test", &["ann@example.test"], &body)?;
+        ensure!(answer.0 == 250, "{answer:?}");
+    }
+    cluster.disks[1].fill(LEFT_OCTETS[1])?;
+    cluster.wait_half("node1", 1, "stale")?;
+    cluster.nodes[0].kill()?;
+    cluster.disks[1].empty()?;
+    // A start begins with it, as slowly as this.
+    cluster.nodes[0].reconfigure("disk_reserve_octets", "resilver_octets_per_s = 2097152\ndisk_reserve_octets")?;
+    cluster.start_all()?;
+    cluster.wait_ready()?;
+    cluster.wait_half("node1", 1, "resilvering")?;
+    cluster.disks[1].fill(64 * 1024)?;
+    eventually("it is given up", PATIENCE, || {
+        let told = reason(&cluster, 1)?;
+        ensure!(told.contains("has filled up"), "{told}");
+        Ok(())
+    })?;
+    deliver(&cluster, 250)?;
+    cluster.disks[1].empty()?;
+    cluster.admin(&["volume", "resilver", "node1", "1", "--half", "b", "--wait"])?;
+    cluster.wait_whole("node1")?;
+    cluster.check_scrub()
 }

@@ -303,7 +303,7 @@ impl NodeVolume {
     pub fn replace(&self, half: Option<HalfName>, node: NodeId, cluster_id: &str) -> MailResult<()> {
         let cannot = |reason: String| Err(MailError::CannotDo(reason));
         if let Some(volume) = self.volume() {
-            let half = self.lost_half(&volume, half)?;
+            let half = self.lost_half(&volume, half, false)?;
             let disk = half.directory.parent().unwrap_or(&half.directory);
             empty_disk(disk)?;
             self.check_room(&volume, disk)?;
@@ -334,20 +334,24 @@ impl NodeVolume {
         let Some(volume) = self.volume() else {
             return Err(MailError::CannotDo(format!("volume {} is down: nothing to copy from", self.number)));
         };
-        let half = self.lost_half(&volume, half)?;
+        let half = self.lost_half(&volume, half, true)?;
         if half.directory.is_dir() {
             self.check_room(&volume, half.directory.parent().unwrap_or(&half.directory))?;
         }
         Ok(volume.resilver(half.name)?)
     }
 
-    /// The half that is not in use: the one that was named, or the only one.
-    fn lost_half(&self, volume: &Volume, name: Option<HalfName>) -> MailResult<HalfStatus> {
+    /// The half that is not in use, or that is damaged: the one that was named, or the only one.
+    fn lost_half(&self, volume: &Volume, name: Option<HalfName>, or_damaged: bool) -> MailResult<HalfStatus> {
         let halves = volume.halves();
         if halves.is_empty() {
             return Err(MailError::CannotDo(format!("volume {} is no mirror", self.number)));
         }
-        let lost = |half: &HalfStatus| matches!(half.state, HalfState::Stale { .. });
+        let lost = |half: &HalfStatus| match half.state {
+            HalfState::Stale { .. } => true,
+            HalfState::Damaged { .. } => or_damaged,
+            HalfState::Current | HalfState::Resilvering { .. } => false,
+        };
         let found = halves.into_iter().find(|half| name.map_or(lost(half), |name| half.name == name));
         match found {
             Some(half) if lost(&half) => Ok(half),

@@ -254,7 +254,7 @@ pub enum VolumeVerb {
     ///
     /// For a volume without a mirror: make it anew, empty; its replicas come back from the other nodes.
     Replace(HalfArgs),
-    /// Make a half that is not in use anew from the other one, whatever its disk holds
+    /// Make a half that is not in use, or is damaged, anew from the other one, whatever its disk holds
     Resilver(HalfArgs),
 }
 

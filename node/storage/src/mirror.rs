@@ -153,12 +153,19 @@ impl Mirror {
         self.rebuild_wanted.notify_all();
     }
 
+    /// A half that is in use, beside another one.
+    pub(crate) fn is_damaged(&self, name: HalfName) -> bool {
+        let halves = self.halves();
+        let is_damaged = |half: &Arc<Half>| half.name == name && half.damaged.load(Ordering::Relaxed);
+        halves.len() == 2 && halves.iter().any(is_damaged)
+    }
+
     /// Asks for a half to be made anew.
     pub(crate) fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
         {
             let mut sides = self.sides.lock();
             let own = side(&mut sides, name).0;
-            if own.lost.is_none() {
+            if own.lost.is_none() && !self.is_damaged(name) {
                 return Err(StorageError::Misuse(format!("half {name} is in use")));
             }
             own.rebuild = true;

@@ -82,8 +82,9 @@ impl VolumeOptions {
 
 /// The options of the database as a whole. Never without a look at it with [`strict`] ones before.
 pub(crate) fn database(options: &VolumeOptions, cache: &Cache) -> Result<Options, StorageError> {
-    // What a crash left in a mirror's write-ahead logs stays there: the other half may need it.
-    let kept = options.mirror.is_some().then_some("avoid_flush_during_recovery=true");
+    // What a crash left in a mirror's write-ahead logs stays there: the other half may need it. And what of a new half is in no
+    // log is of no use before all of it is in tables: it is let go with the database.
+    let kept = options.mirror.is_some().then_some("avoid_flush_during_recovery=true;avoid_flush_during_shutdown=true");
     let mut db = common(options, cache, kept.unwrap_or_default())?;
     db.create_if_missing(true);
     db.create_missing_column_families(true);

@@ -46,6 +46,8 @@ const REST_BYTES_MAX: u64 = 1 << 20;
 const ROUNDS_MAX: usize = 50;
 /// After a failure the damage that is read again asks for no new attempt for so long.
 const RETRY_MIN: Duration = Duration::from_secs(60);
+/// Between looks whether a copy is to be broken off.
+const WATCHED: Duration = Duration::from_millis(250);
 /// Records without a good copy that the log names at once.
 const LOST_TOLD_MAX: usize = 100;
 
@@ -106,7 +108,7 @@ fn next(mirror: &Mirror, rested: bool) -> Option<HalfName> {
         return None;
     }
     for side in mirror.sides.lock().iter_mut() {
-        if std::mem::take(&mut side.rebuild) && side.lost.is_some() {
+        if std::mem::take(&mut side.rebuild) && (side.lost.is_some() || mirror.is_damaged(side.record.name)) {
             // Whoever looks sees it asked for or under way, not lost in between.
             *mirror.resilvering.lock() = Some(side.record.name);
             return Some(side.record.name);
@@ -202,16 +204,19 @@ impl Resilver<'_> {
         }
         let estimates = Family::EVERY.map(|family| source.records_estimated(family));
         self.mirror.records.store(estimates.iter().sum(), Ordering::Relaxed);
-        let mut copy = Copying::new(self, &new, salvage, number);
-        for family in Family::EVERY {
-            copy.family(&sources, family)?;
+        let (over, ended) = mpsc::channel();
+        let (copied, broken_off) = thread::scope(|scope| {
+            let new = &new;
+            let watch = scope.spawn(move || self.watch(new, &ended));
+            let copied = self.copy(&sources, new, salvage, number);
+            drop::<mpsc::Sender<()>>(over);
+            (copied, watch.join().unwrap_or(None))
+        });
+        drop(sources);
+        if let Some(error) = broken_off {
+            return Err(error);
         }
-        copy.write()?;
-        let (lost, losses) = copy.lost()?;
-        drop((copy, sources));
-        self.tell(&lost, losses)?;
-        // The copy is in no log: what follows it is.
-        new.flush()?;
+        copied?;
         // Each record of the copy had a number of its own once, so the copy has used no more of them.
         let used = new.db.latest_sequence_number();
         new.offset = number.checked_sub(used).ok_or_else(|| StorageError::corrupt("resilver", "too many records"))?;
@@ -226,6 +231,37 @@ impl Resilver<'_> {
         // So that the last sync, for which writes wait, has little to do.
         new.sync()?;
         self.join(source, new)
+    }
+
+    /// All as of one moment, in tables on return.
+    fn copy(&self, sources: &[Source<'_>], new: &Half, salvage: Option<&Old>, number: u64) -> Result<(), StorageError> {
+        let mut copy = Copying::new(self, new, salvage, number);
+        for family in Family::EVERY {
+            copy.family(sources, family)?;
+        }
+        copy.write()?;
+        let (lost, losses) = copy.lost()?;
+        drop(copy);
+        self.tell(&lost, losses)?;
+        // The copy is in no log: what follows it is.
+        new.flush()
+    }
+
+    /// Breaks a copy off that would wait inside the database: for room on a disk that others have filled up, without an end; or
+    /// when the volume is closed. Until the other end is dropped; why, if it did.
+    fn watch(&self, new: &Half, over: &mpsc::Receiver<()>) -> Option<StorageError> {
+        while over.recv_timeout(WATCHED) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let error = match self.check() {
+                Err(error) => error,
+                Ok(()) if new.met.full.load(Ordering::Relaxed) => {
+                    StorageError::Refused(format!("the disk of {} has filled up", new.directory.display()))
+                }
+                Ok(()) => continue,
+            };
+            new.db.cancel_all_background_work(false);
+            return Some(error);
+        }
+        None
     }
 
     /// Recorded before the half is in use: nobody is to take the volume for whole.

@@ -33,6 +33,8 @@ const REST: Duration = Duration::from_secs(600);
 pub(crate) struct Met {
     damage: Mutex<Option<String>>,
     failure: Mutex<Option<Failure>>,
+    /// The disk was full.
+    pub full: AtomicBool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +47,7 @@ struct Failure {
 enum Told {
     Damage(String),
     Failure(Failure),
+    Full,
 }
 
 impl Met {
@@ -60,13 +63,14 @@ impl Met {
                 Some(Told::Failure(failure)) => {
                     met.failure.lock().get_or_insert(failure);
                 }
+                Some(Told::Full) => met.full.store(true, Ordering::Relaxed),
                 None => {}
             }
         })
     }
 }
 
-/// `Background IO error STATUS, reason NUMBER`: said of each error of a flush (0) or a compaction (1). A full disk is none
+/// `Background IO error STATUS, reason NUMBER`: said of each error of a flush (0) or a compaction (1). A full disk is no failure
 /// here: room may come, and the write-ahead log meets it too. Nor are descriptors that are all in use: no disk's fault.
 fn told(text: &str) -> Option<Told> {
     let (_, text) = text.split_once("Background IO error ")?;
@@ -74,8 +78,10 @@ fn told(text: &str) -> Option<Told> {
     if text.starts_with("Corruption") {
         return Some(Told::Damage(text.to_owned()));
     }
-    let wants = text.starts_with("IO error: No space left") || text.contains("Too many open files");
-    if !text.starts_with("IO error") || wants {
+    if text.starts_with("IO error: No space left") {
+        return Some(Told::Full);
+    }
+    if !text.starts_with("IO error") || text.contains("Too many open files") {
         return None;
     }
     Some(Told::Failure(Failure { of_compaction: text.ends_with("reason 1"), text: text.to_owned() }))
@@ -211,8 +217,9 @@ mod tests {
         let text = "Background IO error IO error: While pread: db/000012.sst: Input/output error, reason 1";
         let failure = Failure { of_compaction: true, text: text.replace("Background IO error ", "") };
         assert_eq!(told(text), Some(Told::Failure(failure)));
+        let text = "Background IO error IO error: No space left on device: While appending to file, reason 0";
+        assert_eq!(told(text), Some(Told::Full));
         for other in [
-            "Background IO error IO error: No space left on device: While appending to file, reason 0",
             "Background IO error IO error: While open a file for appending: db/000012.sst: Too many open files, reason 0",
             "Background IO error Shutdown in progress: , reason 1",
             "Compaction error: Corruption: block checksum mismatch",
