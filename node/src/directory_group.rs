@@ -201,7 +201,7 @@ pub struct DirectoryApplier {
 }
 
 impl Applier for DirectoryApplier {
-    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
+    fn apply(&self, index: u64, proposal: Proposal, marker: &Marker) -> Result<Reply, StorageError> {
         let state = &self.state;
         let command = Command::decode(&proposal.head)
             .map_err(|e| StorageError::Corrupt { key: format!("directory command {index}"), reason: e.to_string() })?;
@@ -222,7 +222,7 @@ impl Applier for DirectoryApplier {
         // Behind the lock, which readers on async threads wait for. What they see before this is committed, and a
         // process that ends here applies it again.
         let records = applied.changes.iter().map(|change| (change.key.clone(), change.value.clone().map(Bytes::from)));
-        self.storage.table().write(records, marker)?;
+        self.storage.table().write(records, marker.encode())?;
         state.revision.send_replace(index);
         Ok(Reply::Directory(applied.reply))
     }

@@ -60,8 +60,15 @@ impl Shard {
     ) -> io::Result<Arc<Shard>> {
         let events = Arc::new(Events::default());
         let state = storage.shard();
-        let newest = tokio::task::spawn_blocking(move || state.newest_remembered()).await.map_err(io::Error::other)?;
-        let clock = Arc::new(ShardClock::new(newest.map_err(io::Error::other)?, Instant::now()));
+        let applied = storage.clone();
+        let newest = tokio::task::spawn_blocking(move || {
+            // What is wrong with the marker is told where it is needed.
+            let marker = applied.applied().ok().flatten().and_then(|marker| Marker::decode(&marker).ok());
+            state.set_alone(marker.is_some_and(|marker| marker.is_alone()));
+            state.newest_remembered().map_err(io::Error::other)
+        });
+        let newest = newest.await.map_err(io::Error::other)??;
+        let clock = Arc::new(ShardClock::new(newest, Instant::now()));
         let marks = Arc::new(Marks { kept: Mutex::default(), applied: watch::Sender::new(()) });
         let moves = Arc::new(watch::Sender::new(()));
         let applier = Arc::new(ShardApplier {
@@ -173,9 +180,7 @@ impl Shard {
     /// Before a command is in the log, for then every replica has to apply it or end: one that has the only copy would begin anew
     /// with it at each start.
     async fn rehearse(&self, entry: (Stamp, u128), command: &Command, body_octets: Option<u64>) -> MailResult<()> {
-        if !self.group.leads() {
-            return Ok(());
-        }
+        // Also where it does not lead: it may by the time that the command is taken.
         let (state, command) = (self.state(), command.clone());
         blocking(move || state.rehearse(entry, &command, body_octets).map_err(storage_error)).await
     }
@@ -281,12 +286,14 @@ struct ShardApplier {
 }
 
 impl Applier for ShardApplier {
-    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, StorageError> {
+    fn apply(&self, index: u64, proposal: Proposal, marker: &Marker) -> Result<Reply, StorageError> {
         let (stamp, request, command) = Command::decode(&proposal.head)?;
         self.clock.seen(stamp.unix_ms, Instant::now());
         let body_octets = proposal.body.as_ref().map(|body| body.len() as u64);
         let mark = if let Command::Mark { mark } = command { Some(mark) } else { None };
         let freezes = matches!(command, Command::MoveAccount { step: MoveStep::Freeze, .. });
+        self.state.set_alone(marker.is_alone());
+        let marker = marker.encode();
         let (outcome, events) = self.state.apply_request(index, (stamp, request), command, body_octets, marker)?;
         if let Some(mark) = mark {
             *self.marks.kept.lock() = Some(KeptMark { mark, at: Instant::now(), export: self.storage.export() });

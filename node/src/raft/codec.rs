@@ -106,6 +106,11 @@ pub struct Marker {
 }
 
 impl Marker {
+    /// Whether the group has no other member.
+    pub fn is_alone(&self) -> bool {
+        self.membership.membership().nodes().count() == 1
+    }
+
     pub fn encode(&self) -> Bytes {
         encode(&MarkerRecord {
             applied: self.applied.map(Into::into),

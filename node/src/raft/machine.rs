@@ -19,7 +19,7 @@ const APPLY_BATCH_MAX: usize = 256;
 /// What a group's commands mean.
 pub trait Applier: Send + Sync + 'static {
     /// Applies one command, and keeps `marker` with it atomically. An error is the disk's and stops the group.
-    fn apply(&self, index: u64, proposal: Proposal, marker: Bytes) -> Result<Reply, storage::StorageError>;
+    fn apply(&self, index: u64, proposal: Proposal, marker: &Marker) -> Result<Reply, storage::StorageError>;
 
     /// A snapshot took the place of the state.
     fn installed(&self) -> Result<(), storage::StorageError>;
@@ -111,7 +111,7 @@ impl Machine {
         next.applied = Some(id);
         let reply = match payload {
             EntryPayload::Normal(proposal) => {
-                self.applier.apply(id.index, proposal, next.encode()).map_err(|e| self.damage.note(e))?
+                self.applier.apply(id.index, proposal, &next).map_err(|e| self.damage.note(e))?
             }
             EntryPayload::Blank => {
                 self.group.set_applied(next.encode()).map_err(|e| self.damage.note(e))?;

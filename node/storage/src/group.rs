@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     pub log: Mutex<LogState>,
     /// Held by whoever writes state, and looks first whether the group was dropped.
     pub apply: Mutex<Hints>,
+    /// No other replica has this one's state.
+    pub alone: AtomicBool,
     /// Read-locked until a reader has its snapshot; write-locked by the flip of an install.
     pub space: RwLock<SpaceRecord>,
     pub installing: Mutex<Option<Installing>>,
@@ -96,6 +98,7 @@ impl Group {
             order: Mutex::new(()),
             log: Mutex::new(log),
             apply: Mutex::default(),
+            alone: AtomicBool::new(false),
             space: RwLock::new(space),
             installing: Mutex::new(None),
             pins: Mutex::default(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use common::flips::flip_first;
 use common::{
     Replica, SHARD, append, blocks, copy_files, copy_volume, entry, forget_mark, live_wal, name, open, options, stamp,
 };
@@ -268,4 +269,46 @@ fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing
     replica.group.shard().rehearse((stamp(replica.now_s), 1_000), &store(MailboxId(99)), None).unwrap();
     assert_eq!(blocks(&replica.group), before);
     assert!(matches!(replica.run(store(mailbox)), Ok(Outcome::Stored { changed, .. }) if changed.len() == 10));
+}
+
+/// The beginning of the keys by which requests are forgotten, of the tests' time: group's space, kind 18, milliseconds since 1970.
+const REQUEST_TIMES: [u8; 9] = [0, 0, 0, 1, 18, 0, 0, 1, 0x8b];
+
+#[test]
+fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let append = || Command::Append {
+        account: AccountId(1),
+        mailbox: name("INBOX"),
+        flags: Flags::default(),
+        date: InternalDate::default(),
+        body: BodySource::Inline,
+        digest: Bytes::from_static(b"digest"),
+        quota: Quota::NONE,
+    };
+    let body = || Some(Bytes::from_static(b"body"));
+    let (next, now_s) = {
+        let volume = open(directory.path());
+        let mut replica = Replica::new(&volume);
+        for _ in 0..300 {
+            replica.run_with(append(), body()).unwrap();
+        }
+        (replica.next, replica.now_s)
+    };
+    // What the log holds is put into tables.
+    drop(open(directory.path()));
+    assert!(flip_first(directory.path(), "sst", &REQUEST_TIMES), "they lie in no table");
+    let volume = open(directory.path());
+    let mut replica = Replica { next, now_s: now_s + 3600, ..Replica::new(&volume) };
+    let shard = replica.group.shard();
+    let rehearse = |now_s| shard.rehearse((stamp(now_s), 0), &append(), Some(4));
+    // Another replica takes the place of one that meets it.
+    assert!(shard.newest_remembered().unwrap_err().is_unread());
+    assert!(rehearse(replica.now_s).unwrap_err().is_unread());
+    shard.set_alone(true);
+    assert_eq!(shard.newest_remembered().unwrap(), None);
+    for _ in 0..3 {
+        rehearse(replica.now_s).unwrap();
+        assert!(matches!(replica.run_as(0, append(), body()), Ok(Outcome::Appended { .. })));
+    }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Edit<'a> {
     /// Of the entry: the modseq of all that changes, and the id of a body that it completes.
     pub index: u64,
     pub stamp: Stamp,
+    /// No other replica has what this one cannot read.
+    pub alone: bool,
     /// Ranges that are deleted before anything is put.
     gone: Changes,
     /// Records that are written once and not read again by this command.
@@ -78,6 +80,7 @@ impl<'a> Edit<'a> {
             view,
             index,
             stamp,
+            alone: false,
             gone: Changes::default(),
             puts: Changes::default(),
             records: BTreeMap::new(),

@@ -22,6 +22,7 @@ mod totals;
 mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use types::MailError;
@@ -143,6 +144,12 @@ impl ShardState {
         applied
     }
 
+    /// Says whether no other replica has this one's state. Then nothing can be read elsewhere, and no replica takes this one's place:
+    /// what is only to be forgotten, and cannot be read, is left.
+    pub fn set_alone(&self, alone: bool) {
+        self.group.alone.store(alone, Ordering::Relaxed);
+    }
+
     /// Whether this replica can read all that a command would read that is proposed now, writing nothing: an error says what it
     /// cannot. Once committed, such a command ends every replica that has the same damage. What changes until it is applied is
     /// in memory, and sound.
@@ -193,7 +200,13 @@ impl ShardState {
             Fault::Mail(error) => StorageError::corrupt("request", error),
         };
         let held = Held::default();
-        let mut edit = Edit::new(sight(&self.group, &held), index, stamp);
+        let alone = self.group.alone.load(Ordering::Relaxed);
+        let edit_of = || {
+            let mut edit = Edit::new(sight(&self.group, &held), index, stamp);
+            edit.alone = alone;
+            edit
+        };
+        let mut edit = edit_of();
         let answer = match command.needs_here().map_or(Ok(()), |account| edit.check_here(account)) {
             Ok(()) => requests::known(&mut edit, request, command).map_err(storage)?,
             Err(Fault::Mail(refused)) => Some(Err(refused)),
@@ -210,7 +223,7 @@ impl ShardState {
                     Err(Fault::Storage(error)) => return Err(error),
                     // A refused command leaves nothing but the fate of its body.
                     Err(Fault::Mail(refused)) => {
-                        edit = Edit::new(sight(&self.group, &held), index, stamp);
+                        edit = edit_of();
                         match apply::discard_body(&mut edit, command, body_len) {
                             Ok(()) => Err(refused),
                             Err(Fault::Storage(error)) => return Err(error),

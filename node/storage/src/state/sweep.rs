@@ -1,7 +1,12 @@
 //! Forgetting what nobody came back for, a little with each delivery: unsettled fingerprints and abandoned uploads.
-//! Deterministic: what is old is judged by the command's stamp.
+//! Deterministic: what is old is judged by the command's stamp. But for what the only replica cannot read: no command is refused
+//! for what it would only forget.
 
-use super::edit::{Edit, Step};
+use std::sync::atomic::Ordering;
+
+use tracing::error;
+
+use super::edit::{Edit, Fault, Step};
 use super::{Hints, ShardState};
 use crate::error::StorageError;
 use crate::group::{Held, View};
@@ -22,10 +27,19 @@ pub(crate) fn older(edit: &Edit<'_>, kind: Kind, from: &mut u64, cutoff: u64, li
         return Ok(found);
     }
     let range = (edit.key(kind).u64(*from).done(), edit.key(kind).u64(cutoff).done());
-    edit.view.scan_range(range, |key, _| {
+    let scanned = edit.view.scan_range(range, |key, _| {
         found.push(key.to_vec());
         Ok(found.len() < limit)
-    })?;
+    });
+    match scanned {
+        Err(error) if edit.alone && error.is_unread() => {
+            // What is behind it is left as well, until the group is opened again.
+            error!(space = edit.view.space, %error, "what is old cannot be read, and stays");
+            *from = cutoff;
+            return Ok(found);
+        }
+        scanned => scanned?,
+    }
     // Nothing is older than the last one found, or than the cutoff when all were found: the next scan does not step
     // over the tombstones of this one. Only a hint: it changes what is read, never what is found.
     *from = match found.last().and_then(|key| u64_at(key, 5)) {
@@ -61,14 +75,20 @@ fn newest(view: &View<'_>, kind: Kind) -> Result<Option<u64>, StorageError> {
 
 impl ShardState {
     /// The stamp, in milliseconds since 1970, of the newest thing that is remembered for a while: a request, a
-    /// fingerprint or an upload.
+    /// fingerprint or an upload. Of the only replica, among those that can be read.
     pub fn newest_remembered(&self) -> Result<Option<i64>, StorageError> {
         self.group.check()?;
         let held = Held::default();
         let view = self.group.view(&held);
         let mut found = None;
         for kind in [Kind::RequestTime, Kind::FingerprintTime, Kind::UploadTime] {
-            found = found.max(newest(&view, kind)?);
+            found = found.max(match newest(&view, kind) {
+                Err(error) if error.is_unread() && self.group.alone.load(Ordering::Relaxed) => {
+                    error!(%error, "the newest that is remembered cannot be read");
+                    None
+                }
+                newest => newest?,
+            });
         }
         Ok(found.map(|found| i64::try_from(found).unwrap_or(i64::MAX)))
     }
@@ -90,7 +110,13 @@ pub(crate) fn uploads(edit: &mut Edit<'_>, hints: &mut Hints) -> Step<()> {
     let cutoff = edit.unix_ms().saturating_sub(UPLOAD_AGE_MS);
     for key in older(edit, Kind::UploadTime, &mut hints.uploads_from, cutoff, UPLOADS_PER_COMMAND)? {
         if let Some(upload) = u128_at(&key, 13) {
-            edit.drop_upload(upload)?;
+            match edit.drop_upload(upload) {
+                // Its pieces stay where they are.
+                Err(Fault::Storage(error)) if edit.alone && error.is_unread() => {
+                    error!(%error, "an old upload cannot be read")
+                }
+                dropped => dropped?,
+            }
         }
         edit.delete(key);
     }

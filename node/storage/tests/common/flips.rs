@@ -65,6 +65,16 @@ pub fn flip_where(half: &Path, extension: &str, needle: &[u8]) -> usize {
     flipped
 }
 
+/// Flips a bit where some octets lie first in a file of a kind, which in a table is before its index, and another one shortly
+/// before it: where the block begins with them, the one before may end with what is like them.
+pub fn flip_first(half: &Path, extension: &str, needle: &[u8]) -> bool {
+    let first = |path: PathBuf| Some((places(&path, needle).first().copied()?, path));
+    let Some((at, path)) = files_of(half, extension).into_iter().find_map(first) else { return false };
+    flip(&path, at);
+    flip(&path, at.saturating_sub(200));
+    true
+}
+
 /// Whether some octets lie in a half's files of a kind.
 pub fn lies_in(half: &Path, extension: &str, needle: &[u8]) -> bool {
     files_of(half, extension).iter().any(|path| !places(path, needle).is_empty())
