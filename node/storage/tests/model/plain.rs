@@ -67,11 +67,11 @@ impl Account {
     }
 
     fn create_with_parents(&mut self, index: u64, now: u32, text: &str) -> u64 {
-        let slashes = text.match_indices('/').map(|(at, _)| at);
-        for at in slashes {
-            if !self.mailboxes.contains_key(&text[..at]) {
-                self.create(index, now, &text[..at]);
-            }
+        let above: Vec<&str> = text.match_indices('/').map(|(at, _)| &text[..at]).collect();
+        // Above the nearest one that is there a name may be without a mailbox, as DELETE leaves it.
+        let there = above.iter().rposition(|name| self.mailboxes.contains_key(*name));
+        for name in &above[there.map_or(0, |nearest| nearest + 1)..] {
+            self.create(index, now, name);
         }
         self.create(index, now, text)
     }
