@@ -202,6 +202,21 @@ fn a_group_that_the_disk_gives_no_answer_for_can_be_dropped() {
     assert_eq!(volume.group(SHARD).unwrap().last_entry().unwrap(), None);
 }
 
+const ALICE: AccountId = AccountId(1);
+
+/// Of a message that the caller gives.
+fn to_inbox() -> Command {
+    Command::Append {
+        account: ALICE,
+        mailbox: name("INBOX"),
+        flags: Flags::default(),
+        date: InternalDate::default(),
+        body: BodySource::Inline,
+        digest: Bytes::from_static(b"digest"),
+        quota: Quota::NONE,
+    }
+}
+
 /// The disk answers so many reads more.
 #[derive(Debug)]
 struct UnansweredAfter(AtomicU64);
@@ -228,22 +243,12 @@ fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing
     let faults: Option<Arc<dyn Faults>> = Some(unanswered.clone());
     let volume = Volume::open(VolumeOptions { faults, ..options(directory.path()) }).unwrap();
     let mut replica = Replica::new(&volume);
-    let account = AccountId(1);
-    let append = || Command::Append {
-        account,
-        mailbox: name("INBOX"),
-        flags: Flags::default(),
-        date: InternalDate::default(),
-        body: BodySource::Inline,
-        digest: Bytes::from_static(b"digest"),
-        quota: Quota::NONE,
-    };
     for _ in 0..10 {
-        replica.run_with(append(), Some(Bytes::from_static(b"body"))).unwrap();
+        replica.run_with(to_inbox(), Some(Bytes::from_static(b"body"))).unwrap();
     }
-    let mailbox = replica.group.shard().mailbox(account, &name("INBOX")).unwrap().unwrap().id;
+    let mailbox = replica.group.shard().mailbox(ALICE, &name("INBOX")).unwrap().unwrap().id;
     let store = |mailbox| Command::Store {
-        account,
+        account: ALICE,
         mailbox,
         uids: UidSet::from_range(1, 10),
         action: StoreAction::Add,
@@ -251,7 +256,7 @@ fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing
         unchanged_since: None,
     };
     let before = blocks(&replica.group);
-    for (command, body_len, reads_min) in [(store(mailbox), None, 4), (append(), Some(4), 4)] {
+    for (command, body_len, reads_min) in [(store(mailbox), None, 4), (to_inbox(), Some(4), 4)] {
         let rehearse = || replica.group.shard().rehearse((stamp(replica.now_s), 1_000), &command, body_len);
         let mut reads = 0;
         loop {
@@ -277,21 +282,12 @@ const REQUEST_TIMES: [u8; 9] = [0, 0, 0, 1, 18, 0, 0, 1, 0x8b];
 #[test]
 fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done() {
     let directory = tempfile::tempdir().unwrap();
-    let append = || Command::Append {
-        account: AccountId(1),
-        mailbox: name("INBOX"),
-        flags: Flags::default(),
-        date: InternalDate::default(),
-        body: BodySource::Inline,
-        digest: Bytes::from_static(b"digest"),
-        quota: Quota::NONE,
-    };
     let body = || Some(Bytes::from_static(b"body"));
     let (next, now_s) = {
         let volume = open(directory.path());
         let mut replica = Replica::new(&volume);
         for _ in 0..300 {
-            replica.run_with(append(), body()).unwrap();
+            replica.run_with(to_inbox(), body()).unwrap();
         }
         (replica.next, replica.now_s)
     };
@@ -301,7 +297,7 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
     let volume = open(directory.path());
     let mut replica = Replica { next, now_s: now_s + 3600, ..Replica::new(&volume) };
     let shard = replica.group.shard();
-    let rehearse = |now_s| shard.rehearse((stamp(now_s), 0), &append(), Some(4));
+    let rehearse = |now_s| shard.rehearse((stamp(now_s), 0), &to_inbox(), Some(4));
     // Another replica takes the place of one that meets it.
     assert!(shard.newest_remembered().unwrap_err().is_unread());
     assert!(rehearse(replica.now_s).unwrap_err().is_unread());
@@ -309,6 +305,6 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
     assert_eq!(shard.newest_remembered().unwrap(), None);
     for _ in 0..3 {
         rehearse(replica.now_s).unwrap();
-        assert!(matches!(replica.run_as(0, append(), body()), Ok(Outcome::Appended { .. })));
+        assert!(matches!(replica.run_as(0, to_inbox(), body()), Ok(Outcome::Appended { .. })));
     }
 }
