@@ -103,8 +103,8 @@ fn another_clusters_data_a_newer_format_and_a_copy_are_refused_by_name() -> Resu
 
     let disk = cluster.disk(VICTIM);
     let identity = fs::read_to_string(disk.join("IDENTITY"))?;
-    fs::write(disk.join("IDENTITY"), identity.replace("format 1", "format 3").replace("format 2", "format 3"))?;
-    refuses(&mut cluster.nodes[VICTIM], &["has format 3", "formats up to 2"])?;
+    fs::write(disk.join("IDENTITY"), identity.replace("format 2", "format 4").replace("format 3", "format 4"))?;
+    refuses(&mut cluster.nodes[VICTIM], &["has format 4", "formats up to 3"])?;
     fs::write(disk.join("IDENTITY"), &identity)?;
 
     // The first node's data at the third node's address, while the first runs.

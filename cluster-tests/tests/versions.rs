@@ -14,8 +14,8 @@ use cluster_tests::{Cluster, ClusterOptions, Scenario, eventually, is_long};
 
 /// Bounds only how long a test waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
-const OWN: u64 = 2;
-const NEXT: u64 = 3;
+const OWN: u64 = 3;
+const NEXT: u64 = 4;
 
 /// Stops a node as an upgrade does, and starts it with another program; `None`: this version's.
 fn roll(scenario: &mut Scenario, node: usize, program: Option<&PathBuf>) -> Result<()> {
@@ -80,7 +80,7 @@ fn neighbouring_versions_serve_together_and_an_older_one_is_refused_once_it_coul
     let beyond = scenario.cluster.program_of_format(NEXT as u32 + 1)?;
     scenario.progress()?;
     wait_formats(&scenario.cluster, 4, &[OWN], OWN)?;
-    is_refused(&mut scenario.cluster, Some(beyond), "is of format 4")?;
+    is_refused(&mut scenario.cluster, Some(beyond), "is of format 5")?;
 
     // Two of each version.
     roll(&mut scenario, 0, Some(&next))?;
@@ -116,12 +116,12 @@ fn neighbouring_versions_serve_together_and_an_older_one_is_refused_once_it_coul
     scenario.cluster.nodes[0].program = None;
     scenario.cluster.nodes[0].start()?;
     let (code, said) = scenario.cluster.nodes[0].ended()?;
-    let why = "has format 3; this program knows formats up to 2";
+    let why = "has format 4; this program knows formats up to 3";
     ensure!(code == Some(1) && said.contains(why), "ended with {code:?}: {said}");
     scenario.cluster.nodes[0].program = Some(next.clone());
     scenario.cluster.nodes[0].start()?;
     scenario.cluster.nodes[0].wait_ready()?;
-    is_refused(&mut scenario.cluster, None, "knows formats up to 2, and the cluster writes format 3")?;
+    is_refused(&mut scenario.cluster, None, "knows formats up to 3, and the cluster writes format 4")?;
     scenario.cluster.wait_settled()?;
     move_between(&scenario.cluster, 0, 3)?;
     scenario.progress()?;

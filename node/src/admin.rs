@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use directory::{Command, DirectoryError, NewAccount, NodeState, PasswordHash, QuotaChange, Start};
+use directory::{
+    Command, DirectoryError, NewAccount, NewNode, NodeState, PasswordHash, QuotaChange, Start, WAITS_FORMAT,
+};
 use openraft::BasicNode;
 use proto::wire::admin_request::Request;
 use proto::wire::change_volume_request::Change;
@@ -165,9 +167,10 @@ impl DirectoryStore for Node {
                 propose(self, &Command::UpdateNodeAddress { id, address }).await?;
             }
             None => {
-                propose(self, &Command::RegisterNode(new_node(&request, voter))).await?;
                 // It holds nothing and has no vote until somebody has it join.
-                if is_founded {
+                let waits = is_founded && format::in_force() >= WAITS_FORMAT;
+                propose(self, &Command::RegisterNode(NewNode { waits, ..new_node(&request, voter) })).await?;
+                if is_founded && !waits {
                     let (id, state) = (NodeId(request.id), NodeState::Draining);
                     propose(self, &Command::SetNodeState { id, state }).await?;
                 }

@@ -359,6 +359,7 @@ async fn create_cluster(node: &Node) -> MailResult<()> {
     propose(node, &command).await
 }
 
+/// As it says itself, taking its share at once.
 pub fn new_node(request: &RegisterNodeRequest, voter: bool) -> directory::NewNode {
     directory::NewNode {
         id: NodeId(request.id),
@@ -368,6 +369,7 @@ pub fn new_node(request: &RegisterNodeRequest, voter: bool) -> directory::NewNod
         weight: request.weight,
         voter,
         format: request.format,
+        waits: false,
     }
 }
 

@@ -196,7 +196,12 @@ pub struct NewNode {
     pub voter: bool,
     /// As in [`Command::NoteNodeStart`].
     pub format: u32,
+    /// It holds nothing until somebody has it join: it is draining. Only in commands of [`WAITS_FORMAT`] and later ones.
+    pub waits: bool,
 }
+
+/// The format of the commands that register a node as one that waits.
+pub const WAITS_FORMAT: u32 = 3;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewAccount {

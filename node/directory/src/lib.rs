@@ -22,7 +22,7 @@ mod values;
 
 pub use apply::{AccountPlace, Applied, Reply};
 pub use change::{Change, ChangedRecord};
-pub use command::{Command, NewAccount, NewNode};
+pub use command::{Command, NewAccount, NewNode, WAITS_FORMAT};
 pub use error::{DirectoryError, RecipientError};
 pub use hash::shard_of;
 pub use plan::{Move, PlacementNode, Warning, moves, propose, warnings};

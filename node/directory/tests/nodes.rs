@@ -100,6 +100,23 @@ fn a_node_joins_and_takes_its_share() {
 }
 
 #[test]
+fn a_node_that_waits_holds_nothing_until_it_joins() {
+    let mut story = Story::begin();
+    settle(&mut story);
+    let before = placements(&story);
+    story.must(Command::RegisterNode(NewNode { waits: true, ..new_node(4) }));
+    assert_eq!(story.directory.node(NodeId(4)).unwrap().state, NodeState::Draining);
+    settle(&mut story);
+    assert_eq!(placements(&story), before);
+    // It says so again after a restart, and once it has joined.
+    story.must(Command::RegisterNode(NewNode { waits: true, ..new_node(4) }));
+    story.must(Command::SetNodeState { id: NodeId(4), state: NodeState::Active });
+    story.must(Command::RegisterNode(NewNode { waits: true, ..new_node(4) }));
+    settle(&mut story);
+    assert_eq!(story.directory.placements_on(NodeId(4)).count(), 8);
+}
+
+#[test]
 fn joining_again_with_the_same_words_is_no_change() {
     let mut story = Story::begin();
     story.must(Command::SetNodeVoter { id: NodeId(3), voter: false });

@@ -160,6 +160,7 @@ async fn the_directory_begins_anew_after_a_panic_and_after_an_error_of_its_stora
         weight: 1,
         voter: true,
         format: types::format::known(),
+        waits: false,
     };
     let id = settings(directory.path(), 1).cluster_id().unwrap();
     propose(&groups, directory::Command::CreateCluster { id, shards: 2, replicas: 1, nodes: vec![node] }).await;

@@ -318,6 +318,7 @@ mod tests {
             weight: 1,
             voter: true,
             format: 1,
+            waits: false,
         };
         let commands = [
             Command::CreateCluster { id: ClusterId([7; 16]), shards: 2, replicas: 1, nodes: vec![node(1), node(2)] },

@@ -24,7 +24,7 @@ pub fn directory() -> Directory {
 
 pub fn new_node(id: u64) -> NewNode {
     let (name, address, zone) = (format!("node{id}"), format!("host{id}:1"), format!("zone-{id}"));
-    NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3, format: 1 }
+    NewNode { id: NodeId(id), name, address, zone, weight: 1, voter: id <= 3, format: 1, waits: false }
 }
 
 pub fn nodes_of(ids: &[u64]) -> Vec<NodeId> {

@@ -9,12 +9,13 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const DIGITS: usize = 8;
-/// What each brought: 1 is the first; by commands of format 2 a mailbox that goes leaves remains.
+/// What each brought: 1 is the first; by commands of format 2 a mailbox that goes leaves remains; by those of format 3 a node
+/// is registered as one that waits for its join.
 ///
 /// As text, once in the program: tests of upgrades write a greater number over it in a copy, which is then the next
 /// version's program.
 #[used]
-static NUMBER: [u8; 16 + DIGITS] = *b"mailring-format:00000002";
+static NUMBER: [u8; 16 + DIGITS] = *b"mailring-format:00000003";
 
 static KNOWN: LazyLock<u32> = LazyLock::new(|| {
     let digits = black_box(&NUMBER).last_chunk::<DIGITS>().copied().unwrap_or_default();
@@ -65,9 +66,9 @@ mod tests {
     #[test]
     fn the_number_in_the_program_is_the_format() {
         assert!(NUMBER.starts_with(b"mailring-format:"));
-        assert_eq!(known(), 2);
-        assert!(reads(1) && reads(2) && !reads(0) && !reads(3));
-        assert!(speaks_with(1) && speaks_with(3) && !speaks_with(0) && !speaks_with(4));
+        assert_eq!(known(), 3);
+        assert!(reads(1) && reads(3) && !reads(0) && !reads(4));
+        assert!(speaks_with(2) && speaks_with(4) && !speaks_with(1) && !speaks_with(5));
     }
 
     #[test]

@@ -216,7 +216,7 @@ fn new_node(others: &BTreeMap<NodeId, Node>, new: &NewNode) -> Result<Node, Dire
         address: new.address.clone(),
         zone: new.zone.clone(),
         weight: new.weight,
-        state: NodeState::Active,
+        state: if new.waits { NodeState::Draining } else { NodeState::Active },
         directory_voter: new.voter,
         start: Start::default(),
         format: new.format.max(1),

@@ -216,6 +216,7 @@ fn node_form(node: &NewNode) -> NodeForm {
         weight: node.weight,
         voter: node.voter,
         format: node.format,
+        waits: node.waits,
     }
 }
 
@@ -344,6 +345,7 @@ fn new_node(form: NodeForm) -> NewNode {
         weight: form.weight,
         voter: form.voter,
         format: form.format,
+        waits: form.waits,
     }
 }
 

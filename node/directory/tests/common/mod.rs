@@ -110,5 +110,6 @@ pub fn new_node(number: u64) -> NewNode {
         weight: 1,
         format: 0,
         voter: number <= 3,
+        waits: false,
     }
 }

@@ -30,6 +30,8 @@ pub struct NodeForm {
     pub voter: bool,
     #[prost(uint32, tag = "7")]
     pub format: u32,
+    #[prost(bool, tag = "8")]
+    pub waits: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
