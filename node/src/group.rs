@@ -384,6 +384,11 @@ impl Group {
         self.metrics().membership_config.log_id().as_ref().map_or(0, |id| id.index)
     }
 
+    /// The newest that it has heard of.
+    pub fn term(&self) -> u64 {
+        self.metrics().current_term
+    }
+
     /// It leads, and a majority has answered it lately.
     pub fn leads_majority(&self) -> bool {
         let metrics = self.metrics();

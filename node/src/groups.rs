@@ -19,7 +19,7 @@ use types::{MailError, MailResult, NodeId, ShardId};
 use crate::directory_group::{DirectoryApplier, DirectoryState};
 use crate::group::{Group, GroupContext};
 use crate::homes::{self, NOWHERE};
-use crate::raft::{Peers, Raft, RaftGroups, damage_in};
+use crate::raft::{Peers, Raft, RaftGroups, Vote, damage_in, encode_vote};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
 use crate::volumes::{NodeVolume, Volumes};
@@ -220,12 +220,12 @@ impl Groups {
         &self,
         id: ShardId,
         discard: Option<u64>,
-        vote: Bytes,
+        vote: Vote,
         votes_from: u64,
     ) -> io::Result<Option<u32>> {
         let _starting = self.starting.lock().await;
         if let Some(membership) = discard {
-            self.discard(id, membership).await?;
+            self.discard(id, membership, &vote).await?;
         }
         if !self.lost().contains(&id) && !self.absent().contains(&id) {
             return Ok(None);
@@ -237,7 +237,7 @@ impl Groups {
         let before = self.homes.lock().get(&group).copied().filter(|before| *before != home);
         let first = self.volumes.first().map_err(io::Error::other)?;
         self.homes.lock().insert(group, NOWHERE);
-        blocking(move || homes::begin(&first, (home, &opened), group, (vote, votes_from))).await?;
+        blocking(move || homes::begin(&first, (home, &opened), group, (encode_vote(&vote), votes_from))).await?;
         self.homes.lock().insert(group, home);
         self.damaged.lock().remove(&id);
         self.start_on(id, &volume).await?;
@@ -249,9 +249,12 @@ impl Groups {
     }
 
     /// Drops a replica with its votes. From then on it is lost: nothing of it comes back by itself.
-    async fn discard(&self, id: ShardId, membership: u64) -> io::Result<()> {
-        // It may be a member again by now, and the call late.
-        let is_discarded = |shard: &Arc<Shard>| !shard.group.leads() && shard.group.membership_index() <= membership;
+    async fn discard(&self, id: ShardId, membership: u64, vote: &Vote) -> io::Result<()> {
+        // It may be a member again by now, or follow another leader, and the call late.
+        let is_discarded = |shard: &Arc<Shard>| {
+            let group = &shard.group;
+            !group.leads() && group.membership_index() <= membership && group.term() <= vote.leader_id.term
+        };
         let Some(shard) = self.shards.read().get(&id).cloned().filter(is_discarded) else { return Ok(()) };
         self.settle(GroupId(id.0), NOWHERE).await?;
         self.shards.write().remove(&id);

@@ -187,6 +187,8 @@ async fn round(node: &Node, steps: &mut Steps) {
         let Some(step) = step::next(&view).filter(|_| steps.takes(shard.id)) else { continue };
         let node = node.clone();
         steps.begin(shard.id, async move {
+            // A scrub has this very group go on without a replica, and that one made anew.
+            let Ok(_alone) = shard.membership.try_lock() else { return };
             match take(&node, &shard, step.clone()).await {
                 Ok(()) => {
                     // A copy begins slowly.
@@ -261,9 +263,10 @@ async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
             // Before anything goes to it: what is not known as a copy yields to nothing.
             node.groups().peers.begin_copying(shard.group.id, replica.0);
             let added = shard.group.raft.add_learner(replica.0, learner, false).await;
-            return added
-                .map(|_| reach(Failpoint::LearnerAdded, shard.group.id))
-                .map_err(|e| MailError::CannotDo(e.to_string()));
+            added.map_err(|e| MailError::CannotDo(e.to_string()))?;
+            may_lose_its_log(shard, replica, true).await;
+            reach(Failpoint::LearnerAdded, shard.group.id);
+            return Ok(());
         }
         Step::HandOver(heir) => {
             if !step_aside::serves_well(node, heir).await {
@@ -282,11 +285,23 @@ async fn take(node: &Node, shard: &Arc<Shard>, step: Step) -> MailResult<()> {
             (Failpoint::RemoveProposed, change, Failpoint::Removed)
         }
         Step::Settle(voters) => (Failpoint::SettleProposed, voters_are(voters), Failpoint::Settled),
-        Step::Change(voters) => (Failpoint::ChangeProposed, voters_are(voters), Failpoint::Changed),
+        Step::Change(voters) => {
+            for voter in voters.iter().filter(|voter| !has_vote(shard, **voter)) {
+                may_lose_its_log(shard, *voter, false).await;
+            }
+            (Failpoint::ChangeProposed, voters_are(voters), Failpoint::Changed)
+        }
     };
     reach(before, shard.group.id);
     let changed = shard.group.raft.change_membership(change, false).await;
     changed.map(|_| reach(after, shard.group.id)).map_err(|e| MailError::CannotDo(e.to_string()))
+}
+
+/// A learner may be begun anew by a call that comes late, after it has said what it has: its leader would send what is behind that
+/// for ever. It asks again where this is allowed. A voter never may.
+async fn may_lose_its_log(shard: &Shard, replica: NodeId, may: bool) {
+    // A group that has stopped, or another that leads, does not matter here.
+    drop(shard.group.raft.trigger().allow_next_revert(&replica.0, may).await);
 }
 
 fn has_vote(shard: &Shard, replica: NodeId) -> bool {
@@ -309,7 +324,7 @@ pub async fn begin_at(node: &Node, shard: &Arc<Shard>, replica: NodeId, discard:
 /// damaged and to be discarded. Only the leader of its group may say so.
 pub async fn begin(node: &Node, request: BeginReplicaRequest) -> MailResult<()> {
     let shard = ShardId(request.shard);
-    let vote = crate::raft::vote_record(request.vote).map_err(|e| MailError::Invalid(e.to_string()))?;
+    let vote = crate::raft::vote_from_wire(request.vote).map_err(|e| MailError::Invalid(e.to_string()))?;
     let discard = request.discard.then_some(request.membership);
     let begun = node.groups().begin_replica(shard, discard, vote, request.votes_from).await;
     match begun.map_err(|error| MailError::Internal(error.to_string()))? {

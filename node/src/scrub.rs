@@ -36,6 +36,8 @@ const START_MAX: Duration = Duration::from_secs(600);
 const HEIR_MAX: Duration = Duration::from_secs(15);
 /// From the proposal of a membership to its being applied.
 const REMOVE_MAX: Duration = Duration::from_secs(15);
+/// From asking a node to begin its replica anew to its answer.
+const BEGIN_MAX: Duration = Duration::from_secs(30);
 /// How long a leader is waited for that gives its place to another one.
 const LEAVE_MAX: Duration = Duration::from_secs(8);
 /// What is told of a body that no message has: nobody must act.
@@ -331,6 +333,8 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
             None => "nothing: no good replica".to_owned(),
         };
     }
+    // Until it has begun anew nobody is to bring it in again as it is.
+    let _alone = shard.membership.lock().await;
     // What is committed without it is on a majority of the others before its copy goes.
     let removed = raft.change_membership(ChangeMembers::RemoveVoters([wrong.0].into()), false);
     match tokio::time::timeout(REMOVE_MAX, removed).await {
@@ -338,9 +342,10 @@ async fn repair(node: &Node, shard: &Arc<Shard>, wrong: NodeId, known: (&[u64], 
         Ok(Err(error)) => return format!("nothing: {error}"),
         Err(_) => return "nothing: no majority answers".to_owned(),
     }
-    match membership::begin_at(node, shard, wrong, true).await {
-        Ok(()) => "made anew from the others".to_owned(),
-        Err(error) => format!("nothing: {error}"),
+    match tokio::time::timeout(BEGIN_MAX, membership::begin_at(node, shard, wrong, true)).await {
+        Ok(Ok(())) => "made anew from the others".to_owned(),
+        Ok(Err(error)) => format!("nothing: {error}"),
+        Err(_) => "nothing: its node does not answer".to_owned(),
     }
 }
 

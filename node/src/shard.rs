@@ -40,6 +40,8 @@ pub struct Shard {
     pub is_compared: AtomicBool,
     /// Another replica's leader compares them, since this one cannot be read.
     pub seen_to: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Held by whoever changes its group's membership step by step, as its leader.
+    pub membership: tokio::sync::Mutex<()>,
     /// Mail operations asked of it since it started.
     pub operations: AtomicU64,
     clock: Arc<ShardClock>,
@@ -81,13 +83,15 @@ impl Shard {
         });
         let group = Group::start(storage, applier, context).await?;
         let (maildrops, recent, is_compared) = (Arc::default(), Mutex::default(), AtomicBool::new(false));
-        let (seen_to, operations) = (tokio::sync::Mutex::default(), AtomicU64::new(0));
+        let (seen_to, membership) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let operations = AtomicU64::new(0);
         Ok(Arc::new(Shard {
             id,
             group,
             volume,
             is_compared,
             seen_to,
+            membership,
             operations,
             clock,
             events,

@@ -1,20 +1,22 @@
 //! Groups of a node that is alone, without its network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use directory::{NewNode, Start};
-use openraft::BasicNode;
 use openraft::async_runtime::WatchReceiver;
+use openraft::impls::leader_id_std::LeaderId;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::{BasicNode, EntryPayload};
 use proto::ClusterTlsFiles;
 use storage::{Command, GroupId, Volume, VolumeOptions};
 use types::{AccountId, DomainName, MailError, ShardId};
 
 use super::Groups;
 use crate::group::{Group, GroupContext, StartCount};
-use crate::raft::{Peers, Raft, Reply};
+use crate::raft::{Entry, LogId, Membership, Peers, Raft, Reply, Vote};
 use crate::settings::{ClusterSettings, NodeSettings, VolumeSettings};
 use crate::shard::Shard;
 use crate::step_aside::Stall;
@@ -152,18 +154,7 @@ async fn a_group_that_storage_has_failed_once_begins_anew_and_has_all_that_was_a
 async fn the_directory_begins_anew_after_a_panic_and_after_an_error_of_its_storage() {
     let directory = tempfile::tempdir().unwrap();
     let groups = groups(directory.path(), 1).await;
-    let node = NewNode {
-        id: groups.own,
-        name: "node1".to_owned(),
-        address: "127.0.0.1:1".to_owned(),
-        zone: "default".to_owned(),
-        weight: 1,
-        voter: true,
-        format: types::format::known(),
-        waits: false,
-    };
-    let id = settings(directory.path(), 1).cluster_id().unwrap();
-    propose(&groups, directory::Command::CreateCluster { id, shards: 2, replicas: 1, nodes: vec![node] }).await;
+    create_cluster(&groups, directory.path()).await;
     let add = |name: &str| directory::Command::CreateDomain { name: DomainName::parse(name).unwrap() };
     propose(&groups, add("one.test")).await;
     panic_in(&groups.directory().raft).await;
@@ -187,6 +178,21 @@ async fn begins_again(groups: &Groups, now: Instant) {
     assert!(is_ended(&groups.directory()), "not at once");
     groups.begin_ended(now + LATER).await;
     eventually("it leads again", async || groups.directory().leads()).await;
+}
+
+async fn create_cluster(groups: &Groups, directory: &Path) {
+    let node = NewNode {
+        id: groups.own,
+        name: "node1".to_owned(),
+        address: "127.0.0.1:1".to_owned(),
+        zone: "default".to_owned(),
+        weight: 1,
+        voter: true,
+        format: types::format::known(),
+        waits: false,
+    };
+    let id = settings(directory, 1).cluster_id().unwrap();
+    propose(groups, directory::Command::CreateCluster { id, shards: 2, replicas: 1, nodes: vec![node] }).await;
 }
 
 async fn propose(groups: &Groups, command: directory::Command) {
@@ -226,5 +232,44 @@ async fn the_replicas_of_a_volume_that_is_given_up_end_and_let_go_of_it() {
     groups.begin_ended(Instant::now() + LATER).await;
     assert!(groups.shard(id).is_err());
     create_account(&kept, 1).await.unwrap();
+    groups.stop().await;
+}
+
+/// As a leader of this term: an entry, and a membership without this node.
+async fn lead_from_afar(shard: &Shard, term: u64) {
+    let leader = 9;
+    let id = |index| LogId::new(LeaderId::new(term, leader), index);
+    let members = BTreeMap::from([(leader, BasicNode::new("127.0.0.1:9"))]);
+    let others = Membership::new(vec![BTreeSet::from([leader])], members).unwrap();
+    let payloads = [EntryPayload::Membership(others), EntryPayload::Blank];
+    let entries = (0..).zip(payloads).map(|(index, payload)| Entry { log_id: id(index), payload }).collect();
+    let request = AppendEntriesRequest {
+        vote: Vote::new_committed(term, leader),
+        prev_log_id: None,
+        entries,
+        leader_commit: None,
+    };
+    let answer = shard.group.raft.append_entries(request).await.unwrap();
+    assert!(matches!(answer, AppendEntriesResponse::Success), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_begun_anew_by_the_leader_that_it_follows_and_by_none_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let groups = groups(directory.path(), 1).await;
+    create_cluster(&groups, directory.path()).await;
+    propose(&groups, directory::Command::set_placement(ShardId(0), vec![groups.own])).await;
+    let shard = groups.start_shard(ShardId(0), true).await.unwrap().unwrap();
+    lead_from_afar(&shard, 2).await;
+    let begin = async |term, membership| {
+        groups.begin_replica(ShardId(0), Some(membership), Vote::new_committed(term, 9), 1).await.unwrap()
+    };
+    // A call that comes late: another leads by now.
+    assert_eq!(begin(1, 5).await, None);
+    assert!(Arc::ptr_eq(&groups.shard(ShardId(0)).unwrap(), &shard));
+    assert_eq!(begin(2, 5).await, Some(1));
+    let begun = groups.shard(ShardId(0)).unwrap();
+    assert_eq!(begun.group.status().last_index, 0);
+    assert!(!begun.group.takes_part(), "it knows nothing of what was there before it");
     groups.stop().await;
 }

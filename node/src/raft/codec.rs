@@ -247,11 +247,6 @@ pub fn vote_from_wire(wire: Option<wire::Vote>) -> io::Result<Vote> {
     Ok(vote(wire.term, wire.leader, wire.committed))
 }
 
-/// The disk's form of another node's vote.
-pub fn vote_record(wire: Option<wire::Vote>) -> io::Result<Bytes> {
-    vote_from_wire(wire).map(|vote| encode_vote(&vote))
-}
-
 pub fn membership_to_wire(membership: &Membership) -> wire::Membership {
     wire::Membership {
         configs: membership

@@ -22,7 +22,7 @@ use openraft_rt_tokio::TokioRuntime;
 use storage::Failpoint;
 use types::{MailError, MailResult};
 
-pub use codec::{Marker, vote_record, vote_to_wire};
+pub use codec::{Marker, encode_vote, vote_from_wire, vote_to_wire};
 pub use damage::{Damage, damage_in};
 pub use log::{GroupLog, Synced};
 pub use machine::{Applier, Machine};
