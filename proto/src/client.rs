@@ -18,11 +18,12 @@ use types::{MailError, MailResult};
 use crate::body::Body;
 use crate::error::mail_error;
 use crate::format::user_agent;
-use crate::refusals::{self, Heard};
+use crate::refusals;
 use crate::role::ROLE_NODE;
 use crate::server::GRPC_MESSAGE_OCTETS_MAX;
 use crate::socket;
 use crate::store::{DirectoryStore, ItemStream, MailStore};
+use crate::stream::Known;
 use crate::wire::append_part::Part as AppendPiece;
 use crate::wire::deliver_part::Part as DeliverPiece;
 use crate::wire::directory_client::DirectoryClient;
@@ -115,7 +116,7 @@ fn connect_with(address: &str, tls: Arc<ClientConfig>, keep_alive_max: Duration)
             if let Err(error) = &connected {
                 refusals::tell(&authority, error);
             }
-            connected.map(|stream| TokioIo::new(Heard { stream, peer: authority }))
+            connected.map(|stream| TokioIo::new(Known { stream, peer: authority }))
         }
     })))
 }

@@ -13,6 +13,7 @@ mod role;
 mod server;
 mod socket;
 mod store;
+mod stream;
 mod tls;
 
 /// The generated messages and gRPC stubs of package `mailring.v1`.
@@ -26,9 +27,10 @@ pub use client::{GrpcNode, connect, connect_for_bulk};
 pub use convert::{fetched_flags, uid_set_from_wire, uid_set_to_wire};
 pub use error::{mail_error, status};
 pub use format::check_format;
-pub use listen::{Peer, PeerStream, accept_peers, accept_peers_while};
+pub use listen::{Peer, accept_peers, accept_peers_while};
 pub use request::{MESSAGES_PER_CHANGE_MAX, fresh_request_id};
 pub use role::{PeerRole, ROLE_ADMIN, ROLE_NODE, ROLE_ROUTER};
 pub use server::{DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService};
 pub use store::{DirectoryStore, ItemStream, MailStore, NodeApi};
+pub use stream::PeerStream;
 pub use tls::{ClusterTls, ClusterTlsFiles};
