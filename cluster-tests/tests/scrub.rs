@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, ClusterOptions, Random, Scenario, TABLES, check_large, eventually, fill, flip, rounds};
+use cluster_tests::{
+    Cluster, ClusterOptions, Injection, Random, Scenario, TABLES, check_large, eventually, fill, flip, rounds,
+};
 use proto::wire::{CompareShardReply, CompareShardRequest};
 use proto::{ClusterTls, DirectoryStore, GrpcNode};
 use serde_json::Value;
@@ -13,6 +15,8 @@ use types::{MailError, MailResult};
 
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
+/// Of each sync, in microseconds.
+const SLOW: &str = "delay_enter=500000";
 const PATIENCE: Duration = Duration::from_secs(300);
 const ONE_MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 
@@ -139,26 +143,52 @@ fn a_damaged_half_that_nobody_reads_is_found_and_made_anew() -> Result<()> {
     scenario.finish()
 }
 
+/// Flips bits of a node whose disk has no mirror.
+fn damage(scenario: &mut Scenario, random: &mut Random, victim: usize) -> Result<()> {
+    scenario.progress()?;
+    scenario.cluster.nodes[victim].kill()?;
+    scenario.cluster.start_all()?;
+    scenario.cluster.wait_ready()?;
+    // Bodies alone: a compaction that meets a damaged table ends the node, whose disk has no mirror.
+    let flipped = flip(&scenario.cluster.disk(victim), &["blob"], random, BODY_FLIPS)?;
+    ensure!(flipped == BODY_FLIPS, "no bodies in files yet");
+    Ok(())
+}
+
+fn is_mended_by_scrubs(cluster: &Cluster) -> Result<()> {
+    let found = cluster.scrub_known(&[])?;
+    ensure!(found["clean"] == false, "{found:#}");
+    // A replica that leads is handed over first, and made anew by the next scrub.
+    eventually("all is mended", PATIENCE, || {
+        let again = cluster.scrub(&[])?;
+        ensure!(again["clean"] == true, "{again:#}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<()> {
     let (mut scenario, mut random, seed, rounds) = filled(ClusterOptions::DEFAULT, 83, 1)?;
     for round in 0..rounds {
-        scenario.progress()?;
+        damage(&mut scenario, &mut random, (round % 3) as usize)?;
+        is_mended_by_scrubs(&scenario.cluster)?;
+        eventually("all replicas vote", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
+    }
+    check_large(&scenario.cluster, seed)?;
+    scenario.finish()
+}
+
+/// It is out of its group for a while before it begins anew. As it is, nobody is to bring it in again.
+#[test]
+fn a_damaged_replica_whose_disk_is_slow_is_brought_in_once_it_has_begun_anew() -> Result<()> {
+    let (mut scenario, mut random, seed, rounds) = filled(ClusterOptions::DEFAULT, 86, 1)?;
+    for round in 0..rounds {
         let victim = (round % 3) as usize;
-        scenario.cluster.nodes[victim].kill()?;
-        scenario.cluster.start_all()?;
-        scenario.cluster.wait_ready()?;
-        // Bodies alone: a compaction that meets a damaged table ends the node, whose disk has no mirror.
-        let flipped = flip(&scenario.cluster.disk(victim), &["blob"], &mut random, BODY_FLIPS)?;
-        ensure!(flipped == BODY_FLIPS, "no bodies in files yet");
-        let found = scenario.cluster.scrub_known(&[])?;
-        ensure!(found["clean"] == false, "{found:#}");
-        // A replica that leads is handed over first, and made anew by the next scrub.
-        eventually("all is mended", PATIENCE, || {
-            let again = scenario.cluster.scrub(&[])?;
-            ensure!(again["clean"] == true, "{again:#}");
-            Ok(())
-        })?;
+        damage(&mut scenario, &mut random, victim)?;
+        let process = scenario.cluster.nodes[victim].pid().context("not running")?;
+        let Some(syncs) = Injection::begin(process, "fdatasync,fsync", SLOW, &[])? else { return Ok(()) };
+        is_mended_by_scrubs(&scenario.cluster)?;
+        drop(syncs);
         eventually("all replicas vote", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
     }
     check_large(&scenario.cluster, seed)?;
