@@ -10,7 +10,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use directory::Start;
 use parking_lot::{Mutex, RwLock};
 use storage::{Failpoint, GroupId, StorageError, reach};

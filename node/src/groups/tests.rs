@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use directory::{NewNode, Start};
 use openraft::async_runtime::WatchReceiver;
-use openraft::impls::leader_id_std::LeaderId;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::{BasicNode, EntryPayload};
 use proto::ClusterTlsFiles;
@@ -238,7 +237,7 @@ async fn the_replicas_of_a_volume_that_is_given_up_end_and_let_go_of_it() {
 /// As a leader of this term: an entry, and a membership without this node.
 async fn lead_from_afar(shard: &Shard, term: u64) {
     let leader = 9;
-    let id = |index| LogId::new(LeaderId::new(term, leader), index);
+    let id = |index| LogId::new_term_index(term, index);
     let members = BTreeMap::from([(leader, BasicNode::new("127.0.0.1:9"))]);
     let others = Membership::new(vec![BTreeSet::from([leader])], members).unwrap();
     let payloads = [EntryPayload::Membership(others), EntryPayload::Blank];
