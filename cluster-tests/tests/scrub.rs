@@ -155,9 +155,7 @@ fn damage(scenario: &mut Scenario, random: &mut Random, victim: usize) -> Result
     Ok(())
 }
 
-fn is_mended_by_scrubs(cluster: &Cluster) -> Result<()> {
-    let found = cluster.scrub_known(&[])?;
-    ensure!(found["clean"] == false, "{found:#}");
+fn is_mended(cluster: &Cluster) -> Result<()> {
     // A replica that leads is handed over first, and made anew by the next scrub.
     eventually("all is mended", PATIENCE, || {
         let again = cluster.scrub(&[])?;
@@ -171,7 +169,9 @@ fn a_damaged_replica_without_a_mirror_is_made_anew_from_the_others() -> Result<(
     let (mut scenario, mut random, seed, rounds) = filled(ClusterOptions::DEFAULT, 83, 1)?;
     for round in 0..rounds {
         damage(&mut scenario, &mut random, (round % 3) as usize)?;
-        is_mended_by_scrubs(&scenario.cluster)?;
+        let found = scenario.cluster.scrub_known(&[])?;
+        ensure!(found["clean"] == false, "{found:#}");
+        is_mended(&scenario.cluster)?;
         eventually("all replicas vote", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
     }
     check_large(&scenario.cluster, seed)?;
@@ -187,8 +187,15 @@ fn a_damaged_replica_whose_disk_is_slow_is_brought_in_once_it_has_begun_anew() -
         damage(&mut scenario, &mut random, victim)?;
         let process = scenario.cluster.nodes[victim].pid().context("not running")?;
         let Some(syncs) = Injection::begin(process, "fdatasync,fsync", SLOW, &[])? else { return Ok(()) };
-        is_mended_by_scrubs(&scenario.cluster)?;
+        eventually("others lead", PATIENCE, || {
+            let led = scenario.cluster.led()?;
+            ensure!(led[victim] == 0, "{led:?}");
+            Ok(())
+        })?;
+        let found = scenario.cluster.scrub_known(&[])?;
+        ensure!(found["clean"] == false, "{found:#}");
         drop(syncs);
+        is_mended(&scenario.cluster)?;
         eventually("all replicas vote", PATIENCE, || scenario.cluster.admin(&["status"]).map(drop))?;
     }
     check_large(&scenario.cluster, seed)?;
