@@ -143,8 +143,10 @@ fn a_shard_that_is_more_than_a_nodes_share_is_named() {
     let told = warnings(16, 1, &nodes, &after, &octets);
     let node = after[&ShardId(3)][0];
     assert_eq!(told, [Warning::HeavyNode { node, percent_of_share: 360, shard: Some(ShardId(3)) }]);
-    let text = told[0].to_string();
-    assert!(text.ends_with("comes to 360 % of its share of octets; shard 3 alone is more than the share"), "{text}");
+    let text = told[0].said(|id| format!("of-id-{id}"));
+    let expected =
+        format!("node of-id-{node} comes to 360 % of its share of octets; shard 3 alone is more than the share");
+    assert_eq!(text, expected);
     assert_ne!(after[&ShardId(4)], [node]);
     assert_eq!(after[&ShardId(3)], wanted[&ShardId(3)], "wherever it went, it would be too much");
 }

@@ -213,7 +213,8 @@ fn warnings(
     lost: &Lost,
 ) -> Vec<String> {
     let planned = directory.rebalance_warnings(targets, &observed.octets());
-    let mut warnings: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    let name = |id: NodeId| directory.node(id).map_or_else(|| id.to_string(), |known| known.name.clone());
+    let mut warnings: Vec<String> = planned.iter().map(|warning| warning.said(name)).collect();
     warnings.extend(zones::shared(directory, targets));
     let coming = coming(directory, observed, targets);
     for known in directory.nodes().filter(|known| known.state == NodeState::Draining) {

@@ -156,9 +156,14 @@ impl Report {
         ((f64::from(self.shards_done) + copied) / all).min(1.0)
     }
 
-    /// The sentence, and a line for each warning.
-    fn text(&self) -> String {
-        self.sentence() + &self.warnings().map(|warning| format!("\nwarning: {warning}")).collect::<String>()
+    /// The sentence, and a line for each warning. `moves_nothing`: of what was asked for without a rebalance, with which the last one
+    /// has nothing to do.
+    fn text(&self, moves_nothing: bool) -> String {
+        let sentence = match moves_nothing && self.is_over() {
+            true => "done; nothing is moved for it, `mailring rebalance plan` shows what could be".to_owned(),
+            false => self.sentence(),
+        };
+        sentence + &self.warnings().map(|warning| format!("\nwarning: {warning}")).collect::<String>()
     }
 
     fn warnings(&self) -> impl Iterator<Item = String> + '_ {
@@ -283,10 +288,11 @@ async fn begin(
     leaving: Option<&str>,
     watch: WatchArgs,
 ) -> Result<(), Failure> {
+    let moves_nothing = request.no_rebalance;
     let reply = client.rebalance(request).await?;
     let begun = Report::of(client, reply).await?;
     if !watch.wait {
-        watch.output.done(&begun, &begun.text())?;
+        watch.output.done(&begun, &begun.text(moves_nothing))?;
         return Ok(());
     }
     if !watch.output.json {
@@ -302,7 +308,7 @@ async fn begin(
 async fn tell(client: &mut AdminClient, action: Action, output: OutputArgs) -> Result<(), Failure> {
     let reply = client.rebalance(request(action)).await?;
     let report = Report::of(client, reply).await?;
-    output.done(&report, &report.text())?;
+    output.done(&report, &report.text(false))?;
     Ok(())
 }
 
@@ -452,9 +458,10 @@ mod tests {
         report.waits_because = Some("shard 3 lacks a replica or a leader".to_owned());
         assert!(report.sentence().ends_with("; waits: shard 3 lacks a replica or a leader"));
         report.warnings.push("each shard has 2 replicas".to_owned());
-        assert!(report.text().ends_with("or a leader\nwarning: each shard has 2 replicas"), "{}", report.text());
+        let text = report.text(true);
+        assert!(text.ends_with("or a leader\nwarning: each shard has 2 replicas"), "{text}");
         report.moves.clear();
-        assert!(report.is_over());
+        assert!(report.is_over() && report.text(true).starts_with("done; nothing is moved for it, "));
         // A shard without mail has nothing to copy, and is not there before it is.
         assert_eq!((one(1, "copying", 0, 0).percent, one(1, "switching", 0, 0).percent), (0, 100));
         assert_eq!(one(1, "copying", 4 << 20, 1 << 20).sentence(), "copying, 1.0 MiB of 4.0 MiB");

@@ -7,21 +7,20 @@ use types::{NodeId, ShardId};
 use super::octets::heavy_nodes;
 use super::{PlacementNode, candidates};
 
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Warning {
     /// All are draining or gone: everything stays where it is.
-    #[error("no node can take replicas, so that nothing moves")]
     NoNode,
-    #[error("{nodes} nodes can take replicas, fewer than the {replicas} replicas that each shard should have")]
-    FewNodes { nodes: u32, replicas: u32 },
+    FewNodes {
+        nodes: u32,
+        replicas: u32,
+    },
     /// Where a zone is lost, shards may lose more than one replica.
-    #[error("replicas of a shard share a zone: there are {zones} zones for {replicas} replicas")]
-    FewZones { zones: u32, replicas: u32 },
+    FewZones {
+        zones: u32,
+        replicas: u32,
+    },
     /// Has more than its share of octets and 20 % (and not only little in all), and no exchange of shards that the plan allows itself helps.
-    #[error(
-        "node {node} comes to {percent_of_share} % of its share of octets{}",
-        shard.map(|shard| format!("; shard {shard} alone is more than the share")).unwrap_or_default()
-    )]
     HeavyNode {
         node: NodeId,
         percent_of_share: u64,
@@ -29,6 +28,26 @@ pub enum Warning {
         /// helps then.
         shard: Option<ShardId>,
     },
+}
+
+impl Warning {
+    /// For whoever knows nodes by their names.
+    pub fn said(&self, name_of: impl Fn(NodeId) -> String) -> String {
+        match *self {
+            Warning::NoNode => "no node can take replicas, so that nothing moves".to_owned(),
+            Warning::FewNodes { nodes, replicas } => format!(
+                "{nodes} nodes can take replicas, fewer than the {replicas} replicas that each shard should have"
+            ),
+            Warning::FewZones { zones, replicas } => {
+                format!("replicas of a shard share a zone: there are {zones} zones for {replicas} replicas")
+            }
+            Warning::HeavyNode { node, percent_of_share, shard } => {
+                let why =
+                    shard.map(|shard| format!("; shard {shard} alone is more than the share")).unwrap_or_default();
+                format!("node {} comes to {percent_of_share} % of its share of octets{why}", name_of(node))
+            }
+        }
+    }
 }
 
 /// What is to be said of the placement `wanted`, which [`propose`](super::propose) made of the same nodes and octets.
