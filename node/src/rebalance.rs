@@ -72,6 +72,12 @@ impl Observed {
         groups.filter(|group| group.group == shard.0 && group.role == "leader").max_by_key(|group| group.term)
     }
 
+    /// What the fullest copy of a shard has, in octets.
+    fn octets_of(&self, shard: ShardId) -> u64 {
+        let groups = self.statuses.values().flat_map(|status| &status.groups);
+        groups.filter(|group| group.group == shard.0).map(|group| group.octets).max().unwrap_or(0)
+    }
+
     /// What a copy of each shard has, in octets.
     fn octets(&self) -> BTreeMap<ShardId, u64> {
         let mut octets: BTreeMap<ShardId, u64> = BTreeMap::new();

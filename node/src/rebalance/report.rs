@@ -119,7 +119,8 @@ fn shard_move(observed: &Observed, shard: ShardId, from: &[NodeId], to: &[NodeId
     };
     let (gone, come) = (without(from, to), without(to, from));
     let led = observed.led(shard);
-    let octets = led.map_or(0, |group| group.octets);
+    // While nobody leads it, there is no less of it.
+    let octets = led.map_or_else(|| observed.octets_of(shard), |group| group.octets);
     let sent = |node: &u64| led.and_then(|group| group.copies.iter().find(|copy| copy.node == *node));
     // What goes are records or log entries, which may be more than the mail that is left of them: it is not all there yet.
     let unfinished = octets - octets.div_ceil(100);
@@ -375,5 +376,13 @@ mod tests {
         assert_eq!(copied(&[1], &[1, 2], Some(400)), 1_000);
         // It votes, and is a little behind.
         assert_eq!(copied(&[1, 2], &[1], None), 1_000);
+    }
+
+    #[test]
+    fn a_shard_that_nobody_leads_for_a_moment_has_not_arrived_by_that() {
+        let mut seen = observed(1_000);
+        seen.statuses.get_mut(&NodeId(1)).unwrap().groups[0].role = "follower".to_owned();
+        let moved = shard_move(&seen, ShardId(0), &[NodeId(1)], &[NodeId(2)], "copying");
+        assert_eq!((moved.octets, moved.copied_octets), (1_000, 0));
     }
 }

@@ -326,7 +326,7 @@ pub fn directory_group(status: &NodeStatusReply) -> Option<&GroupStatus> {
 /// What an operator can do something about.
 pub fn reason(error: &MailError) -> String {
     match error {
-        MailError::Unavailable => "nothing listens there, or the certificates do not match".to_owned(),
+        MailError::Unavailable => "nothing listens there, or it hangs, or the certificates do not match".to_owned(),
         MailError::Deadline => "no answer".to_owned(),
         other => other.to_string(),
     }
