@@ -72,6 +72,12 @@ impl Observed {
         groups.filter(|group| group.group == shard.0 && group.role == "leader").max_by_key(|group| group.term)
     }
 
+    /// What a node's copy of a shard has, in octets.
+    fn octets_on(&self, node: NodeId, shard: ShardId) -> u64 {
+        let groups = self.statuses.get(&node).map(|status| &*status.groups).unwrap_or_default();
+        groups.iter().find(|group| group.group == shard.0).map_or(0, |group| group.octets)
+    }
+
     /// What the fullest copy of a shard has, in octets.
     fn octets_of(&self, shard: ShardId) -> u64 {
         let groups = self.statuses.values().flat_map(|status| &status.groups);

@@ -127,7 +127,8 @@ fn shard_move(observed: &Observed, shard: ShardId, from: &[NodeId], to: &[NodeId
     let copied = come.iter().map(|node| match led {
         // One that votes had all when it got its vote.
         Some(group) if group.current.contains(node) || group.voters.contains(node) => octets,
-        _ => sent(node).map_or(0, |copy| copy.octets.min(unfinished)),
+        // A leader that has just come has sent nothing of what is there.
+        _ => sent(node).map_or(0, |copy| copy.octets).max(observed.octets_on(NodeId(*node), shard)).min(unfinished),
     });
     ShardMove {
         shard: shard.0,
@@ -376,6 +377,18 @@ mod tests {
         assert_eq!(copied(&[1], &[1, 2], Some(400)), 1_000);
         // It votes, and is a little behind.
         assert_eq!(copied(&[1, 2], &[1], None), 1_000);
+    }
+
+    #[test]
+    fn what_a_leader_before_has_sent_is_there() {
+        let mut seen = observed(1_000);
+        let learner = GroupStatus { octets: 600, role: "learner".to_owned(), ..GroupStatus::default() };
+        seen.statuses.get_mut(&NodeId(2)).unwrap().groups.push(learner);
+        let copied =
+            |seen: &Observed| shard_move(seen, ShardId(0), &[NodeId(1)], &[NodeId(2)], "copying").copied_octets;
+        assert_eq!(copied(&seen), 600);
+        seen.statuses.get_mut(&NodeId(1)).unwrap().groups[0].copies = vec![Copying { node: 2, octets: 700 }];
+        assert_eq!(copied(&seen), 700);
     }
 
     #[test]
