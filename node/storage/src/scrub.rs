@@ -11,6 +11,7 @@
 mod check;
 mod cursor;
 mod merge;
+mod remake;
 mod repair;
 mod report;
 mod scrubbed;
@@ -132,6 +133,8 @@ pub struct ScrubReport {
     pub rewritten: u64,
     /// Halves whose resilver has begun, or begins when that of the other one has ended.
     pub resilvers: Vec<HalfName>,
+    /// Damaged halves that are not made anew, and why: their disks have no room for it, or they are out of use by now.
+    pub unmade: Vec<(HalfName, String)>,
 }
 
 impl ScrubReport {
