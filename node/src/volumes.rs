@@ -23,7 +23,7 @@ use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
 use crate::space::{BALLAST, Space};
 
-/// Lost records of a group that its volume's status names; a scrub names more.
+/// Records of a group, lost or unread, that its volume's status names; a scrub names more.
 const LOST_KEYS_MAX: usize = 20;
 /// Below a disk's directory.
 const DATABASE: &str = "db";
@@ -387,6 +387,8 @@ impl NodeVolume {
                 let history = volume.scrub_history();
                 status.last_scrub = history.last.map(scrubbed);
                 status.lost = history.losses.by_group().into_iter().map(lost).collect();
+                let unread = volume.unread().into_iter().map(|(group, unread)| lost((Some(group), unread)));
+                status.unread = unread.collect();
             }
         }
         status

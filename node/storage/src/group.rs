@@ -119,6 +119,24 @@ impl Group {
         self.inner.check()
     }
 
+    /// Somebody's read has met damage in a record of the group, and no copy on the volume was good.
+    pub fn note_unread(&self, key: &str) {
+        let shared = &self.inner.shared;
+        if !shared.scrubs.lock().losses.names(self.inner.id, key) {
+            shared.unread.add(self.inner.id, key, || self.inner.check().is_ok());
+        }
+    }
+
+    /// What reads have met damage in until now, for [`Group::note_read`].
+    pub fn unread_so_far(&self) -> u64 {
+        self.inner.shared.unread.so_far()
+    }
+
+    /// All of the group's state was read since then, with its bodies, and no damage met.
+    pub fn note_read(&self, so_far: u64) {
+        self.inner.shared.unread.was_read(Some(self.inner.id), so_far, |_| false);
+    }
+
     /// The mailboxes of a shard.
     pub fn shard(&self) -> ShardState {
         ShardState::new(self.inner.clone())

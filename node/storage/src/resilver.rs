@@ -73,13 +73,15 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             mirror.copied_bytes.store(0, Ordering::Relaxed);
             mirror.copied_records.store(0, Ordering::Relaxed);
             mirror.records.store(0, Ordering::Relaxed);
-            let begun = Instant::now();
+            let (begun, unread) = (Instant::now(), shared.unread.so_far());
             let result = Resilver { shared, store, mirror, options, name }.run();
             let ms = begun.elapsed().as_millis() as u64;
             match &result {
                 Ok(()) => {
                     side(&mut mirror.sides.lock(), name).0.unmade = None;
                     mirror.resilvers.fetch_add(1, Ordering::Relaxed);
+                    // Each record has come from one half or the other, or is told as lost.
+                    shared.unread.was_read(None, unread, |_| false);
                     let bytes = mirror.copied_bytes.load(Ordering::Relaxed);
                     info!(half = %name, bytes, ms, "mirror half resilvered");
                 }
