@@ -121,10 +121,7 @@ impl Group {
 
     /// Somebody's read has met damage in a record of the group, and no copy on the volume was good.
     pub fn note_unread(&self, key: &str) {
-        let shared = &self.inner.shared;
-        if !shared.scrubs.lock().losses.names(self.inner.id, key) {
-            shared.unread.add(self.inner.id, key, || self.inner.check().is_ok());
-        }
+        self.inner.note_unread(key);
     }
 
     /// What reads have met damage in until now, for [`Group::note_read`].
@@ -231,6 +228,13 @@ fn removal(store: &Store, id: GroupId, space: Option<u32>) -> Result<Changes, St
 impl Inner {
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         if self.dropped.load(Ordering::Acquire) { Err(StorageError::Dropped) } else { Ok(()) }
+    }
+
+    /// Unless it is known as lost.
+    pub(crate) fn note_unread(&self, key: &str) {
+        if !self.shared.scrubs.lock().losses.names(self.id, key) {
+            self.shared.unread.add(self.id, key, || self.check().is_ok());
+        }
     }
 
     /// As `check`, before a write that changes what is in memory first: a failed volume keeps that as it is on disk.

@@ -349,8 +349,8 @@ impl Volume {
         self.inner.shared.scrubs.lock().clone()
     }
 
-    /// What reads have met damage in, with no good copy here, as [`Group::note_unread`] was told: until a scrub or a resilver has
-    /// read it again, or all of the group was read otherwise. What [`Volume::scrub_history`] names as lost is not among them.
+    /// What reads have met damage in, with no good copy here, as [`Group::note_unread`] was told, and exports: until a scrub or a
+    /// resilver has read it again, or all of the group was read otherwise. What [`Volume::scrub_history`] names as lost is not among them.
     pub fn unread(&self) -> BTreeMap<GroupId, Lost> {
         self.inner.shared.unread.by_group()
     }

@@ -4,10 +4,15 @@ mod common;
 
 use std::path::Path;
 
-use common::flips::flip_body;
-use common::mirror::{small_mirror, wait_until, wait_whole, write_entries};
-use common::{SHARD, options};
-use storage::{Group, GroupId, HalfName, ScrubOptions, ScrubProgress, StorageError, Volume, VolumeOptions};
+use bytes::Bytes;
+use common::flips::{flip_body, lies_in};
+use common::mirror::{body, fill_until, small_mirror, wait_until, wait_whole, write_entries};
+use common::{Replica, SHARD, name, options};
+use storage::{
+    BodySource, Command, Group, GroupId, HalfName, Recipient, ScrubOptions, ScrubProgress, StorageError, Volume,
+    VolumeOptions,
+};
+use types::{AccountId, InternalDate, Quota, UidSet};
 
 const ENTRIES: u64 = 2400;
 const OTHER: GroupId = GroupId(9);
@@ -73,6 +78,40 @@ fn what_a_read_has_met_is_told_until_a_scrub_has_read_it_or_its_group_has_gone()
     meet(&other, DAMAGED);
     drop((group, other, volume));
     assert!(open_one(root.path()).unread().is_empty(), "whoever reads it meets it again");
+}
+
+#[test]
+fn what_a_copy_of_a_group_has_met_on_the_only_disk_is_told_too() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = open_one(root.path());
+    let mut replica = Replica::new(&volume);
+    for number in 1..=3 {
+        let deliver = Command::Deliver {
+            recipients: vec![Recipient { account: AccountId(1), fingerprint: [number; 32], quota: Quota::NONE }],
+            body: BodySource::Inline,
+            digest: Bytes::from_static(b"digest"),
+            date: InternalDate::default(),
+            settle: Vec::new(),
+        };
+        replica.run_with(deliver, Some(body(number.into()))).unwrap();
+    }
+    fill_until(&volume, "the bodies lie in a table", || lies_in(root.path(), "blob", &body(2)[500..600]));
+    drop((replica, volume));
+    flip_body(root.path(), 2);
+    let volume = open_one(root.path());
+    let group = volume.group(SHARD).unwrap();
+    for _ in 0..2 {
+        assert!(group.export().unwrap().blocks.any(|block| block.is_err()));
+        assert_eq!(told(&volume), [(SHARD, 1, vec!["blob/7/2".to_owned()])]);
+    }
+    // With the message it is gone for whoever copies.
+    let mailbox = group.shard().mailbox(AccountId(1), &name("INBOX")).unwrap().unwrap().id;
+    let mut replica = Replica { next: 4, ..Replica::new(&volume) };
+    let uids = Some(UidSet::from_range(2, 2));
+    replica.run(Command::Expunge { account: AccountId(1), mailbox, uids, only_deleted: false }).unwrap();
+    assert!(group.export().unwrap().blocks.all(|block| block.is_ok()));
+    scrub(&volume, None);
+    assert!(volume.unread().is_empty() && volume.scrub_history().losses.is_empty(), "{:?}", volume.scrub_history());
 }
 
 #[test]
