@@ -147,6 +147,49 @@ fn a_record_that_is_bad_in_both_halves_of_a_leader_is_served_by_another_replica(
     scenario.finish()
 }
 
+/// What `status` says, be all well or not.
+fn told(cluster: &Cluster) -> String {
+    cluster.admin(&["status"]).unwrap_or_else(|error| format!("{error:#}"))
+}
+
+#[test]
+fn damage_that_a_read_has_met_is_told_by_status_at_once_and_until_a_scrub_finds_nothing() -> Result<()> {
+    let seed = setting("MAILRING_SEED", 103);
+    let options = ClusterOptions { nodes: 1, replicas: 1, ..ClusterOptions::DEFAULT };
+    let cluster = &Cluster::start(options)?;
+    cluster.add_accounts(&["user0"])?;
+    fill(cluster, seed)?;
+    let shard = shard_of(cluster, "user0@example.test")?;
+    let (disk, bad) = (cluster.disk(0), 3);
+    ensure!(flip_large(&disk, bad, seed)?, "large message {bad} is in no file of {}", disk.display());
+    cluster.admin(&["status"])?;
+    check_large_but(cluster, seed, &[bad])?;
+    let problem = format!("reads of volume 1 of node1 have met damage in 1 record of shard {shard} (blob/{shard}/");
+    let is_told = || -> Result<()> {
+        ensure!(cluster.admin(&["status"]).is_err() && told(cluster).contains(&problem), "{}", told(cluster));
+        let shown = cluster.json(&["volume", "list"])?;
+        ensure!(shown[0]["unread"][0]["records"] == 1 && shown[0]["lost"][0].is_null(), "{shown}");
+        Ok(())
+    };
+    is_told()?;
+    // A scrub finds it too, and says that it is lost.
+    let found = cluster.scrub(&["--shard", &shard])?;
+    check_large_but(cluster, seed, &[bad])?;
+    let lost = format!("volume 1 of node1 has no good copy of 1 record of shard {shard}: ");
+    ensure!(found["mended"] == false && told(cluster).contains(&lost), "{found:#} {}", told(cluster));
+    ensure!(!told(cluster).contains(&problem), "twice: {}", told(cluster));
+    // Another one, which is gone before a scrub comes.
+    let other = 8;
+    ensure!(flip_large(&disk, other, seed)?, "large message {other} is in no file of {}", disk.display());
+    check_large_but(cluster, seed, &[bad, other])?;
+    ensure!(told(cluster).contains(&problem), "{}", told(cluster));
+    expunge(cluster, &[bad, other])?;
+    ensure!(told(cluster).contains(&problem), "{}", told(cluster));
+    let found = cluster.scrub(&["--shard", &shard])?;
+    ensure!(found["mended"] == true, "{found:#}");
+    cluster.admin(&["status"]).map(drop)
+}
+
 /// Half b of the only node is replaced, and waited for: what the command says, and whether it succeeds.
 fn replace_half(cluster: &Cluster) -> Result<(bool, String)> {
     let disk = cluster.disk_directories(0)[1].clone();
@@ -189,10 +232,6 @@ fn a_range_of_messages_comes_but_for_those_that_no_disk_has_and_they_are_told_un
 
     let problem =
         format!("volume 1 of node1 has no good copy of 3 records of shard {shard}: mailring scrub --shard {shard} ");
-    let told = |cluster: &Cluster| match cluster.admin(&["status"]) {
-        Ok(said) => said,
-        Err(error) => format!("{error:#}"),
-    };
     ensure!(told(cluster).contains(&problem), "{}", told(cluster));
     ensure!(cluster.admin(&["status"]).is_err());
     let (success, said) = replace_half(cluster)?;

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{
-    Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, letter, rounds,
+    Cluster, ClusterOptions, DISK_RESERVE_OCTETS, Scenario, disks_possible, eventually, fill, flip_large, letter,
+    rounds, setting,
 };
+use serde_json::Value;
 
 const MIRROR: ClusterOptions =
     ClusterOptions { nodes: 1, replicas: 1, mirror: true, own_disks: true, ..ClusterOptions::DEFAULT };
@@ -18,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LEFT_OCTETS: [u64; 2] = [DISK_RESERVE_OCTETS / 2, 2 * 1024 * 1024];
 /// Of 1 MiB, to be copied.
 const LETTERS: usize = 24;
+/// Less than a copy of the large messages takes, by so much that twice as much is too little for it.
+const SMALL_RESERVE_OCTETS: u64 = 16 * 1024 * 1024;
 /// Above the reserve, and too little to go on with alone.
 const LITTLE_OCTETS: u64 = DISK_RESERVE_OCTETS / 2 * 3;
 
@@ -149,6 +153,32 @@ fn a_resilver_whose_disk_is_filled_up_by_others_ends_and_can_be_asked_for_again(
     deliver(&cluster, 250)?;
     cluster.disks[1].empty()?;
     cluster.admin(&["volume", "resilver", "node1", "1", "--half", "b", "--wait"])?;
+    cluster.wait_whole("node1")?;
+    cluster.check_scrub()
+}
+
+#[test]
+fn a_scrub_says_of_a_damaged_half_without_room_that_it_is_not_made_anew() -> Result<()> {
+    if !disks_possible() {
+        return Ok(());
+    }
+    let seed = setting("MAILRING_SEED", 104);
+    let options = ClusterOptions { disk_reserve_octets: Some(SMALL_RESERVE_OCTETS), ..MIRROR };
+    let cluster = Cluster::start(options)?;
+    cluster.add_accounts(&["user0"])?;
+    fill(&cluster, seed)?;
+    let disk = cluster.disk_directories(0)[1].clone();
+    ensure!(flip_large(&disk, 3, seed)?, "large message 3 is in no file of {}", disk.display());
+    cluster.disks[1].fill(2 * SMALL_RESERVE_OCTETS)?;
+    let found = cluster.scrub(&[])?;
+    let rows = found["findings"].as_array().context("findings")?;
+    let says = |row: &Value, what: &str| row["repair"].as_str().is_some_and(|said| said.contains(what));
+    let is_told = |row: &Value| row["half"] == "b" && says(row, "is not made anew") && says(row, "is too small");
+    ensure!(found["mended"] == false && !rows.is_empty() && rows.iter().all(is_told), "{found:#}");
+    cluster.wait_half("node1", 1, "damaged")?;
+    cluster.disks[1].empty()?;
+    let found = cluster.scrub(&[])?;
+    ensure!(found["clean"] == false && found["mended"] == true, "{found:#}");
     cluster.wait_whole("node1")?;
     cluster.check_scrub()
 }

@@ -14,7 +14,7 @@ use openraft::ChangeMembers;
 use proto::wire::scrub_event::Event;
 use proto::wire::{
     CompareShardReply, CompareShardRequest, ComparedReplica, DigestShardReply, DigestShardRequest, ScrubEvent,
-    ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest,
+    ScrubFinding, ScrubProgress, ScrubReport, ScrubRequest, UnmadeHalf,
 };
 use proto::{DirectoryStore, ItemStream};
 use storage::{Command, Finding, GroupId, ScrubOptions, StorageError, Verdict, Volume};
@@ -122,6 +122,7 @@ async fn read_volume(volume: &NodeVolume, options: ScrubOptions, events: &mpsc::
         differing: report.differing,
         rewritten: report.rewritten,
         resilvers: report.resilvers.iter().map(ToString::to_string).collect(),
+        unmade: report.unmade.into_iter().map(|(half, reason)| UnmadeHalf { half: half.to_string(), reason }).collect(),
         findings: report.findings.into_iter().map(finding).collect(),
         findings_beyond: report.findings_beyond,
         error: String::new(),

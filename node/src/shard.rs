@@ -139,6 +139,7 @@ impl Shard {
     /// What this replica holds, now or as exported, summed up; a record or body that cannot be read is an error. Reads
     /// it all, at a pace that yields to mail: to be called off the async threads.
     pub fn digest(&self, export: Option<Export>, octets_per_s_max: u64) -> MailResult<DigestShardReply> {
+        let unread = self.group.storage.unread_so_far();
         let export = match export {
             Some(export) => export,
             None => self.group.storage.export()?,
@@ -152,6 +153,7 @@ impl Shard {
             octets += block.len() as u64;
             pace.read(block.len() as u64);
         }
+        self.group.storage.note_read(unread);
         let digest = Bytes::copy_from_slice(hash.finalize().as_bytes());
         Ok(DigestShardReply { applied_index: marker.applied.map_or(0, |id| id.index), digest, octets })
     }

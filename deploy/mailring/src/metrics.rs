@@ -102,7 +102,7 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
             family.get_or_create(&GroupLabels { group: label }).set(clamp(value(group)));
         }
     }
-    let families: [(&str, &str, VolumeFigure); 14] = [
+    let families: [(&str, &str, VolumeFigure); 15] = [
         ("volume_down", "1 where the volume is not open", |volume| u64::from(!volume.down_because.is_empty())),
         ("volume_full", "1 where the volume takes no new mail", |volume| u64::from(volume.full)),
         ("volume_free_octets", "Room on its fullest disk", |volume| volume.free_octets),
@@ -116,6 +116,9 @@ fn node_text(status: &NodeStatusReply) -> Result<String> {
         ("volume_synced_writes", "Synced writes since the start", |volume| volume.synced_writes),
         ("volume_lost_records", "Records with no good copy here, until a scrub does not find them so", |volume| {
             volume.lost.iter().map(|lost| lost.records).sum()
+        }),
+        ("volume_unread_records", "Others that reads have met damage in, until all was read again without", |volume| {
+            volume.unread.iter().map(|unread| unread.records).sum()
         }),
         ("volume_scrubbed_unix_seconds", "When the last scrub of all of it ended; none before the first", |volume| {
             scrubbed(volume, |last| last.unix_s.max(0).unsigned_abs())

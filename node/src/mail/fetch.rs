@@ -231,7 +231,7 @@ impl Fetch {
         if !request.tells_unread {
             return Err(MailError::Corrupt { key });
         }
-        tracing::error!(shard = request.shard, key, "record is damaged");
+        self.node.met_damage(request.shard, &key);
         let tried = if request.unread_uid == uid { request.unread_at.as_slice() } else { &[] };
         let tried: Vec<NodeId> = tried.iter().copied().map(NodeId).collect();
         let elsewhere = crate::scrub::leave(&self.node, ShardId(request.shard), &tried).await;

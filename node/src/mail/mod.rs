@@ -76,10 +76,19 @@ impl Node {
     /// What a read of a shard came to. One that met damage is to be asked of another replica, where there is one.
     pub(crate) async fn or_elsewhere<T>(&self, shard: u32, result: MailResult<T>) -> MailResult<T> {
         let Err(MailError::Corrupt { key }) = &result else { return result };
-        tracing::error!(shard, key, "record is damaged");
+        self.met_damage(shard, key);
         match crate::scrub::leave(self, ShardId(shard), &[]).await {
             true => Err(MailError::NotLeader { hint: None }),
             false => result,
+        }
+    }
+
+    /// A read of a shard's replica here has met damage, with no good copy on its disks: for the log, and for `status`.
+    pub(crate) fn met_damage(&self, shard: u32, key: &str) {
+        tracing::error!(shard, key, "record is damaged");
+        // Without a key it is another node's: nothing else of it comes over the wire.
+        if let (Ok(shard), false) = (self.groups().shard(ShardId(shard)), key.is_empty()) {
+            shard.group.storage.note_unread(key);
         }
     }
 

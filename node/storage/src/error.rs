@@ -60,6 +60,15 @@ impl StorageError {
         matches!(self, StorageError::Corrupt { .. } | StorageError::Io { .. }) && !self.is_want()
     }
 
+    /// Of a failed read: what cannot be read.
+    pub(crate) fn unread(&self) -> Option<&str> {
+        match self {
+            StorageError::Corrupt { key, .. } => Some(key),
+            StorageError::Io { doing, .. } if self.is_unread() => Some(doing),
+            _ => None,
+        }
+    }
+
     /// A failed read: damage and a disk that does not answer are told apart.
     pub(crate) fn read(key: impl FnOnce() -> String, error: &rocksdb::Error) -> StorageError {
         match error.kind() {

@@ -2,6 +2,9 @@
 
 use std::fmt::{self, Debug, Display};
 use std::io;
+use std::sync::Arc;
+
+use crate::error::StorageError;
 
 /// One of the two directories of a mirror. The name is given when the volume is made, and kept.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -37,9 +40,20 @@ pub enum Operation {
     Read,
     /// The half's own record is written.
     Record,
+    /// The half is to be made anew: whether there is room.
+    Room,
 }
 
 /// Answers an error for an operation that must fail; may take its time, or not return for as long as it likes.
 pub trait Faults: Debug + Send + Sync {
     fn before(&self, half: HalfName, operation: Operation) -> io::Result<()>;
+}
+
+pub(crate) fn before(
+    faults: Option<&Arc<dyn Faults>>,
+    half: HalfName,
+    operation: Operation,
+) -> Result<(), StorageError> {
+    let asked = faults.map_or(Ok(()), |faults| faults.before(half, operation));
+    asked.map_err(|error| StorageError::io(format!("{operation:?} on half {half}"), error))
 }

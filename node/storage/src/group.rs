@@ -119,6 +119,21 @@ impl Group {
         self.inner.check()
     }
 
+    /// Somebody's read has met damage in a record of the group, and no copy on the volume was good.
+    pub fn note_unread(&self, key: &str) {
+        self.inner.note_unread(key);
+    }
+
+    /// What reads have met damage in until now, for [`Group::note_read`].
+    pub fn unread_so_far(&self) -> u64 {
+        self.inner.shared.unread.so_far()
+    }
+
+    /// All of the group's state was read since then, with its bodies, and no damage met.
+    pub fn note_read(&self, so_far: u64) {
+        self.inner.shared.unread.was_read(Some(self.inner.id), so_far, |_| false);
+    }
+
     /// The mailboxes of a shard.
     pub fn shard(&self) -> ShardState {
         ShardState::new(self.inner.clone())
@@ -213,6 +228,13 @@ fn removal(store: &Store, id: GroupId, space: Option<u32>) -> Result<Changes, St
 impl Inner {
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         if self.dropped.load(Ordering::Acquire) { Err(StorageError::Dropped) } else { Ok(()) }
+    }
+
+    /// Unless it is known as lost.
+    pub(crate) fn note_unread(&self, key: &str) {
+        if !self.shared.scrubs.lock().losses.names(self.id, key) {
+            self.shared.unread.add(self.id, key, || self.check().is_ok());
+        }
     }
 
     /// As `check`, before a write that changes what is in memory first: a failed volume keeps that as it is on disk.

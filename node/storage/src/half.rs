@@ -19,7 +19,7 @@ use rocksdb::{BoundColumnFamily, Cache, DB, FlushOptions, WriteBatch, WriteOptio
 use tracing::warn;
 
 use crate::error::StorageError;
-use crate::faults::{Faults, HalfName, Operation};
+use crate::faults::{self, Faults, HalfName, Operation};
 use crate::mark::{self, Mark};
 use crate::options::{self, Tables, VolumeOptions};
 use crate::reads::Reads;
@@ -158,10 +158,7 @@ impl Half {
     }
 
     pub(crate) fn before(&self, operation: Operation) -> Result<(), StorageError> {
-        let Some(faults) = &self.faults else { return Ok(()) };
-        faults
-            .before(self.name, operation)
-            .map_err(|error| StorageError::io(format!("{operation:?} on half {}", self.name), error))
+        faults::before(self.faults.as_ref(), self.name, operation)
     }
 
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {

@@ -44,6 +44,7 @@ mod stray;
 mod table;
 mod tail;
 mod under_way;
+mod unread;
 mod volume;
 mod watch;
 mod writer;

@@ -42,6 +42,10 @@ impl Losses {
         true
     }
 
+    pub(crate) fn names(&self, group: GroupId, key: &str) -> bool {
+        self.named.contains(&(Some(group), key.to_owned()))
+    }
+
     pub(crate) fn found_in(&mut self, group: GroupId, space: u32) {
         self.spaces.insert(group, space);
     }

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::assemble::{is_one, replay};
 use crate::error::StorageError;
-use crate::faults::HalfName;
+use crate::faults::{HalfName, Operation, before};
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
 use crate::keys::printable;
@@ -30,7 +30,7 @@ use crate::mirror::{Cause, Mirror, Side, side, write_record};
 use crate::options::VolumeOptions;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
-use crate::room::has_room_for;
+use crate::room::room_for_copy;
 use crate::salvage::{Old, Source};
 use crate::scrub::{self, ScrubHistory};
 use crate::store::{Family, Store};
@@ -73,13 +73,15 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             mirror.copied_bytes.store(0, Ordering::Relaxed);
             mirror.copied_records.store(0, Ordering::Relaxed);
             mirror.records.store(0, Ordering::Relaxed);
-            let begun = Instant::now();
+            let (begun, unread) = (Instant::now(), shared.unread.so_far());
             let result = Resilver { shared, store, mirror, options, name }.run();
             let ms = begun.elapsed().as_millis() as u64;
             match &result {
                 Ok(()) => {
                     side(&mut mirror.sides.lock(), name).0.unmade = None;
                     mirror.resilvers.fetch_add(1, Ordering::Relaxed);
+                    // Each record has come from one half or the other, or is told as lost.
+                    shared.unread.was_read(None, unread, |_| false);
                     let bytes = mirror.copied_bytes.load(Ordering::Relaxed);
                     info!(half = %name, bytes, ms, "mirror half resilvered");
                 }
@@ -140,9 +142,8 @@ impl Resilver<'_> {
             return Err(StorageError::Refused(reason));
         }
         // Otherwise it would fill the disk, which mail may be on too, to no end. What it held stays until the new half is whole.
-        if let Some(disk) = directory.parent().filter(|disk| disk.is_dir()) {
-            has_room_for(&other, disk)?;
-        }
+        before(self.options.faults.as_ref(), self.name, Operation::Room)?;
+        room_for_copy(&other, &directory)?;
         let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
         let generation = {
             let telling = self.telling();

@@ -32,6 +32,11 @@ pub fn has_room_for(directory: &Path, disk: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// The same for a half of a mirror, made anew where it is, from the other one.
+pub(crate) fn room_for_copy(other: &Path, half: &Path) -> Result<(), StorageError> {
+    half.parent().filter(|disk| disk.is_dir()).map_or(Ok(()), |disk| has_room_for(other, disk))
+}
+
 /// What the files below a directory take, in octets; what goes meanwhile is left out.
 fn used_in(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };

@@ -11,6 +11,7 @@
 mod check;
 mod cursor;
 mod merge;
+mod remake;
 mod repair;
 mod report;
 mod scrubbed;
@@ -132,11 +133,21 @@ pub struct ScrubReport {
     pub rewritten: u64,
     /// Halves whose resilver has begun, or begins when that of the other one has ended.
     pub resilvers: Vec<HalfName>,
+    /// Damaged halves that are not made anew, and why: their disks have no room for it, or they are out of use by now.
+    pub unmade: Vec<(HalfName, String)>,
+    /// What reads had met damage in before the scrub began.
+    pub unread_before: u64,
 }
 
 impl ScrubReport {
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
+    }
+
+    /// Whether there are places of a group, on a volume of one disk, that nothing is known to lie in.
+    pub(crate) fn cannot_read(&self, group: GroupId) -> bool {
+        let is_such = |found: &Finding| found.verdict == Verdict::Damaged && found.half.is_none();
+        self.findings.iter().any(|found| is_such(found) && found.group == Some(group))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::half_status::HalfStatus;
 use crate::keys::{
     GroupId, META_HOME, META_INSTALL, META_SPACE, META_STARTS, META_VOLUME_STARTS, meta_key, printable, u32_at, u64_at,
 };
+use crate::losses::Lost;
 use crate::mirror::Mirror;
 use crate::options::VolumeOptions;
 use crate::planted;
@@ -28,6 +29,7 @@ use crate::scrub::{self, ScrubHistory, ScrubOptions, ScrubProgress, ScrubReport}
 use crate::snapshot;
 use crate::store::{Changes, Family, Store};
 use crate::stray;
+use crate::unread::Unread;
 use crate::watch;
 use crate::writer::Writer;
 
@@ -77,6 +79,7 @@ pub(crate) struct Shared {
     pub scrubs: Mutex<ScrubHistory>,
     /// Held while they are changed.
     pub noting: Mutex<()>,
+    pub unread: Unread,
 }
 
 impl Shared {
@@ -115,6 +118,7 @@ impl Volume {
             removed: AtomicU64::new(0),
             scrubs: Mutex::new(scrub::history(&store)),
             noting: Mutex::default(),
+            unread: Unread::default(),
             store,
         });
         remove_unfinished(&shared)?;
@@ -174,6 +178,7 @@ impl Volume {
         }
         self.inner.groups.lock().remove(&id);
         self.inner.shared.removed.fetch_add(1, Ordering::Relaxed);
+        self.inner.shared.unread.forget(id);
         if self.scrub_history().losses.has(id) {
             scrub::note(&self.inner.shared, |history| {
                 let losses = history.losses.clone().without(id);
@@ -333,9 +338,9 @@ impl Volume {
     /// what a good copy can repair. Blocks its caller for as long as that takes; the volume serves meanwhile. An error
     /// means that it could not go on; damage is no error, but in the report.
     pub fn scrub(&self, options: &ScrubOptions, progress: &ScrubProgress) -> Result<ScrubReport, StorageError> {
-        let before = self.scrub_history().losses;
+        let (losses_before, unread_before) = (self.scrub_history().losses, self.inner.shared.unread.so_far());
         let report = scrub::run(&self.inner.shared, self.opened(), options, progress)?;
-        Ok(ScrubReport { losses_before: before, ..report })
+        Ok(ScrubReport { losses_before, unread_before, ..report })
     }
 
     /// When the volume was last scrubbed, what was found, and which records have no good copy on it. Never waits for the
@@ -344,13 +349,22 @@ impl Volume {
         self.inner.shared.scrubs.lock().clone()
     }
 
+    /// What reads have met damage in, with no good copy here, as [`Group::note_unread`] was told, and exports: until a scrub or a
+    /// resilver has read it again, or all of the group was read otherwise. What [`Volume::scrub_history`] names as lost is not among them.
+    pub fn unread(&self) -> BTreeMap<GroupId, Lost> {
+        self.inner.shared.unread.by_group()
+    }
+
     /// Records that all of the volume has been scrubbed, or one group's part of it. Durable on return.
     pub fn note_scrubbed(&self, group: Option<GroupId>, report: &ScrubReport, unix_s: i64) -> Result<(), StorageError> {
         let shared = &self.inner.shared;
         scrub::note(shared, |history| {
             let found = report.losses.clone().current(&shared.store)?;
             Ok(history.after(group, &ScrubReport { losses: found, ..report.clone() }, unix_s))
-        })
+        })?;
+        // What is lost is told as that from now on.
+        shared.unread.was_read(group, report.unread_before, |group| report.cannot_read(group));
+        Ok(())
     }
 
     /// Records from when on the time to the first scrub counts. Durable on return.

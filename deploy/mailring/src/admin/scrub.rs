@@ -176,7 +176,7 @@ fn unread(node: &str, volume: Option<u32>, reason: &str) -> FindingRow {
 
 /// Whether findings that are not listed are mended too: all are of a half that is made anew from a good one.
 fn is_made_anew(report: &ScrubReport) -> bool {
-    report.lost == 0 && report.differing == 0 && !report.resilvers.is_empty()
+    report.lost == 0 && report.differing == 0 && !report.resilvers.is_empty() && report.unmade.is_empty()
 }
 
 impl Summary {
@@ -190,19 +190,21 @@ impl Summary {
             let reason = if report.error.is_empty() { "broken off" } else { &report.error };
             self.findings.push(unread(node, Some(volume), reason));
         }
-        let (resilvers, lost) = (report.resilvers, report.lost);
+        let (resilvers, unmade, lost) = (report.resilvers, report.unmade, report.lost);
         self.findings.extend(report.findings.into_iter().map(|found| {
             let ScrubFinding { verdict, key, half, shard, reason, rewritten } = found;
             let resilvered = resilvers.contains(&half);
-            let (repair, mended) = match (rewritten, resilvered) {
-                (true, _) => ("written anew".to_owned(), true),
+            let why_not = unmade.iter().find(|one| one.half == half).map(|one| &one.reason);
+            let (repair, mended) = match (rewritten, resilvered, why_not) {
+                (true, _, _) => ("written anew".to_owned(), true),
                 _ if verdict == "unneeded" => ("none needed: no message has it".to_owned(), true),
+                (false, _, Some(reason)) => (format!("none: half {half} is not made anew: {reason}"), false),
                 // What is made anew is copied from the other half, which lacks records, too.
-                (false, true) if lost > 0 => {
+                (false, true, None) if lost > 0 => {
                     (format!("none: half {half} cannot be made anew while records are lost"), false)
                 }
-                (false, true) => (format!("half {half} is made anew"), true),
-                (false, false) => (String::new(), false),
+                (false, true, None) => (format!("half {half} is made anew"), true),
+                (false, false, None) => (String::new(), false),
             };
             let half = (!half.is_empty()).then_some(half);
             FindingRow {
@@ -272,7 +274,7 @@ async fn compare(nodes: &BTreeMap<String, GrpcNode>, shard: u32) -> MailResult<p
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::{ScrubFinding, ScrubReport};
+    use proto::wire::{ScrubFinding, ScrubReport, UnmadeHalf};
 
     use super::Summary;
 
@@ -286,8 +288,14 @@ mod tests {
         mended.take("n1", report.clone());
         assert!(mended.findings.iter().all(|row| row.mended && row.repair.ends_with("is made anew")));
         let mut lost = Summary::default();
-        lost.take("n1", ScrubReport { lost: 1, ..report });
+        lost.take("n1", ScrubReport { lost: 1, ..report.clone() });
         assert!(lost.findings.iter().all(|row| !row.mended && row.repair.starts_with("none")));
+        let unmade = vec![UnmadeHalf { half: "b".to_owned(), reason: "/disk-b is too small".to_owned() }];
+        let mut small = Summary::default();
+        small.take("n1", ScrubReport { resilvers: vec!["a".to_owned()], unmade, findings_beyond: 1, ..report });
+        let rows: Vec<_> = small.findings.iter().map(|row| (row.repair.as_str(), row.mended)).collect();
+        let why = "none: half b is not made anew: /disk-b is too small";
+        assert_eq!((rows, small.some_beyond_unmended), (vec![("half a is made anew", true), (why, false)], true));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use proto::wire::GroupStatus;
 use proto::wire::node_record::State;
+use proto::wire::{GroupStatus, LostRecords, VolumeStatus};
 use serde::Serialize;
 
 use crate::admin::client::{AdminClient, DIRECTORY};
@@ -39,6 +39,8 @@ struct StatusReport {
     octets: u64,
     /// That have no good copy on a volume; other replicas may have one.
     records_lost: u64,
+    /// Others that reads have met damage in.
+    records_unread: u64,
     scrub: Scrubs,
     /// Shards of which too few replicas are left.
     lost: Vec<Lost>,
@@ -170,18 +172,18 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
         accounts: survey.view.accounts.len(),
         messages: shards.iter().map(|shard| shard.messages).sum(),
         octets: shards.iter().map(|shard| shard.octets).sum(),
-        records_lost: survey
-            .nodes
-            .iter()
-            .filter_map(|node| node.status.as_ref().ok())
-            .flat_map(|status| &status.volumes)
-            .flat_map(|volume| &volume.lost)
-            .map(|lost| lost.records)
-            .sum(),
+        records_lost: records(survey, |volume| &volume.lost),
+        records_unread: records(survey, |volume| &volume.unread),
         scrub: Scrubs::of(survey),
         lost,
         problems,
     }
+}
+
+/// Over all volumes of the nodes that are up.
+fn records(survey: &Survey, which: impl Fn(&VolumeStatus) -> &Vec<LostRecords>) -> u64 {
+    let up = survey.nodes.iter().filter_map(|node| node.status.as_ref().ok());
+    up.flat_map(|status| &status.volumes).flat_map(which).map(|some| some.records).sum()
 }
 
 /// Nodes that are draining and hold replicas which nothing moves: a drain was called off, or nothing was planned for it.

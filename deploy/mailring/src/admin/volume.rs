@@ -48,6 +48,8 @@ struct DiskRow {
     last_scrub: Option<ScrubRow>,
     /// Of all of the volume: what has no good copy on it.
     lost: Vec<LostRow>,
+    /// Of all of the volume: what else reads have met damage in.
+    unread: Vec<LostRow>,
 }
 
 /// Records of a shard that a volume has no good copy of.
@@ -76,6 +78,12 @@ impl LostRow {
         format!("{} of {}", counted(self.records as usize, "record"), self.of)
     }
 
+    /// One of them, and whether there are others.
+    fn example(&self) -> Option<String> {
+        let more = if self.records > 1 { " and others" } else { "" };
+        self.keys.first().map(|key| format!("({key}{more})"))
+    }
+
     /// The command that names them all, and after which they are told no more once they are mended or expunged.
     fn scrub(&self) -> String {
         match self.shard {
@@ -87,6 +95,10 @@ impl LostRow {
 
 fn lost_of(volume: &VolumeStatus) -> Vec<LostRow> {
     volume.lost.iter().map(LostRow::new).collect()
+}
+
+fn unread_of(volume: &VolumeStatus) -> Vec<LostRow> {
+    volume.unread.iter().map(LostRow::new).collect()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -183,12 +195,10 @@ fn state(row: &DiskRow) -> String {
     if row.full {
         said.push_str(", full");
     }
-    for lost in &row.lost {
-        said.push_str(&format!(", {} lost", lost.said()));
-        if let Some(key) = lost.keys.first() {
-            let more = if lost.records > 1 { " and others" } else { "" };
-            said.push_str(&format!(" ({key}{more})"));
-        }
+    let lost = row.lost.iter().map(|lost| (lost, "lost"));
+    for (some, what) in lost.chain(row.unread.iter().map(|unread| (unread, "met damaged"))) {
+        let example = some.example().map(|example| format!(" {example}")).unwrap_or_default();
+        said.push_str(&format!(", {} {what}{example}", some.said()));
     }
     said
 }
@@ -226,6 +236,7 @@ fn rows_of(node: &str, volume: &VolumeStatus) -> Vec<DiskRow> {
         damage_found: half.map_or(0, |half| half.damage_found),
         last_scrub: volume.last_scrub.as_ref().map(ScrubRow::new),
         lost: lost_of(volume),
+        unread: unread_of(volume),
     };
     match volume.halves.is_empty() {
         true => volume.disks.iter().map(|disk| row(None, disk)).collect(),
@@ -256,6 +267,14 @@ pub fn problems(name: &str, volumes: &[VolumeStatus]) -> Vec<String> {
             format!(
                 "volume {number} of {name} has no good copy of {said}: {scrub} names them, and clears this once they are \
                  mended or expunged"
+            )
+        }));
+        problems.extend(unread_of(volume).iter().map(|unread| {
+            let (said, scrub) = (unread.said(), unread.scrub());
+            let example = unread.example().map(|example| format!(" {example}")).unwrap_or_default();
+            format!(
+                "reads of volume {number} of {name} have met damage in {said}{example}: {scrub} names what is lost, and clears \
+                 this once all that is there can be read"
             )
         }));
     }
@@ -416,6 +435,17 @@ mod tests {
         let rows = rows_of("n1", &volume);
         let said = state(&rows[0]);
         assert!(said.contains(", 2 records of shard 7 lost (blob/7/9 and others), "), "{said}");
+        let unread = VolumeStatus { unread: volume.lost.split_off(1), ..volume.clone() };
+        let told = problems("n1", &[unread.clone()]);
+        let of_shard = "reads of volume 1 of n1 have met damage in 2 records of shard 7 (blob/7/9 and others): mailring scrub \
+                        --shard 7 ";
+        assert!(told.len() == 3 && told[1].starts_with(of_shard), "{told:?}");
+        assert!(told[0].contains("no good copy of 1 record of no shard alone") && told[2].contains("the directory"));
+        let said = state(&rows_of("n1", &unread)[0]);
+        assert!(
+            said.contains(", 1 record of no shard alone lost (meta), 2 records of shard 7 met damaged (blob"),
+            "{said}"
+        );
         let said = whole_again("n1", 1, &rows[0].lost);
         assert!(said.contains("whole again but") && said.contains("mailring scrub --shard 7 names them"), "{said}");
     }

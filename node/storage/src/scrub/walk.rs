@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::cursor::View;
 use super::merge::{Merge, Step};
+use super::remake::{self, Remade};
 use super::repair::{self, logged};
 use super::report::{Book, Name};
 use super::verdict::{Judgement, Reading, judge};
@@ -208,22 +209,8 @@ impl<'a> Scrub<'a> {
             warn!("halves differ and nothing tells which is right: no half is made anew");
             return;
         }
-        let halves = mirror.halves();
-        for ((name, generation), places) in &self.book.bad {
-            // Somebody's read may have met the damage too: then it is another database by now.
-            let same = halves.iter().find(|half| (half.name, half.generation) == (*name, *generation));
-            if let Some(half) = same {
-                half.damage_found.fetch_add(*places, Ordering::Relaxed);
-                half.damaged.store(true, Ordering::Relaxed);
-            }
-            // The last half has nothing to be made anew from.
-            if (same.is_none() || halves.len() == 2) && !self.book.report.resilvers.contains(name) {
-                self.book.report.resilvers.push(*name);
-            }
-        }
-        if !self.book.report.resilvers.is_empty() {
-            mirror.want_rebuild();
-        }
+        let Remade { resilvers, unmade } = remake::begin(mirror, &self.book.bad);
+        (self.book.report.resilvers, self.book.report.unmade) = (resilvers, unmade);
     }
 }
 

@@ -98,7 +98,17 @@ impl<'a> Sender<'a> {
 
     fn run(mut self, view: &View<'_>, marker: Bytes) {
         if let Err(Stop::Failed(error)) = self.stream(view, marker) {
+            self.note(&error);
             let _ = self.blocks.send(Err(error));
+        }
+    }
+
+    /// Of a mirror the other half is read the next time. Of a group that has lost records nothing more needs to be told.
+    fn note(&self, error: &StorageError) {
+        let shared = &self.group.shared;
+        let is_told = shared.store.mirror.is_some() || shared.scrubs.lock().losses.has(self.group.id);
+        if let (Some(key), false) = (error.unread(), is_told) {
+            self.group.note_unread(key);
         }
     }
 

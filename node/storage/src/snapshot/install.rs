@@ -386,6 +386,7 @@ impl<'a> Filling<'a> {
         *space = *install;
         *hints = Hints { applied: install.installed, ..Hints::default() };
         *inner.totals.lock() = Default::default();
+        inner.shared.unread.forget(inner.id);
         Ok(())
     }
 }
