@@ -4,7 +4,9 @@
 //! the node does not run; without another one it runs without that one's replicas.
 
 mod apart;
+mod free;
 mod room;
+mod status;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,10 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parking_lot::RwLock;
-use proto::wire;
 use storage::{
-    GroupId, HalfName, HalfState, HalfStatus, Identity, Lost, Scrubbed, StorageError, Volume, VolumeOptions,
-    VolumeStatistics,
+    GroupId, HalfName, HalfState, HalfStatus, Identity, StorageError, Volume, VolumeOptions, VolumeStatistics,
 };
 use types::{MailError, MailResult, NodeId};
 
@@ -23,8 +23,8 @@ use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
 use crate::space::{BALLAST, Space};
 
-/// Lost records of a group that its volume's status names; a scrub names more.
-const LOST_KEYS_MAX: usize = 20;
+use self::free::DiskRoom;
+
 /// Below a disk's directory.
 const DATABASE: &str = "db";
 
@@ -38,6 +38,8 @@ pub struct NodeVolume {
     pub number: u32,
     pub disks: Vec<PathBuf>,
     pub space: Space,
+    /// Of each of the disks.
+    rooms: Vec<Arc<DiskRoom>>,
     options: VolumeOptions,
     state: RwLock<State>,
 }
@@ -237,7 +239,8 @@ impl NodeVolume {
             tracing::error!(volume = number, reason, "volume is not open");
         }
         let is_open = matches!(state, State::Open { .. });
-        let volume = NodeVolume { number, disks, space, options, state: RwLock::new(state) };
+        let rooms = disks.iter().map(|_| Arc::default()).collect();
+        let volume = NodeVolume { number, disks, space, rooms, options, state: RwLock::new(state) };
         if is_open && let Err(error) = volume.measure() {
             tracing::warn!(volume = number, %error, "room on a disk cannot be told");
         }
@@ -362,73 +365,6 @@ impl NodeVolume {
             None => Err(MailError::CannotDo(format!("both halves of volume {} are in use", self.number))),
         }
     }
-
-    pub fn status(&self, replicas: u32) -> wire::VolumeStatus {
-        let mut status = wire::VolumeStatus {
-            number: self.number,
-            disks: self.disks.iter().map(|disk| disk.display().to_string()).collect(),
-            free_octets: self.space.free_octets(),
-            full: self.space.is_full(),
-            replicas,
-            ..Default::default()
-        };
-        match &*self.state.read() {
-            State::Down { reason } => {
-                status.down_because.clone_from(reason);
-                (status.free_octets, status.full) = (0, false);
-            }
-            State::Open { volume, .. } => {
-                let statistics = volume.statistics();
-                status.synced_writes = statistics.synced_writes;
-                status.halves_dropped = statistics.halves_dropped;
-                status.reads_elsewhere = statistics.reads_elsewhere;
-                status.resilvers = statistics.resilvers;
-                status.halves = volume.halves().iter().map(half_status).collect();
-                let history = volume.scrub_history();
-                status.last_scrub = history.last.map(scrubbed);
-                status.lost = history.losses.by_group().into_iter().map(lost).collect();
-            }
-        }
-        status
-    }
-}
-
-fn scrubbed(last: Scrubbed) -> wire::LastScrub {
-    let Scrubbed { unix_s, records, bytes, findings, lost, differing, rewritten } = last;
-    wire::LastScrub { unix_s, records, octets: bytes, findings, lost, differing, rewritten }
-}
-
-fn lost((group, Lost { records, mut keys }): (Option<GroupId>, Lost)) -> wire::LostRecords {
-    keys.truncate(LOST_KEYS_MAX);
-    wire::LostRecords { group: group.map(|group| group.0), records, keys }
-}
-
-fn half_status(half: &HalfStatus) -> wire::HalfStatus {
-    let mut status = wire::HalfStatus {
-        name: half.name.to_string(),
-        directory: half.directory.display().to_string(),
-        damage_found: half.damage_found,
-        ..Default::default()
-    };
-    status.state = match &half.state {
-        HalfState::Current => "current",
-        HalfState::Damaged { unmade } => {
-            status.reason = unmade.clone().unwrap_or_default();
-            "damaged"
-        }
-        HalfState::Stale { reason } => {
-            status.reason.clone_from(reason);
-            "stale"
-        }
-        HalfState::Resilvering { copied_bytes, copied_records, records } => {
-            status.copied_octets = *copied_bytes;
-            status.copied_records = *copied_records;
-            status.records = *records;
-            "resilvering"
-        }
-    }
-    .to_owned();
-    status
 }
 
 /// Opens a volume, or makes it where it is new, and then lets each of its disks say whose it is.
