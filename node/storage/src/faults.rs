@@ -37,6 +37,8 @@ pub enum Operation {
     Read,
     /// The half's own record is written.
     Record,
+    /// It is looked whether its disk has room for it to be made anew there.
+    Room,
 }
 
 /// Answers an error for an operation that must fail; may take its time, or not return for as long as it likes.
