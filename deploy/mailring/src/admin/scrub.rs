@@ -196,7 +196,7 @@ impl Summary {
             let resilvered = resilvers.contains(&half);
             let (repair, mended) = match (rewritten, resilvered) {
                 (true, _) => ("written anew".to_owned(), true),
-                _ if verdict == "unneeded" => ("none needed: no message has it".to_owned(), true),
+                _ if verdict == "unneeded" => ("none needed: no message and no mailbox has it".to_owned(), true),
                 // What is made anew is copied from the other half, which lacks records, too.
                 (false, true) if lost > 0 => {
                     (format!("none: half {half} cannot be made anew while records are lost"), false)
@@ -302,6 +302,6 @@ mod tests {
         let mut summary = Summary::default();
         summary.take("n1", report);
         let rows: Vec<_> = summary.findings.iter().map(|row| (row.repair.as_str(), row.mended)).collect();
-        assert_eq!(rows, [("none needed: no message has it", true), ("", false)]);
+        assert_eq!(rows, [("none needed: no message and no mailbox has it", true), ("", false)]);
     }
 }
