@@ -228,6 +228,7 @@ impl DirectoryStore for Node {
         let figures = groups.peers.throttle.figures();
         let directory_revision = groups.directory_state.read().revision();
         let all = groups.clone();
+        groups.volumes.look_at_disks().await;
         let volumes = groups.volumes.list().iter();
         let volumes = volumes.map(|volume| volume.status(groups.replicas_on(volume) as u32)).collect();
         // Totals are counted once after a start, from the disk.

@@ -2,7 +2,7 @@
 
 mod ended;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;

@@ -4,8 +4,9 @@
 //! the node does not run; without another one it runs without that one's replicas.
 
 mod apart;
+mod free;
 mod room;
-mod told;
+mod status;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::descriptors::files_max;
 use crate::settings::{NodeSettings, VolumeSettings};
 use crate::space::{BALLAST, Space};
 
+use self::free::DiskRoom;
+
 /// Below a disk's directory.
 const DATABASE: &str = "db";
 
@@ -35,6 +38,8 @@ pub struct NodeVolume {
     pub number: u32,
     pub disks: Vec<PathBuf>,
     pub space: Space,
+    /// Of each of the disks.
+    rooms: Vec<Arc<DiskRoom>>,
     options: VolumeOptions,
     state: RwLock<State>,
 }
@@ -234,7 +239,8 @@ impl NodeVolume {
             tracing::error!(volume = number, reason, "volume is not open");
         }
         let is_open = matches!(state, State::Open { .. });
-        let volume = NodeVolume { number, disks, space, options, state: RwLock::new(state) };
+        let rooms = disks.iter().map(|_| Arc::default()).collect();
+        let volume = NodeVolume { number, disks, space, rooms, options, state: RwLock::new(state) };
         if is_open && let Err(error) = volume.measure() {
             tracing::warn!(volume = number, %error, "room on a disk cannot be told");
         }

@@ -28,7 +28,7 @@ const CLUSTER: &str = "0123456789abcdef0123456789abcdef";
 /// As [`super::ended`] has it, at least.
 const LATER: Duration = Duration::from_secs(3600);
 
-fn settings(directory: &Path, volumes: usize) -> NodeSettings {
+pub(crate) fn settings(directory: &Path, volumes: usize) -> NodeSettings {
     let disk = |number| VolumeSettings { disks: vec![directory.join(format!("disk-{number}"))] };
     NodeSettings {
         name: "node1".to_owned(),
@@ -51,7 +51,14 @@ fn settings(directory: &Path, volumes: usize) -> NodeSettings {
 }
 
 /// With the directory's group founded.
-async fn groups(directory: &Path, volumes: usize) -> Arc<Groups> {
+pub(crate) async fn groups(directory: &Path, volumes: usize) -> Arc<Groups> {
+    let groups = opened(directory, volumes).await;
+    found(&groups, &groups.directory()).await;
+    groups
+}
+
+/// With what is on the disks.
+pub(crate) async fn opened(directory: &Path, volumes: usize) -> Arc<Groups> {
     let settings = settings(directory, volumes);
     settings.volumes.iter().flat_map(|volume| &volume.disks).for_each(|disk| std::fs::create_dir_all(disk).unwrap());
     let volumes = Arc::new(Volumes::open(&settings).unwrap());
@@ -66,9 +73,7 @@ async fn groups(directory: &Path, volumes: usize) -> Arc<Groups> {
         start: StartCount { before, now },
         vetting: Arc::new(Vetting::new(true, true)),
     };
-    let groups = Groups::start(volumes, context).await.unwrap();
-    found(&groups, &groups.directory()).await;
-    groups
+    Groups::start(volumes, context).await.unwrap()
 }
 
 async fn found(groups: &Groups, group: &Group) {
@@ -77,13 +82,13 @@ async fn found(groups: &Groups, group: &Group) {
     eventually("it leads", async || group.leads()).await;
 }
 
-async fn start(groups: &Groups, id: u32) -> Arc<Shard> {
+pub(crate) async fn start(groups: &Groups, id: u32) -> Arc<Shard> {
     let shard = groups.start_shard(ShardId(id), true).await.unwrap().unwrap();
     found(groups, &shard.group).await;
     shard
 }
 
-async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let waiting = async {
         while !condition().await {
             tokio::time::sleep(LOOK).await;
@@ -92,7 +97,7 @@ async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-async fn create_account(shard: &Shard, account: u64) -> Result<(), MailError> {
+pub(crate) async fn create_account(shard: &Shard, account: u64) -> Result<(), MailError> {
     shard.propose(&Command::CreateAccount { account: AccountId(account) }, None).await.map(drop)
 }
 

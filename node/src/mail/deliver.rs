@@ -1,5 +1,8 @@
 //! Bodies on their way in: read, digested once, and put into the log, large ones in chunks.
 
+#[cfg(test)]
+mod damaged;
+
 use bytes::Bytes;
 use message::Digest;
 use proto::Body;

@@ -36,7 +36,7 @@ impl NodeVolume {
         }
         let Some(full) = full else { return Ok(()) };
         let full = halves.get(full).map(|half| half.name).zip(self.volume());
-        let reason = format!("its disk is full: {} octets are left", self.space.free_octets());
+        let reason = format!("its disk was full: {} octets were left", self.space.free_octets());
         let dropped = full.map_or(Ok(false), |(half, volume)| volume.drop_full(half, &reason));
         if let Err(error) = &dropped {
             tracing::error!(volume = self.number, %error, "a full half cannot be given up");

@@ -166,18 +166,7 @@ fn sides(options: &VolumeOptions, directories: [PathBuf; 2]) -> Result<([Side; 2
     let [directory, other_directory] = directories;
     let [record, other_record] = records;
     let [lost, other_lost] = lost;
-    let sides = [
-        Side { directory, record, lost, rebuild: false, unmade: None, dropped: None, telling: Arc::default() },
-        Side {
-            directory: other_directory,
-            record: other_record,
-            lost: other_lost,
-            rebuild: false,
-            unmade: None,
-            dropped: None,
-            telling: Arc::default(),
-        },
-    ];
+    let sides = [Side::new(directory, record, lost), Side::new(other_directory, other_record, other_lost)];
     Ok((sides, unrecorded))
 }
 

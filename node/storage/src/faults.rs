@@ -40,7 +40,7 @@ pub enum Operation {
     Read,
     /// The half's own record is written.
     Record,
-    /// The half is to be made anew: whether there is room.
+    /// It is looked whether its disk has room for it to be made anew there.
     Room,
 }
 

@@ -24,6 +24,7 @@ use crate::mark::{self, Mark};
 use crate::options::{self, Tables, VolumeOptions};
 use crate::reads::Reads;
 use crate::rewrites::Rewrites;
+use crate::room::room_for_copy;
 use crate::store::Family;
 use crate::watch::{LOOK_INTERVAL, Met, Rest};
 
@@ -159,6 +160,11 @@ impl Half {
 
     pub(crate) fn before(&self, operation: Operation) -> Result<(), StorageError> {
         faults::before(self.faults.as_ref(), self.name, operation)
+    }
+
+    /// Whether its disk has room for it to be made anew there from the other one.
+    pub(crate) fn room_for_copy(&self, other: &Path) -> Result<(), StorageError> {
+        room_for_copy(self.faults.as_ref(), self.name, (&self.directory, other))
     }
 
     pub(crate) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {

@@ -74,11 +74,20 @@ pub(crate) struct Side {
     pub rebuild: bool,
     /// Why it could not be made anew where it is in use, last.
     pub unmade: Option<String>,
+    /// Whether there was no room to make it anew, last: it is, once there is.
+    pub short: bool,
     /// What was in use when it was dropped: until it has been made anew it may hold the only good copies.
     pub dropped: Option<Arc<Half>>,
     /// Held while the record in this directory is looked at and written: whoever is told late that it was dropped must
     /// not write over what it has become.
     pub telling: Arc<Mutex<()>>,
+}
+
+impl Side {
+    pub(crate) fn new(directory: PathBuf, record: HalfRecord, lost: Option<String>) -> Side {
+        let (rebuild, unmade, short, dropped, telling) = Default::default();
+        Side { directory, record, lost, rebuild, unmade, short, dropped, telling }
+    }
 }
 
 /// Why a half is dropped.
@@ -274,7 +283,7 @@ impl Store {
         record.partner_current = false;
         write_record(&survivor, &record).map_err(|error| self.fail(error.to_string()))?;
         kept.record = record;
-        (lost.lost, lost.dropped) = (Some(reason.to_owned()), Some(half.clone()));
+        (lost.lost, lost.dropped, lost.short) = (Some(reason.to_owned()), Some(half.clone()), false);
         // What it had when it was dropped may be the only good copies. Not where that would be waited for, nor without room.
         let is_damaged = half.damaged.load(Ordering::Relaxed) || (is_other_damaged && cause != Cause::Hangs);
         if is_damaged && cause != Cause::Full {

@@ -26,17 +26,17 @@ use crate::half_record::HalfRecord;
 use crate::keys::printable;
 use crate::losses::Losses;
 use crate::mark::{self, Mark};
-use crate::mirror::{Cause, Mirror, Side, side, write_record};
+use crate::mirror::{Cause, Mirror, side, write_record};
 use crate::options::VolumeOptions;
 use crate::patience::patiently;
 use crate::prepare::prepare_again;
-use crate::room::room_for_copy;
 use crate::salvage::{Old, Source};
 use crate::scrub::{self, ScrubHistory};
 use crate::store::{Family, Store};
 use crate::volume::Shared;
 
 mod copying;
+mod short;
 
 use copying::Copying;
 
@@ -56,18 +56,24 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
     let store = &*shared.store;
     let Some(mirror) = &store.mirror else { return };
     let mut failed_at: Option<Instant> = None;
+    let mut look_at = Instant::now() + short::LOOK_AGAIN;
     loop {
-        {
+        let is_wanted = {
             let mut rebuild = mirror.rebuild.lock();
-            while !rebuild.wanted && !rebuild.closing {
-                mirror.rebuild_wanted.wait(&mut rebuild);
+            while !rebuild.wanted && !rebuild.closing && Instant::now() < look_at {
+                mirror.rebuild_wanted.wait_until(&mut rebuild, look_at);
             }
             if rebuild.closing {
                 return;
             }
-            rebuild.wanted = false;
+            std::mem::take(&mut rebuild.wanted)
+        };
+        if Instant::now() >= look_at {
+            short::look_again(mirror, options);
+            look_at = Instant::now() + short::LOOK_AGAIN;
         }
-        let rested = failed_at.is_none_or(|at| at.elapsed() >= RETRY_MIN);
+        // Damage alone is seen to when it is met again.
+        let rested = is_wanted && failed_at.is_none_or(|at| at.elapsed() >= RETRY_MIN);
         while let Some(name) = next(mirror, rested) {
             *mirror.resilvering.lock() = Some(name);
             mirror.copied_bytes.store(0, Ordering::Relaxed);
@@ -87,11 +93,7 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
                 }
                 Err(error) => {
                     warn!(half = %name, %error, ms, "mirror half could not be resilvered");
-                    let told = format!("resilver: {error}");
-                    match side(&mut mirror.sides.lock(), name).0 {
-                        Side { lost: Some(lost), .. } => *lost = told,
-                        own => own.unmade = Some(told),
-                    }
+                    short::tell(side(&mut mirror.sides.lock(), name).0, error);
                     failed_at = Some(Instant::now());
                 }
             }
@@ -102,6 +104,10 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             }
         }
     }
+}
+
+fn told(error: &StorageError) -> String {
+    format!("resilver: {error}")
 }
 
 /// A half that was asked for, or one that is damaged.
@@ -134,6 +140,7 @@ impl Resilver<'_> {
         let (directory, record, dropped, other) = {
             let mut sides = self.mirror.sides.lock();
             let (own, other) = side(&mut sides, self.name);
+            own.short = false;
             (own.directory.clone(), own.record.clone(), own.dropped.clone(), other.directory.clone())
         };
         // As they are now: a directory may have come back as a link.
@@ -141,9 +148,7 @@ impl Resilver<'_> {
             let reason = format!("{} and {} are one directory", directory.display(), other.display());
             return Err(StorageError::Refused(reason));
         }
-        // Otherwise it would fill the disk, which mail may be on too, to no end. What it held stays until the new half is whole.
-        before(self.options.faults.as_ref(), self.name, Operation::Room)?;
-        room_for_copy(&other, &directory)?;
+        short::check(self.mirror, self.options, self.name, (&directory, &other))?;
         let is_live = self.mirror.halves().iter().any(|half| half.name == self.name);
         let generation = {
             let telling = self.telling();

@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::StorageError;
+use crate::faults::{Faults, HalfName, Operation};
 
 /// What a database takes that holds nothing.
 const DATABASE_OCTETS: u64 = 16 << 20;
@@ -33,8 +35,16 @@ pub fn has_room_for(directory: &Path, disk: &Path) -> Result<(), StorageError> {
 }
 
 /// The same for a half of a mirror, made anew where it is, from the other one.
-pub(crate) fn room_for_copy(other: &Path, half: &Path) -> Result<(), StorageError> {
-    half.parent().filter(|disk| disk.is_dir()).map_or(Ok(()), |disk| has_room_for(other, disk))
+pub(crate) fn room_for_copy(
+    faults: Option<&Arc<dyn Faults>>,
+    name: HalfName,
+    (half, other): (&Path, &Path),
+) -> Result<(), StorageError> {
+    let Some(disk) = half.parent().filter(|disk| disk.is_dir()) else { return Ok(()) };
+    if let Some(Err(error)) = faults.map(|faults| faults.before(name, Operation::Room)) {
+        return Err(StorageError::Refused(format!("{} is too small: {error}", disk.display())));
+    }
+    has_room_for(other, disk)
 }
 
 /// What the files below a directory take, in octets; what goes meanwhile is left out.

@@ -314,7 +314,7 @@ impl Volume {
 
     /// Makes a half anew that is not in use: on an empty disk in its place, or on the same. Returns at once;
     /// [`Volume::halves`] tells how far it is. Begins by itself when the volume is opened without a half, and after
-    /// damage was read.
+    /// damage was read; and again once there is room where there was none.
     pub fn resilver(&self, name: HalfName) -> Result<(), StorageError> {
         match &self.inner.shared.store.mirror {
             Some(mirror) => {

@@ -11,6 +11,7 @@ use common::flips::flip_first;
 use common::{
     Replica, SHARD, append, blocks, copy_files, copy_volume, entry, forget_mark, live_wal, name, open, options, stamp,
 };
+use rocksdb::{DB, Options};
 use storage::{
     BodySource, Command, Faults, HalfName, Operation, Outcome, StorageError, StoreAction, Volume, VolumeOptions,
 };
@@ -307,4 +308,48 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
         rehearse(replica.now_s).unwrap();
         assert!(matches!(replica.run_as(0, to_inbox(), body()), Ok(Outcome::Appended { .. })));
     }
+}
+
+/// Puts what nobody can read in the place of a record of a closed volume's state.
+fn spoil(directory: &Path, key: &[u8]) {
+    let mut options = Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    let db = DB::open_cf(&options, directory.join("db"), ["log", "blob", "state", "meta"]).unwrap();
+    let state = db.cf_handle("state").unwrap();
+    assert!(db.get_cf(&state, key).unwrap().is_some(), "there is no such record");
+    db.put_cf(&state, key, [9]).unwrap();
+    db.flush_wal(true).unwrap();
+}
+
+#[test]
+fn an_old_upload_that_the_only_replica_cannot_read_is_left_and_what_is_behind_it_is_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (next, now_s) = {
+        let volume = open(directory.path());
+        let mut replica = Replica::new(&volume);
+        for upload in [1, 2] {
+            replica.run_with(Command::Chunk { upload }, Some(Bytes::from_static(b"piece"))).unwrap();
+        }
+        (replica.next, replica.now_s)
+    };
+    // The group's space, the kind, and the upload's number.
+    let unread = [&[0u8, 0, 0, 1, 11][..], &1u128.to_be_bytes()].concat();
+    spoil(directory.path(), &unread);
+    let volume = open(directory.path());
+    let mut replica = Replica { next, now_s: now_s + 3601, ..Replica::new(&volume) };
+    let shard = replica.group.shard();
+    let rehearse = || shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(), Some(4));
+    // Another replica takes the place of one that meets it.
+    assert!(rehearse().unwrap_err().is_unread());
+    shard.set_alone(true);
+    rehearse().unwrap();
+    replica.run_with(to_inbox(), Some(Bytes::from_static(b"body"))).unwrap();
+    // The message's, and the piece of the one that cannot be read.
+    replica.group.purge_to(replica.next - 1, Bytes::new()).unwrap();
+    assert_eq!(replica.group.blob_count().unwrap(), 2);
+    // It is not met again.
+    drop((shard, replica, volume));
+    let volume = open(directory.path());
+    let shard = volume.group(SHARD).unwrap().shard();
+    shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(), Some(4)).unwrap();
 }

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use common::flips::flip_body;
 use common::mirror::{
-    EIO, Failure, Script, Stop, assert_entries, assert_equal_halves, copy_half, copy_mirror, delete, is_current,
-    mirror_options, newest_wal, open_mirror, put, status, wait_until, wait_whole,
+    EIO, ENOSPC, Failure, Script, Stop, assert_entries, assert_equal_halves, body, copy_half, copy_mirror, delete,
+    is_current, mirror_options, newest_wal, open_mirror, put, small_mirror, status, wait_until, wait_whole,
+    write_entries,
 };
 use common::{SHARD, marker};
-use storage::{Group, GroupId, HalfName, HalfState, Operation, StorageError, Volume, VolumeOptions};
+use storage::{Group, GroupId, HalfName, HalfState, Identity, Operation, StorageError, Volume, VolumeOptions};
+use types::NodeId;
 
 const BOTH: [HalfName; 2] = [HalfName::A, HalfName::B];
 
@@ -279,4 +282,75 @@ fn a_volume_of_one_disk_becomes_a_mirror() {
     assert_entries(&volume.group(SHARD).unwrap(), 30);
     drop(volume);
     assert_equal_halves(root.path());
+}
+
+/// Why a half is not made anew.
+fn unmade(volume: &Volume, name: HalfName) -> String {
+    match status(volume, name).state {
+        HalfState::Stale { reason } | HalfState::Damaged { unmade: Some(reason) } => reason,
+        HalfState::Current | HalfState::Damaged { unmade: None } | HalfState::Resilvering { .. } => String::new(),
+    }
+}
+
+/// No disk has room for this half.
+fn without_room(name: HalfName) -> std::sync::Arc<Script> {
+    let script = Script::new();
+    script.set(name, Operation::Room, Failure::Error(ENOSPC));
+    script
+}
+
+#[test]
+fn a_half_that_there_was_no_room_for_is_made_anew_once_there_is() {
+    let root = tempfile::tempdir().unwrap();
+    written(root.path(), 20);
+    std::fs::remove_dir_all(directory(root.path(), HalfName::B)).unwrap();
+    let script = without_room(HalfName::B);
+    let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..mirror_options(root.path()) }).unwrap();
+    wait_until("it is refused", || unmade(&volume, HalfName::B).contains("is too small"));
+    fill(&volume.group(SHARD).unwrap(), 21, 30);
+    script.clear();
+    // Nobody asks.
+    wait_until("it is made anew", || is_current(&volume, HalfName::B));
+    assert_eq!(volume.statistics().resilvers, 1);
+    drop(volume);
+    assert_equal_halves(root.path());
+}
+
+#[test]
+fn a_disk_that_has_come_in_the_place_of_one_without_room_waits_until_somebody_asks() {
+    let root = tempfile::tempdir().unwrap();
+    let disks = [root.path().join("disk-a"), root.path().join("disk-b")];
+    disks.iter().for_each(|disk| Identity::new(NodeId(1), 7).write(disk).unwrap());
+    let mirror = Some(disks[1].join("db"));
+    let options = VolumeOptions { directory: disks[0].join("db"), mirror, ..mirror_options(root.path()) };
+    fill(&Volume::open(options.clone()).unwrap().group(SHARD).unwrap(), 1, 20);
+    std::fs::remove_dir_all(disks[1].join("db")).unwrap();
+    let script = without_room(HalfName::B);
+    let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..options }).unwrap();
+    wait_until("it is refused", || unmade(&volume, HalfName::B).contains("is too small"));
+    Identity::remove(&disks[1]).unwrap();
+    script.clear();
+    wait_until("what is there today is told", || unmade(&volume, HalfName::B).contains("another disk"));
+    assert_eq!(std::fs::read_dir(&disks[1]).unwrap().count(), 0, "nothing is written there");
+    volume.resilver(HalfName::B).unwrap();
+    wait_until("it is made anew", || is_current(&volume, HalfName::B));
+    assert_entries(&volume.group(SHARD).unwrap(), 20);
+}
+
+#[test]
+fn a_damaged_half_that_is_in_use_is_made_anew_when_somebody_asks() {
+    let root = tempfile::tempdir().unwrap();
+    write_entries(&Volume::open(small_mirror(root.path())).unwrap().group(SHARD).unwrap(), 1200);
+    flip_body(&directory(root.path(), HalfName::A), 100);
+    let script = without_room(HalfName::A);
+    let volume = Volume::open(VolumeOptions { faults: Some(script.clone()), ..small_mirror(root.path()) }).unwrap();
+    let group = volume.group(SHARD).unwrap();
+    assert_eq!(group.read(100, 101, 1).unwrap()[0].body, Some(body(100)));
+    wait_until("it is refused", || unmade(&volume, HalfName::A).contains("is too small"));
+    volume.resilver(HalfName::A).unwrap();
+    assert!(matches!(volume.resilver(HalfName::B), Err(StorageError::Misuse(_))), "it is in use, and sound");
+    script.clear();
+    wait_whole(&volume);
+    assert_eq!((volume.statistics().resilvers, volume.statistics().halves_dropped), (1, 0));
+    assert_entries(&group, 1200);
 }

@@ -33,9 +33,9 @@ fn a_half_without_room_is_not_said_to_be_made_anew_until_there_is_some() {
         let report = scrub(&volume);
         assert!(!report.is_clean() && report.resilvers.is_empty(), "{report:?}");
         let [(half, reason)] = &report.unmade[..] else { panic!("{report:?}") };
-        assert!(*half == HalfName::B && reason.contains("Room on half b"), "{reason}");
+        assert!(*half == HalfName::B && reason.contains("is too small"), "{reason}");
         // Whoever asks for the half's state learns it too.
-        let is_told = |unmade: &String| unmade.contains("Room on half b");
+        let is_told = |unmade: &String| unmade.contains("is too small");
         wait_until("it could not be made anew", || match status(&volume, HalfName::B).state {
             HalfState::Damaged { unmade } => unmade.as_ref().is_some_and(is_told),
             HalfState::Current | HalfState::Stale { .. } | HalfState::Resilvering { .. } => false,

@@ -37,7 +37,8 @@ struct DiskRow {
     /// Why it is stale or down.
     reason: String,
     replicas: u32,
-    free_octets: u64,
+    /// On this disk alone; null where that does not tell.
+    free_octets: Option<u64>,
     full: bool,
     copied_records: u64,
     /// About how many there are to copy.
@@ -179,9 +180,8 @@ async fn list(client: &mut AdminClient, output: OutputArgs) -> Result<(), Failur
     Ok(())
 }
 
-/// Nobody looks at the disks of a volume that is not open.
 fn free(row: &DiskRow) -> String {
-    if row.state == "down" { "-".to_owned() } else { octets(row.free_octets) }
+    row.free_octets.map_or_else(|| "-".to_owned(), octets)
 }
 
 fn state(row: &DiskRow) -> String {
@@ -229,7 +229,12 @@ fn rows_of(node: &str, volume: &VolumeStatus) -> Vec<DiskRow> {
         },
         reason: half.map_or(&volume.down_because, |half| &half.reason).clone(),
         replicas: volume.replicas,
-        free_octets: volume.free_octets,
+        free_octets: match half {
+            // Nobody looks at the disks of a volume that is not open.
+            _ if !volume.down_because.is_empty() => None,
+            Some(half) => half.free_octets,
+            None => Some(volume.free_octets),
+        },
         full: volume.full,
         copied_records: half.map_or(0, |half| half.copied_records),
         records: half.map_or(0, |half| half.records),
@@ -393,6 +398,14 @@ mod tests {
         assert_eq!(problems("n1", &[volume.clone()]), ["half b of volume 1 of n1 is being resilvered, 25 %"]);
         volume.halves[1] = half("b", "current", "");
         assert!(problems("n1", &[volume]).is_empty());
+    }
+
+    #[test]
+    fn each_half_has_the_room_of_its_own_disk_and_one_that_cannot_be_asked_none() {
+        let mut volume = VolumeStatus { number: 1, free_octets: 77, ..Default::default() };
+        let free_octets = Some(5);
+        volume.halves = vec![HalfStatus { free_octets, ..half("a", "current", "") }, half("b", "stale", "gone")];
+        assert_eq!(rows_of("n1", &volume).iter().map(free).collect::<Vec<_>>(), ["5 B", "-"]);
     }
 
     #[test]

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::report::Name;
-use crate::faults::{HalfName, Operation};
+use crate::faults::HalfName;
 use crate::half::Half;
 use crate::mirror::{Mirror, side};
-use crate::room::room_for_copy;
 
 #[derive(Default)]
 pub(crate) struct Remade {
@@ -51,7 +50,7 @@ pub(crate) fn begin(mirror: &Mirror, bad: &BTreeMap<Name, u64>) -> Remade {
 
 /// Why it will not be made anew, where its disk has no room for that.
 fn ask(mirror: &Mirror, half: &Arc<Half>, other: &Arc<Half>) -> Option<String> {
-    let room = half.before(Operation::Room).and_then(|()| room_for_copy(&other.directory, &half.directory));
+    let room = half.room_for_copy(&other.directory);
     if let Err(error) = room {
         return Some(error.to_string());
     }

@@ -1,4 +1,4 @@
-//! What a volume says of itself.
+//! What an operator sees of a volume.
 
 use proto::wire;
 use storage::{GroupId, HalfState, HalfStatus, Lost, Scrubbed};
@@ -29,7 +29,7 @@ impl NodeVolume {
                 status.halves_dropped = statistics.halves_dropped;
                 status.reads_elsewhere = statistics.reads_elsewhere;
                 status.resilvers = statistics.resilvers;
-                status.halves = volume.halves().iter().map(half_status).collect();
+                status.halves = volume.halves().iter().map(|half| self.half_status(half)).collect();
                 let history = volume.scrub_history();
                 status.last_scrub = history.last.map(scrubbed);
                 status.lost = history.losses.by_group().into_iter().map(lost).collect();
@@ -37,6 +37,35 @@ impl NodeVolume {
                 status.unread = unread.collect();
             }
         }
+        status
+    }
+
+    fn half_status(&self, half: &HalfStatus) -> wire::HalfStatus {
+        let mut status = wire::HalfStatus {
+            name: half.name.to_string(),
+            directory: half.directory.display().to_string(),
+            damage_found: half.damage_found,
+            free_octets: self.free_on(half.directory.parent().unwrap_or(&half.directory)),
+            ..Default::default()
+        };
+        status.state = match &half.state {
+            HalfState::Current => "current",
+            HalfState::Damaged { unmade } => {
+                status.reason = unmade.clone().unwrap_or_default();
+                "damaged"
+            }
+            HalfState::Stale { reason } => {
+                status.reason.clone_from(reason);
+                "stale"
+            }
+            HalfState::Resilvering { copied_bytes, copied_records, records } => {
+                status.copied_octets = *copied_bytes;
+                status.copied_records = *copied_records;
+                status.records = *records;
+                "resilvering"
+            }
+        }
+        .to_owned();
         status
     }
 }
@@ -49,32 +78,4 @@ fn scrubbed(last: Scrubbed) -> wire::LastScrub {
 fn lost((group, Lost { records, mut keys }): (Option<GroupId>, Lost)) -> wire::LostRecords {
     keys.truncate(LOST_KEYS_MAX);
     wire::LostRecords { group: group.map(|group| group.0), records, keys }
-}
-
-fn half_status(half: &HalfStatus) -> wire::HalfStatus {
-    let mut status = wire::HalfStatus {
-        name: half.name.to_string(),
-        directory: half.directory.display().to_string(),
-        damage_found: half.damage_found,
-        ..Default::default()
-    };
-    status.state = match &half.state {
-        HalfState::Current => "current",
-        HalfState::Damaged { unmade } => {
-            status.reason = unmade.clone().unwrap_or_default();
-            "damaged"
-        }
-        HalfState::Stale { reason } => {
-            status.reason.clone_from(reason);
-            "stale"
-        }
-        HalfState::Resilvering { copied_bytes, copied_records, records } => {
-            status.copied_octets = *copied_bytes;
-            status.copied_records = *copied_records;
-            status.records = *records;
-            "resilvering"
-        }
-    }
-    .to_owned();
-    status
 }
