@@ -16,7 +16,7 @@ use types::{MailError, MailResult};
 const BIT_FLIPS: usize = 50;
 const BODY_FLIPS: usize = 3;
 /// Of each sync, in microseconds.
-const SLOW: &str = "delay_enter=500000";
+const SLOW: &str = "delay_enter=120000";
 const PATIENCE: Duration = Duration::from_secs(300);
 const ONE_MIRROR: ClusterOptions = ClusterOptions { nodes: 1, replicas: 1, mirror: true, ..ClusterOptions::DEFAULT };
 
