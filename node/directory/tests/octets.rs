@@ -155,7 +155,8 @@ fn a_shard_that_is_more_than_a_nodes_share_is_named() {
 fn too_few_nodes_and_too_few_zones_are_told() {
     let told = |replicas, nodes: &[PlacementNode]| -> Vec<String> {
         let wanted = fresh(16, replicas, nodes);
-        warnings(16, replicas, nodes, &wanted, &BTreeMap::new()).iter().map(ToString::to_string).collect()
+        let told = warnings(16, replicas, nodes, &wanted, &BTreeMap::new());
+        told.iter().map(|warning| warning.said(|node| node.to_string())).collect()
     };
     assert_eq!(told(1, &equal(1)), [""; 0]);
     assert_eq!(told(3, &[]), ["no node can take replicas, so that nothing moves"]);

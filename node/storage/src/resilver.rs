@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::assemble::{is_one, replay};
 use crate::error::StorageError;
-use crate::faults::{HalfName, Operation, before};
+use crate::faults::HalfName;
 use crate::half::{Half, Progress};
 use crate::half_record::HalfRecord;
 use crate::keys::printable;
