@@ -110,7 +110,8 @@ fn what_a_copy_of_a_group_has_met_on_the_only_disk_is_told_too() {
     let uids = Some(UidSet::from_range(2, 2));
     replica.run(Command::Expunge { account: AccountId(1), mailbox, uids, only_deleted: false }).unwrap();
     assert!(group.export().unwrap().blocks.all(|block| block.is_ok()));
-    scrub(&volume, None);
+    // What has filled the tables lies in another group.
+    scrub(&volume, Some(SHARD));
     assert!(volume.unread().is_empty() && volume.scrub_history().losses.is_empty(), "{:?}", volume.scrub_history());
 }
 
