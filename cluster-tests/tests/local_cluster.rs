@@ -108,6 +108,10 @@ fn a_new_user_gets_a_cluster_with_one_command_and_gets_rid_of_it_with_another() 
     cluster.run(&["add-node"])?;
     let env = cluster.env()?;
     ensure!(env.contains_key("NODE4_PID"), "the added node is not in {env:?}");
+    // A router that starts when the first three have gone finds the others.
+    let router = fs::read_to_string(cluster.directory.join("router1/config.toml"))?;
+    let nodes = router.lines().find(|line| line.starts_with("nodes = ")).context("the router's nodes")?;
+    ensure!(nodes.matches("127.0.0.1:").count() == 4, "{nodes}");
     // The node that was paused and the one that is new need a moment to catch up.
     eventually("all is well", PATIENCE, || cluster.run(&["status"]))?;
 

@@ -277,6 +277,7 @@ impl DirectoryStore for Node {
             account_move_waits: self.account_moves().waits(),
             recent_round_ms: groups.volumes.recent_round_ms(),
             short_shards: crate::rebalance::told_short(self),
+            certificate_ends_unix_s: self.inner.certificate_ends_unix_s,
         })
     }
 

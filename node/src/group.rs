@@ -389,6 +389,11 @@ impl Group {
         self.metrics().current_term
     }
 
+    /// Some of its members are copied to, and do not vote yet.
+    pub fn has_learners(&self) -> bool {
+        self.metrics().membership_config.membership().learner_ids().next().is_some()
+    }
+
     /// It leads, and a majority has answered it lately.
     pub fn leads_majority(&self) -> bool {
         let metrics = self.metrics();

@@ -80,6 +80,8 @@ struct Inner {
     short_shards: rebalance::ShortShards,
     /// Held by the scrub that is under way.
     scrubbing: Arc<tokio::sync::Mutex<()>>,
+    /// Seconds since 1970; 0 where it does not say.
+    certificate_ends_unix_s: i64,
     started: Instant,
     stop: watch::Sender<bool>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -120,6 +122,7 @@ impl Node {
             settings,
             groups,
             scrubbing: Arc::default(),
+            certificate_ends_unix_s: tls.ends_unix_s.unwrap_or(0),
             started: Instant::now(),
             stop,
             tasks: parking_lot::Mutex::default(),

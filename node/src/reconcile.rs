@@ -211,7 +211,9 @@ async fn lead_where_wanted(node: &Node, steady: &mut HashMap<ShardId, u32>) {
             directory.placement(shard.id).and_then(|placement| directory.home(placement))
         };
         let Some(preferred) = preferred.filter(|preferred| *preferred != node.id()) else { continue };
-        if !shard.group.has_caught_up(preferred) || shard.is_compared.load(Ordering::Relaxed) {
+        // A copy that is under way would begin anew.
+        let is_busy = shard.is_compared.load(Ordering::Relaxed) || shard.group.has_learners();
+        if is_busy || !shard.group.has_caught_up(preferred) {
             steady.remove(&shard.id);
             continue;
         }

@@ -15,6 +15,7 @@ mod socket;
 mod store;
 mod stream;
 mod tls;
+mod validity;
 
 /// The generated messages and gRPC stubs of package `mailring.v1`.
 #[allow(clippy::all, missing_docs)]
@@ -34,3 +35,4 @@ pub use server::{DirectoryService, GRPC_MESSAGE_OCTETS_MAX, MailService};
 pub use store::{DirectoryStore, ItemStream, MailStore, NodeApi};
 pub use stream::PeerStream;
 pub use tls::{ClusterTls, ClusterTlsFiles};
+pub use validity::CERTIFICATE_ENDS_SOON;

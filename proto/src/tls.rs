@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::server::WebPkiClientVerifier;
@@ -12,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::role::name_of;
+use crate::validity::Validity;
 
 /// Where a process finds its place in the cluster's public key infrastructure; PEM files.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -29,9 +31,12 @@ pub struct ClusterTls {
     pub client: Arc<ClientConfig>,
     /// Whom the certificate is of.
     pub name: Option<String>,
+    /// When it ends, in seconds since 1970.
+    pub ends_unix_s: Option<i64>,
 }
 
 impl ClusterTls {
+    /// An own certificate that does not hold now is an error: nobody would answer.
     pub fn load(files: &ClusterTlsFiles) -> io::Result<ClusterTls> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
@@ -41,6 +46,15 @@ impl ClusterTls {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let chain = certificates(&files.certificate)?;
         let name = chain.first().and_then(name_of);
+        let validity = chain.first().and_then(Validity::of);
+        if let Some(validity) = validity {
+            let now = SystemTime::now();
+            validity.check(now).map_err(|e| invalid(&files.certificate, e))?;
+            if validity.ends_soon(now) {
+                let (certificate, unix_s) = (files.certificate.display(), validity.until_unix_s());
+                tracing::warn!(%certificate, unix_s, "certificate ends soon");
+            }
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|e| invalid(&files.ca, e))?;
@@ -61,7 +75,12 @@ impl ClusterTls {
             .with_client_auth_cert(chain, private_key(&files.key)?)
             .map_err(|e| invalid(&files.certificate, e))?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(ClusterTls { server: Arc::new(server), client: Arc::new(client), name })
+        Ok(ClusterTls {
+            server: Arc::new(server),
+            client: Arc::new(client),
+            name,
+            ends_unix_s: validity.map(|held| held.until_unix_s()),
+        })
     }
 }
 

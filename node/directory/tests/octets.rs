@@ -164,7 +164,7 @@ fn too_few_nodes_and_too_few_zones_are_told() {
         told(3, &equal(2)),
         [
             "2 nodes can take replicas, fewer than the 3 replicas that each shard should have",
-            "replicas of a shard share a zone: there are 1 zones for 2 replicas",
+            "replicas of a shard share a zone: there is 1 zone for 2 replicas",
         ]
     );
     let mut nodes = equal(4);

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+use proto::CERTIFICATE_ENDS_SOON;
 use proto::wire::node_record::State;
-use proto::wire::{GroupStatus, LostRecords, VolumeStatus};
+use proto::wire::{GroupStatus, LostRecords, NodeStatusReply, VolumeStatus};
 use serde::Serialize;
 
 use crate::admin::client::{AdminClient, DIRECTORY};
@@ -27,6 +29,8 @@ struct StatusReport {
     replicas: u32,
     nodes: usize,
     nodes_up: usize,
+    /// They hold nothing, or are to: drained, given up after they were away, or not yet joined.
+    nodes_draining: Vec<String>,
     directory_leader: Option<String>,
     directory_revision: u64,
     shards: usize,
@@ -89,8 +93,16 @@ pub async fn status(client: &mut AdminClient, output: OutputArgs) -> Result<(), 
     let report = report(&survey, lost);
     let mut fields = vec![
         ("health", if report.healthy { "ok".to_owned() } else { "degraded".to_owned() }),
-        ("cluster", format!("{}, {} shards, {} replicas of each", report.cluster, report.shards, report.replicas)),
-        ("nodes", format!("{} of {} up", report.nodes_up, report.nodes)),
+        (
+            "cluster",
+            format!(
+                "{}, {} shards, {} of each",
+                report.cluster,
+                report.shards,
+                counted(report.replicas as usize, "replica")
+            ),
+        ),
+        ("nodes", nodes_said(&report)),
         (
             "directory",
             match &report.directory_leader {
@@ -117,6 +129,7 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
     let shards = survey.shards();
     let mut problems: Vec<String> = lost.iter().map(Lost::sentence).collect();
     let is_lost = |shard: &ShardRow| lost.iter().any(|lost| lost.shard == shard.shard);
+    let now = Timestamp::now();
     for node in &survey.nodes {
         let name = &node.record.name;
         problems.extend(node.status.iter().flat_map(|status| volume::problems(name, &status.volumes)));
@@ -127,6 +140,8 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
             )
         }));
         problems.extend(node.status.iter().filter_map(|status| directory_problem(name, &status.groups)));
+        let certificate = |status: &NodeStatusReply| certificate_problem(name, status.certificate_ends_unix_s, now);
+        problems.extend(node.status.iter().filter_map(certificate));
         match &node.status {
             Err(reason) => problems.push(format!("{name} is down: {reason}")),
             Ok(status) if status.disk_full => {
@@ -162,6 +177,10 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
         replicas: survey.view.cluster.replicas,
         nodes: survey.nodes.len(),
         nodes_up: survey.nodes.iter().filter(|node| node.is_up()).count(),
+        nodes_draining: (survey.nodes.iter().map(|node| &node.record))
+            .filter(|record| record.state() == State::Draining)
+            .map(|record| record.name.clone())
+            .collect(),
         directory_leader: leader.map(|node| node.record.name.clone()),
         directory_revision: survey.view.revision,
         shards: shards.len(),
@@ -178,6 +197,28 @@ fn report(survey: &Survey, lost: Vec<Lost>) -> StatusReport {
         lost,
         problems,
     }
+}
+
+/// "4 of 4 up, node4 draining".
+fn nodes_said(report: &StatusReport) -> String {
+    let up = format!("{} of {} up", report.nodes_up, report.nodes);
+    match &*report.nodes_draining {
+        [] => up,
+        draining => format!("{up}, {} draining", draining.join(", ")),
+    }
+}
+
+/// Where it ends soon: from then on no other process takes it, and what it leads is led by a node that nobody new can reach.
+fn certificate_problem(node: &str, ends_unix_s: i64, now: Timestamp) -> Option<String> {
+    let soon = now.as_second().saturating_add(CERTIFICATE_ENDS_SOON.as_secs() as i64);
+    if ends_unix_s == 0 || ends_unix_s >= soon {
+        return None;
+    }
+    let when = Timestamp::from_second(ends_unix_s).map_or_else(|_| ends_unix_s.to_string(), |time| time.to_string());
+    Some(format!(
+        "the certificate of {node} ends at {when}, and from then on nobody takes it: put another one in its place \
+         (`mailring ca issue`), and start the node again"
+    ))
 }
 
 /// Over all volumes of the nodes that are up.
@@ -275,7 +316,9 @@ mod tests {
     use proto::wire::node_record::State;
     use proto::wire::{GroupStatus, NodeRecord, NodeStatusReply};
 
-    use super::{away_problems, directory_problem, is_away, left_behind, shard_problem};
+    use super::{
+        Timestamp, away_problems, certificate_problem, directory_problem, is_away, left_behind, shard_problem,
+    };
     use crate::admin::client::DIRECTORY;
     use crate::admin::rebalance::Lost;
     use crate::admin::survey::{ShardRow, Survey, SurveyedNode};
@@ -296,6 +339,20 @@ mod tests {
             missing: names(missing),
             lagging: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_certificate_that_ends_within_a_month_is_a_problem_before_it_does() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let said = |days: i64| certificate_problem("n1", now.as_second() + days * 86_400, now);
+        assert_eq!((said(30), said(400)), (None, None));
+        assert!(
+            said(29).unwrap().starts_with("the certificate of n1 ends at 2027-02-13T08:00:00Z, "),
+            "{:?}",
+            said(29)
+        );
+        assert!(said(-1).is_some());
+        assert_eq!(certificate_problem("n1", 0, now), None, "a node of the version before does not say");
     }
 
     #[test]

@@ -449,7 +449,7 @@ mod tests {
         let said = state(&rows[0]);
         assert!(said.contains(", 2 records of shard 7 lost (blob/7/9 and others), "), "{said}");
         let unread = VolumeStatus { unread: volume.lost.split_off(1), ..volume.clone() };
-        let told = problems("n1", &[unread.clone()]);
+        let told = problems("n1", std::slice::from_ref(&unread));
         let of_shard = "reads of volume 1 of n1 have met damage in 2 records of shard 7 (blob/7/9 and others): mailring scrub \
                         --shard 7 ";
         assert!(told.len() == 3 && told[1].starts_with(of_shard), "{told:?}");

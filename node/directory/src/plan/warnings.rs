@@ -39,7 +39,8 @@ impl Warning {
                 "{nodes} nodes can take replicas, fewer than the {replicas} replicas that each shard should have"
             ),
             Warning::FewZones { zones, replicas } => {
-                format!("replicas of a shard share a zone: there are {zones} zones for {replicas} replicas")
+                let zones = if zones == 1 { "is 1 zone".to_owned() } else { format!("are {zones} zones") };
+                format!("replicas of a shard share a zone: there {zones} for {replicas} replicas")
             }
             Warning::HeavyNode { node, percent_of_share, shard } => {
                 let why =

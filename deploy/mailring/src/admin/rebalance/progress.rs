@@ -34,6 +34,8 @@ impl Rates {
     /// Adds to a report what follows from it and the ones before.
     pub fn note(&mut self, report: &mut Report, now: Instant) {
         (report.octets_per_s, report.seconds_left) = self.all.note(report.octets_left, now);
+        // Until then nobody knows.
+        report.seconds_left = report.seconds_left.filter(|_| report.waits_because.is_none());
         self.shards.retain(|shard, _| report.moves.iter().any(|one| one.shard == *shard));
         for one in report.moves.iter_mut().filter(|one| one.phase != "queued") {
             let rate = self.shards.entry(one.shard).or_default();
@@ -48,7 +50,9 @@ impl Rate {
         let Some((at, left_before)) = self.last.replace((now, left)) else { return (None, None) };
         let copied = left_before.saturating_sub(left) as f64;
         let last = copied / now.duration_since(at).as_secs_f64().max(0.001);
-        self.octets_per_s = self.octets_per_s * (1.0 - LAST_LOOK) + last * LAST_LOOK;
+        // Before anything was copied there is nothing to go by.
+        let before = if self.octets_per_s > 0.0 { self.octets_per_s } else { last };
+        self.octets_per_s = before * (1.0 - LAST_LOOK) + last * LAST_LOOK;
         let seconds = (self.octets_per_s >= 1.0).then(|| (left as f64 / self.octets_per_s).ceil() as u64);
         (Some(self.octets_per_s as u64), seconds)
     }
@@ -134,6 +138,9 @@ mod tests {
             let first = &report.moves[0];
             assert_eq!((report.octets_per_s.is_some(), first.octets_per_s.is_some()), (second > 0, second > 0));
             assert_eq!((report.moves[1].octets_per_s, report.moves[1].seconds_left), (None, None));
+            if second == 1 {
+                assert_eq!((report.seconds_left, first.seconds_left), (Some(199), Some(99)), "as the first look says");
+            }
             if second == 29 {
                 let (rate, left) = (report.octets_per_s.unwrap(), report.seconds_left.unwrap());
                 assert!(rate.abs_diff(MIB) < MIB / 100 && left.abs_diff(171) < 3, "{rate} {left}");
@@ -142,6 +149,10 @@ mod tests {
             }
             now += Duration::from_secs(1);
         }
+        let mut waiting = report(2, 200 * MIB, vec![one(1, "copying", 100 * MIB, 29 * MIB)]);
+        waiting.waits_because = Some("shard 3 lacks a replica or a leader".to_owned());
+        rates.note(&mut waiting, now);
+        assert!(waiting.octets_per_s.is_some() && waiting.seconds_left.is_none());
         // Nothing goes on: there is no telling how long it takes.
         for _ in 0..200 {
             let mut still = report(2, 200 * MIB, vec![one(1, "copying", 100 * MIB, 29 * MIB)]);
