@@ -1,6 +1,6 @@
 //! Records that have no good copy on a volume, as scrubs and resilvers found: kept on it, so that they are told until
-//! somebody has seen to them. They go when a scrub does not find them lost any more, for they were expunged or their mailbox
-//! deleted, and with their group, which is made anew from other nodes.
+//! somebody has seen to them. They go when a scrub does not find them lost any more, for they were expunged, and with their
+//! group, which is made anew from other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -23,7 +23,7 @@ use crate::mark::{self, Mark};
 use crate::options::{self, Tables, VolumeOptions};
 use crate::piecemeal::keys_between;
 use crate::records::decode;
-use crate::scrub::{Item, Records, behind, behind_damage, holds, keys_of_state};
+use crate::scrub::{Item, Records, behind, behind_damage, holds};
 use crate::since::Since;
 use crate::store::Family;
 use crate::tail::PurgedRecord;
@@ -220,8 +220,7 @@ pub(crate) struct Told {
 
 /// Asks for each record of a stretch by its key.
 pub(crate) fn ask(sources: &[Source<'_>], family: Family, (from, to): (&[u8], &[u8])) -> Told {
-    let of_state = (family == Family::State).then(|| keys_of_state(sources, (from, to))).flatten();
-    let Some(keys) = of_state.or_else(|| keys_between(family, from, to)) else { return Told::default() };
+    let Some(keys) = keys_between(family, from, to) else { return Told::default() };
     let mut told = Told { keys: Vec::new(), whole: true };
     for key in keys {
         match read(sources, family, &key) {

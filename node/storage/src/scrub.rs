@@ -10,7 +10,6 @@
 
 mod check;
 mod cursor;
-mod mailboxes;
 mod merge;
 mod remake;
 mod repair;
@@ -20,7 +19,6 @@ mod verdict;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use rocksdb::Snapshot;
@@ -35,7 +33,6 @@ use crate::store::Family;
 use crate::volume::Shared;
 
 use cursor::View;
-use mailboxes::Remains;
 
 pub(crate) use check::holds;
 pub(crate) use merge::{Item, Records, behind};
@@ -178,7 +175,7 @@ pub enum Verdict {
     /// No good copy here.
     Lost,
     /// A body without a good copy here, which no message has any more: it goes with the log. Or, on a volume of one disk, a
-    /// place among bodies or in the state that cannot be read: what is needed of it, and is not found, is told by itself.
+    /// place among bodies that cannot be read: those that a message has and that are not found are told by themselves.
     Unneeded,
 }
 
@@ -221,13 +218,6 @@ pub(crate) fn behind_damage(
         Ok(item) => Ok(item.map(|(key, _)| key.to_vec())),
         Err(error) => Ok(behind(&mut cursor, from, &error)),
     }
-}
-
-/// Every key that a record of the state may have from `from` on and before `to`, as of the moment of these snapshots. `None` where
-/// that cannot be told. What a deleted mailbox has left to be cleared away counts: the halves are to be alike.
-pub(crate) fn keys_of_state(sources: &[(&Arc<Half>, Snapshot<'_>)], range: (&[u8], &[u8])) -> Option<Vec<Vec<u8>>> {
-    let views = sources.iter().map(|(half, snapshot)| View { half, snapshot, as_damage: true });
-    mailboxes::keys_between(&views.collect::<Vec<_>>(), range, Remains::Count)
 }
 
 fn set_family(progress: &ScrubProgress, family: Family) {

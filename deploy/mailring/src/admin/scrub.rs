@@ -197,7 +197,7 @@ impl Summary {
             let why_not = unmade.iter().find(|one| one.half == half).map(|one| &one.reason);
             let (repair, mended) = match (rewritten, resilvered, why_not) {
                 (true, _, _) => ("written anew".to_owned(), true),
-                _ if verdict == "unneeded" => ("none needed: no message and no mailbox has it".to_owned(), true),
+                _ if verdict == "unneeded" => ("none needed: no message has it".to_owned(), true),
                 (false, _, Some(reason)) => (format!("none: half {half} is not made anew: {reason}"), false),
                 // What is made anew is copied from the other half, which lacks records, too.
                 (false, true, None) if lost > 0 => {
@@ -310,6 +310,6 @@ mod tests {
         let mut summary = Summary::default();
         summary.take("n1", report);
         let rows: Vec<_> = summary.findings.iter().map(|row| (row.repair.as_str(), row.mended)).collect();
-        assert_eq!(rows, [("none needed: no message and no mailbox has it", true), ("", false)]);
+        assert_eq!(rows, [("none needed: no message has it", true), ("", false)]);
     }
 }

@@ -181,7 +181,7 @@ impl Book {
         self.half(name).damaged += 1;
         let half = self.mirrored.then_some(name.0);
         // A half is made anew.
-        let is_unneeded = matches!(family, Family::Blob | Family::State) && half.is_none();
+        let is_unneeded = family == Family::Blob && half.is_none();
         self.add(Finding {
             verdict: if is_unneeded { Verdict::Unneeded } else { Verdict::Damaged },
             family: family.name(),

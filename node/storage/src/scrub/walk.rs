@@ -10,7 +10,6 @@ use rocksdb::Snapshot;
 use tracing::{info, warn};
 
 use super::cursor::View;
-use super::mailboxes::{self, Remains};
 use super::merge::{Merge, Step};
 use super::remake::{self, Remade};
 use super::repair::{self, logged};
@@ -272,8 +271,7 @@ impl Scrub<'_> {
                 Step::Gap { from, to, unknown, error } => Some((from, to, unknown, error)),
             };
             if let Some((gap_from, gap_to, unknown, error)) = gap {
-                let place = (&gap_from[..], gap_to.as_deref());
-                let keys = if unknown { self.keys_between(&views, family, place) } else { None };
+                let keys = self.book.keys_between(family, &gap_from, gap_to.as_deref()).filter(|_| unknown);
                 // Of bodies it is known which ones there should be, and of entries.
                 let is_listed = matches!(family, Family::Blob | Family::Log);
                 let mut known = keys.is_some();
@@ -304,18 +302,6 @@ impl Scrub<'_> {
                 return Ok(Ended::Full);
             }
         }
-    }
-
-    /// What may lie in a place that no copy tells of; `None` where nobody knows.
-    fn keys_between(
-        &self,
-        views: &[View<'_>],
-        family: Family,
-        (from, to): (&[u8], Option<&[u8]>),
-    ) -> Option<Vec<Vec<u8>>> {
-        let state = to.filter(|_| family == Family::State);
-        let of_state = state.and_then(|to| mailboxes::keys_between(views, (from, to), Remains::Left));
-        of_state.or_else(|| self.book.keys_between(family, from, to))
     }
 
     fn record(

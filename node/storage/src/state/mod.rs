@@ -39,7 +39,6 @@ pub use outcome::{
     AccountTotals, BodyId, Changes, Delivered, MailboxInfo, MessageMeta, Outcome, Selection, ShardEvent,
     ShardEventKind, ShardTotals,
 };
-pub(crate) use page::number as page_number;
 pub use remembered::{Remembered, RememberedFrom};
 pub(crate) use totals::Totals;
 
