@@ -55,7 +55,8 @@ const LOST_TOLD_MAX: usize = 100;
 pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
     let store = &*shared.store;
     let Some(mirror) = &store.mirror else { return };
-    let mut failed_at: Option<Instant> = None;
+    let (mut failed_at, mut filled_at): (Option<Instant>, Option<Instant>) = (None, None);
+    let has_rested = |since: Option<Instant>| since.is_none_or(|at| at.elapsed() >= RETRY_MIN);
     let mut look_at = Instant::now() + short::LOOK_AGAIN;
     loop {
         let is_wanted = {
@@ -69,11 +70,14 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
             std::mem::take(&mut rebuild.wanted)
         };
         if Instant::now() >= look_at {
-            short::look_again(mirror, options);
+            // What has filled a disk up may do so again.
+            if has_rested(filled_at) {
+                short::look_again(mirror, options);
+            }
             look_at = Instant::now() + short::LOOK_AGAIN;
         }
         // Damage alone is seen to when it is met again.
-        let rested = is_wanted && failed_at.is_none_or(|at| at.elapsed() >= RETRY_MIN);
+        let rested = is_wanted && has_rested(failed_at);
         while let Some(name) = next(mirror, rested) {
             *mirror.resilvering.lock() = Some(name);
             mirror.copied_bytes.store(0, Ordering::Relaxed);
@@ -93,8 +97,14 @@ pub(crate) fn run(shared: &Shared, options: &VolumeOptions) {
                 }
                 Err(error) => {
                     warn!(half = %name, %error, ms, "mirror half could not be resilvered");
-                    short::tell(side(&mut mirror.sides.lock(), name).0, error);
                     failed_at = Some(Instant::now());
+                    let mut sides = mirror.sides.lock();
+                    let own = side(&mut sides, name).0;
+                    short::tell(own, error);
+                    if short::is_filled(error) {
+                        own.short = true;
+                        filled_at = failed_at;
+                    }
                 }
             }
             // Whoever sees that it is over finds what came of it.
@@ -260,7 +270,7 @@ impl Resilver<'_> {
             let error = match self.check() {
                 Err(error) => error,
                 Ok(()) if new.met.full.load(Ordering::Relaxed) => {
-                    StorageError::Refused(format!("the disk of {} has filled up", new.directory.display()))
+                    StorageError::Refused(format!("the disk of {} {}", new.directory.display(), short::FILLED))
                 }
                 Ok(()) => continue,
             };

@@ -17,6 +17,15 @@ use crate::room::room_for_copy;
 /// Between looks. Each asks for the size of every file of the other half.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Of a copy that was broken off, since its disk has no room any more.
+pub(super) const FILLED: &str = "has filled up";
+
+/// There was room for a copy when it began, and others, or mail, have taken it.
+pub(super) fn is_filled(error: &StorageError) -> bool {
+    // As the system says it, through the database.
+    [FILLED, "No space left"].iter().any(|text| error.to_string().contains(text))
+}
+
 /// Refuses a disk that what the other half holds does not fit on, beside what is there. Otherwise it would be filled, and mail may
 /// be on it too, to no end. What it held stays until the new half is whole.
 pub(super) fn check(
@@ -79,4 +88,20 @@ fn in_place(directory: &Path, other: &Path) -> Result<(), StorageError> {
     Err(StorageError::Refused(format!(
         "{disk} was too small, and is not there now, or is another disk that is not taken yet"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{FILLED, is_filled};
+    use crate::error::StorageError;
+
+    #[test]
+    fn a_copy_that_has_met_a_full_disk_is_known_by_what_it_says() {
+        assert!(is_filled(&StorageError::io("Write on half b", io::Error::from_raw_os_error(28))));
+        assert!(is_filled(&StorageError::io("write", "IO error: No space left on device: While appending to file")));
+        assert!(is_filled(&StorageError::Refused(format!("the disk of /b/db {FILLED}"))));
+        assert!(!is_filled(&StorageError::io("resilver", "the other half does not answer")));
+    }
 }

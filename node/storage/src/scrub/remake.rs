@@ -52,6 +52,8 @@ pub(crate) fn begin(mirror: &Mirror, bad: &BTreeMap<Name, u64>) -> Remade {
 fn ask(mirror: &Mirror, half: &Arc<Half>, other: &Arc<Half>) -> Option<String> {
     let room = half.room_for_copy(&other.directory);
     if let Err(error) = room {
+        // It is once there is.
+        side(&mut mirror.sides.lock(), half.name).0.short = true;
         return Some(error.to_string());
     }
     // However short ago it could not be.
