@@ -256,7 +256,7 @@ impl Resilver<'_> {
             copy.family(sources, family)?;
         }
         copy.write()?;
-        let (lost, losses) = copy.lost()?;
+        let (lost, losses) = copy.lost(sources)?;
         drop(copy);
         self.tell(&lost, losses)?;
         // The copy is in no log: what follows it is.

@@ -150,6 +150,45 @@ fn what_lies_behind_damage_of_the_old_database_is_taken_from_it_too() {
     assert!(statistics.bodies_salvaged > 50 && statistics.bodies_left_out == 1, "{statistics:?}");
 }
 
+/// A walk over tables that overlap fails over all that lies between two groups: each body that a message has is asked for by itself.
+#[test]
+fn what_a_damaged_half_can_still_read_goes_to_an_empty_disk_though_no_walk_comes_to_it() {
+    const MESSAGES: u64 = 80;
+    let root = tempfile::tempdir().unwrap();
+    {
+        let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+        let mut replica = store(&volume, 20);
+        // Of a group behind it, in the same blocks.
+        write_entries(&volume.group(GroupId(9)).unwrap(), 600);
+        append_messages(&mut replica, MESSAGES - 20);
+        let last = replica.next - 1;
+        // No entry of the log tells of them.
+        replica.group.purge_to(last, marker(last)).unwrap();
+        fill_until(&volume, "they lie in tables", || {
+            ["a", "b"].iter().all(|half| lies_in(&root.path().join(half), "blob", &message(last)[500..600]))
+        });
+    }
+    flip_places_of_bodies(root.path());
+    std::fs::remove_dir_all(root.path().join("b")).unwrap();
+    std::fs::create_dir(root.path().join("b")).unwrap();
+    let volume = Volume::open(small(mirror_options(root.path()))).unwrap();
+    wait_until("both are made anew", || volume.statistics().resilvers >= 2);
+    wait_whole(&volume);
+    let state = volume.group(SHARD).unwrap().shard();
+    let inbox = state.mailbox(ALICE, &name("INBOX")).unwrap().unwrap().id;
+    let mut bodies = Vec::new();
+    let visit = |meta: MessageMeta| {
+        bodies.push(meta.body);
+        true
+    };
+    state.messages(ALICE, inbox, &UidSet::from_range(1, u32::MAX), visit).unwrap();
+    assert_eq!(bodies.len() as u64, MESSAGES);
+    let is_there = |body: &_| state.body_range(*body, 0, 40_000).is_ok();
+    assert!(!is_there(&bodies[0]), "the damage is elsewhere");
+    let last: Vec<bool> = bodies[MESSAGES as usize - 20..].iter().map(is_there).collect();
+    assert_eq!(last, [true; 20], "they lie in another table");
+}
+
 #[test]
 fn an_old_database_that_cannot_be_looked_into_is_kept_where_a_body_is_left_out() {
     for damaged in [false, true] {
@@ -205,6 +244,11 @@ fn message(index: u64) -> Bytes {
 fn store(volume: &Volume, messages: u64) -> Replica {
     let mut replica = Replica::new(volume);
     replica.run(Command::CreateAccount { account: ALICE }).unwrap();
+    append_messages(&mut replica, messages);
+    replica
+}
+
+fn append_messages(replica: &mut Replica, messages: u64) {
     for _ in 0..messages {
         let append = Command::Append {
             account: ALICE,
@@ -218,7 +262,6 @@ fn store(volume: &Volume, messages: u64) -> Replica {
         let body = message(replica.next);
         replica.run_with(append, Some(body)).unwrap();
     }
-    replica
 }
 
 /// By entry `index`.

@@ -67,6 +67,7 @@ async fn with_damage(directory: &Path) -> Node {
         account_moves: Default::default(),
         short_shards: Default::default(),
         scrubbing: Arc::default(),
+        certificate_ends_unix_s: 0,
         started: Instant::now(),
         stop: watch::Sender::new(false),
         tasks: Default::default(),

@@ -116,14 +116,26 @@ impl<'a> Copying<'a> {
             self.put(family, &key, &value)?;
             mirror.salvaged.fetch_add(1, Ordering::Relaxed);
         }
-        self.lost.extend(lost);
+        for body in lost {
+            if !self.found(sources, &body)? {
+                self.lost.insert(body);
+            }
+        }
         self.holes.push((from.to_vec(), to.to_vec()));
         Ok(())
     }
 
+    /// Copies a body that some source can read though no walk comes to it: a walk needs more of the tables than one record does.
+    fn found(&mut self, sources: &[Source<'_>], body: &[u8]) -> Result<bool, StorageError> {
+        let Some(Some(value)) = read(sources, Family::Blob, body) else { return Ok(false) };
+        self.put(Family::Blob, body, &value)?;
+        self.resilver.mirror.salvaged.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
     /// The bodies that are in none of the sources, and among them those that a message has: others go with the log. Of what
-    /// was copied, once all of it is.
-    pub(super) fn lost(&mut self) -> Result<(BTreeSet<Vec<u8>>, Losses), StorageError> {
+    /// was copied, once all of it is; bodies that a message has and that no walk has come to are copied now.
+    pub(super) fn lost(&mut self, sources: &[Source<'_>]) -> Result<(BTreeSet<Vec<u8>>, Losses), StorageError> {
         let mut losses = Losses::default();
         let mut lost = std::mem::take(&mut self.lost);
         if self.holes.is_empty() {
@@ -141,19 +153,26 @@ impl<'a> Copying<'a> {
             if !self.holes.iter().any(|(from, to)| *from <= last && *to > first) {
                 continue;
             }
+            let mut missing: BTreeSet<Vec<u8>> = BTreeSet::new();
             for kind in [Kind::Body, Kind::Upload] {
                 self.each(Family::State, prefix_range(&Key::state(space, kind).done()), |key, value| {
                     let bodies = referred(Family::State, key, value).into_iter().map(|index| log_key(group, index));
                     for body in bodies.filter(|body| self.holes.iter().any(|(from, to)| from <= body && body < to)) {
                         if self.new.get(None, Family::Blob, &body)?.is_none() {
-                            losses.add(Some(group), printable(Family::Blob, &body));
-                            lost.insert(body);
+                            missing.insert(body);
                         }
                     }
                     Ok(())
                 })?;
             }
+            for body in missing {
+                if !self.found(sources, &body)? {
+                    losses.add(Some(group), printable(Family::Blob, &body));
+                    lost.insert(body);
+                }
+            }
         }
+        self.write()?;
         Ok((lost, losses))
     }
 
