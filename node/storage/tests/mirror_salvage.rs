@@ -123,9 +123,10 @@ fn what_only_a_dropped_half_can_still_read_is_taken_from_its_old_database() {
     }
 }
 
-/// A table of half `a` that tells where bodies lie.
+/// The first table of half `a` that tells where bodies lie.
 fn flip_places_of_bodies(root: &Path) {
-    let tables = files_of(&root.join("a"), "sst");
+    let mut tables = files_of(&root.join("a"), "sst");
+    tables.sort();
     // The name of the column family is among a table's properties.
     let of_bodies = |path: &Path| std::fs::read(path).unwrap().windows(8).any(|window| window == b"nameblob");
     flip(tables.iter().find(|path| of_bodies(path)).unwrap(), 60);
@@ -160,13 +161,16 @@ fn what_a_damaged_half_can_still_read_goes_to_an_empty_disk_though_no_walk_comes
         let mut replica = store(&volume, 20);
         // Of a group behind it, in the same blocks.
         write_entries(&volume.group(GroupId(9)).unwrap(), 600);
+        let lie_in_tables = |index: u64| {
+            let body = message(index);
+            ["a", "b"].iter().all(|half| lies_in(&root.path().join(half), "blob", &body[500..600]))
+        };
+        fill_until(&volume, "they lie in a table", || lie_in_tables(20));
         append_messages(&mut replica, MESSAGES - 20);
         let last = replica.next - 1;
         // No entry of the log tells of them.
         replica.group.purge_to(last, marker(last)).unwrap();
-        fill_until(&volume, "they lie in tables", || {
-            ["a", "b"].iter().all(|half| lies_in(&root.path().join(half), "blob", &message(last)[500..600]))
-        });
+        fill_until(&volume, "the others lie in another one", || lie_in_tables(last));
     }
     flip_places_of_bodies(root.path());
     std::fs::remove_dir_all(root.path().join("b")).unwrap();
