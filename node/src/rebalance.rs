@@ -146,7 +146,9 @@ impl Observed {
             true => Turn { replaces: true, ..turn(placement, &placement.previous, &placement.planned) },
             false => turn(placement, &placement.wanted, &placement.planned),
         };
-        let waiting: Vec<Turn> = directory.queued().filter(moves).map(waiting_turn).collect();
+        // A group that nobody has seen alive has nothing to move, and may be founded yet where it is.
+        let queued = directory.queued().filter(moves).filter(|placement| placement.initialised);
+        let waiting: Vec<Turn> = queued.map(waiting_turn).collect();
         let mut degraded = self.degraded(directory.placements());
         degraded.retain(|shard| !lost.contains_key(shard));
         turns::next(&waiting, &moving, &degraded, &self.statuses.keys().copied().collect())

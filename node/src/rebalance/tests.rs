@@ -11,14 +11,20 @@ use super::{Observed, note_heard, report};
 
 /// Five nodes, and shards on nodes 1, 2 and 3.
 pub fn directory() -> Directory {
+    let mut directory = placed();
+    for shard in (0..3).map(ShardId) {
+        told(&mut directory, Command::MarkShardInitialised { shard });
+    }
+    directory
+}
+
+/// The same, before any of them is known to have begun.
+fn placed() -> Directory {
     let mut directory = Directory::default();
     let nodes = (1..=5).map(new_node).collect();
     told(&mut directory, Command::CreateCluster { id: ClusterId([7; 16]), shards: 3, replicas: 3, nodes });
     let wanted = (0..3).map(|shard| (ShardId(shard), nodes_of(&[1, 2, 3]))).collect();
     told(&mut directory, Command::SetPlacements { wanted });
-    for shard in (0..3).map(ShardId) {
-        told(&mut directory, Command::MarkShardInitialised { shard });
-    }
     directory
 }
 
@@ -52,6 +58,17 @@ fn observed(groups: Vec<GroupStatus>, others: &[u64]) -> Observed {
     let first = NodeStatusReply { groups, ..NodeStatusReply::default() };
     let others = others.iter().map(|id| (NodeId(*id), NodeStatusReply::default()));
     Observed { statuses: others.chain([(NodeId(1), first)]).collect() }
+}
+
+/// The directory would not begin the move, and be asked again at once.
+#[test]
+fn a_shard_that_is_not_known_to_have_begun_does_not_begin_to_move() {
+    let mut directory = placed();
+    told(&mut directory, start(&[(1, &[1, 2, 4])]));
+    let seen = observed((0..3).map(|shard| led(shard, &[1, 2, 3])).collect(), &[2, 3, 4]);
+    assert_eq!(seen.turns(&directory, &[]), []);
+    told(&mut directory, Command::MarkShardInitialised { shard: ShardId(1) });
+    assert_eq!(seen.turns(&directory, &[]), [ShardId(1)]);
 }
 
 #[test]
