@@ -10,12 +10,11 @@ use bytes::Bytes;
 use common::flips::flip_first;
 use common::{
     Replica, SHARD, append, blocks, copy_files, copy_volume, entry, forget_mark, live_wal, name, open, options, stamp,
+    to_inbox,
 };
 use rocksdb::{DB, Options};
-use storage::{
-    BodySource, Command, Faults, HalfName, Operation, Outcome, StorageError, StoreAction, Volume, VolumeOptions,
-};
-use types::{AccountId, Flags, InternalDate, MailboxId, Quota, SystemFlags, UidSet};
+use storage::{Command, Faults, HalfName, Operation, Outcome, StorageError, StoreAction, Volume, VolumeOptions};
+use types::{AccountId, Flags, MailboxId, SystemFlags, UidSet};
 
 const ENTRIES: u64 = 40;
 
@@ -205,19 +204,6 @@ fn a_group_that_the_disk_gives_no_answer_for_can_be_dropped() {
 
 const ALICE: AccountId = AccountId(1);
 
-/// Of a message that the caller gives.
-fn to_inbox() -> Command {
-    Command::Append {
-        account: ALICE,
-        mailbox: name("INBOX"),
-        flags: Flags::default(),
-        date: InternalDate::default(),
-        body: BodySource::Inline,
-        digest: Bytes::from_static(b"digest"),
-        quota: Quota::NONE,
-    }
-}
-
 /// The disk answers so many reads more.
 #[derive(Debug)]
 struct UnansweredAfter(AtomicU64);
@@ -245,7 +231,7 @@ fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing
     let volume = Volume::open(VolumeOptions { faults, ..options(directory.path()) }).unwrap();
     let mut replica = Replica::new(&volume);
     for _ in 0..10 {
-        replica.run_with(to_inbox(), Some(Bytes::from_static(b"body"))).unwrap();
+        replica.run_with(to_inbox(ALICE), Some(Bytes::from_static(b"body"))).unwrap();
     }
     let mailbox = replica.group.shard().mailbox(ALICE, &name("INBOX")).unwrap().unwrap().id;
     let store = |mailbox| Command::Store {
@@ -257,7 +243,7 @@ fn what_a_command_could_not_read_is_known_before_it_is_in_the_log_and_rehearsing
         unchanged_since: None,
     };
     let before = blocks(&replica.group);
-    for (command, body_len, reads_min) in [(store(mailbox), None, 4), (to_inbox(), Some(4), 4)] {
+    for (command, body_len, reads_min) in [(store(mailbox), None, 4), (to_inbox(ALICE), Some(4), 4)] {
         let rehearse = || replica.group.shard().rehearse((stamp(replica.now_s), 1_000), &command, body_len);
         let mut reads = 0;
         loop {
@@ -288,7 +274,7 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
         let volume = open(directory.path());
         let mut replica = Replica::new(&volume);
         for _ in 0..300 {
-            replica.run_with(to_inbox(), body()).unwrap();
+            replica.run_with(to_inbox(ALICE), body()).unwrap();
         }
         (replica.next, replica.now_s)
     };
@@ -298,7 +284,7 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
     let volume = open(directory.path());
     let mut replica = Replica { next, now_s: now_s + 3600, ..Replica::new(&volume) };
     let shard = replica.group.shard();
-    let rehearse = |now_s| shard.rehearse((stamp(now_s), 0), &to_inbox(), Some(4));
+    let rehearse = |now_s| shard.rehearse((stamp(now_s), 0), &to_inbox(ALICE), Some(4));
     // Another replica takes the place of one that meets it.
     assert!(shard.newest_remembered().unwrap_err().is_unread());
     assert!(rehearse(replica.now_s).unwrap_err().is_unread());
@@ -306,7 +292,7 @@ fn what_is_only_to_be_forgotten_and_cannot_be_read_keeps_nothing_from_being_done
     assert_eq!(shard.newest_remembered().unwrap(), None);
     for _ in 0..3 {
         rehearse(replica.now_s).unwrap();
-        assert!(matches!(replica.run_as(0, to_inbox(), body()), Ok(Outcome::Appended { .. })));
+        assert!(matches!(replica.run_as(0, to_inbox(ALICE), body()), Ok(Outcome::Appended { .. })));
     }
 }
 
@@ -338,12 +324,12 @@ fn an_old_upload_that_the_only_replica_cannot_read_is_left_and_what_is_behind_it
     let volume = open(directory.path());
     let mut replica = Replica { next, now_s: now_s + 3601, ..Replica::new(&volume) };
     let shard = replica.group.shard();
-    let rehearse = || shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(), Some(4));
+    let rehearse = || shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(ALICE), Some(4));
     // Another replica takes the place of one that meets it.
     assert!(rehearse().unwrap_err().is_unread());
     shard.set_alone(true);
     rehearse().unwrap();
-    replica.run_with(to_inbox(), Some(Bytes::from_static(b"body"))).unwrap();
+    replica.run_with(to_inbox(ALICE), Some(Bytes::from_static(b"body"))).unwrap();
     // The message's, and the piece of the one that cannot be read.
     replica.group.purge_to(replica.next - 1, Bytes::new()).unwrap();
     assert_eq!(replica.group.blob_count().unwrap(), 2);
@@ -351,5 +337,5 @@ fn an_old_upload_that_the_only_replica_cannot_read_is_left_and_what_is_behind_it
     drop((shard, replica, volume));
     let volume = open(directory.path());
     let shard = volume.group(SHARD).unwrap().shard();
-    shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(), Some(4)).unwrap();
+    shard.rehearse((stamp(now_s + 3601), 0), &to_inbox(ALICE), Some(4)).unwrap();
 }

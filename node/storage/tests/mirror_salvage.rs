@@ -11,12 +11,12 @@ use common::mirror::{
     EIO, FILLER, Failure, Script, assert_entries, body, fill_until, head, is_current, mirror_options, put, random,
     status, wait_until, wait_whole, write_entries,
 };
-use common::{Replica, SHARD, append, entry, marker, name, options};
+use common::{Replica, SHARD, append, entry, marker, name, options, to_inbox};
 use storage::{
-    BodySource, Command, Faults, Group, GroupId, HalfName, HalfState, MessageMeta, Operation, ScrubOptions,
-    ScrubProgress, StorageError, Verdict, Volume, VolumeOptions,
+    Command, Faults, Group, GroupId, HalfName, HalfState, MessageMeta, Operation, ScrubOptions, ScrubProgress,
+    StorageError, Verdict, Volume, VolumeOptions,
 };
-use types::{AccountId, Flags, InternalDate, Quota, UidSet};
+use types::{AccountId, UidSet};
 
 const ENTRIES: u64 = 1200;
 const ALICE: AccountId = AccountId(1);
@@ -279,17 +279,8 @@ fn store(volume: &Volume, messages: u64) -> Replica {
 
 fn append_messages(replica: &mut Replica, messages: u64) {
     for _ in 0..messages {
-        let append = Command::Append {
-            account: ALICE,
-            mailbox: name("INBOX"),
-            flags: Flags::default(),
-            date: InternalDate::default(),
-            body: BodySource::Inline,
-            digest: Bytes::from_static(b"digest"),
-            quota: Quota::NONE,
-        };
         let body = message(replica.next);
-        replica.run_with(append, Some(body)).unwrap();
+        replica.run_with(to_inbox(ALICE), Some(body)).unwrap();
     }
 }
 

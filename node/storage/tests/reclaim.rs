@@ -7,27 +7,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 use common::mirror::{assert_equal_halves, mirror_options, open_mirror, random, wait_until};
-use common::{Replica, name, open, options};
-use storage::{BodyId, BodySource, Command, Reclaim, Volume, VolumeOptions};
-use types::{AccountId, Flags, InternalDate, Quota, UidSet};
+use common::{Replica, name, open, options, to_inbox};
+use storage::{BodyId, Command, Reclaim, Volume, VolumeOptions};
+use types::{AccountId, UidSet};
 
 const ALICE: AccountId = AccountId(1);
 const MESSAGES: u32 = 400;
 const OCTETS: u64 = 64 << 10;
 /// One in so many stays.
 const KEPT: u32 = 20;
-
-fn append() -> Command {
-    Command::Append {
-        account: ALICE,
-        mailbox: name("INBOX"),
-        flags: Flags::default(),
-        date: InternalDate::default(),
-        body: BodySource::Inline,
-        digest: Bytes::from_static(b"digest"),
-        quota: Quota::NONE,
-    }
-}
 
 fn small(options: VolumeOptions) -> VolumeOptions {
     VolumeOptions { memtable_bytes: 4 << 20, wal_bytes_max: 8 << 20, ..options }
@@ -52,7 +40,7 @@ fn used_in(directory: &Path) -> u64 {
 fn expunged(volume: &Volume) -> Replica {
     let mut replica = Replica::new(volume);
     for number in 1..=MESSAGES {
-        replica.run_with(append(), Some(random(u64::from(number), OCTETS))).unwrap();
+        replica.run_with(to_inbox(ALICE), Some(random(u64::from(number), OCTETS))).unwrap();
     }
     let mailbox = replica.group.shard().mailbox(ALICE, &name("INBOX")).unwrap().unwrap().id;
     for first in (1..=MESSAGES).step_by(KEPT as usize) {

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use storage::{Command, Done, Group, GroupId, LogEntry, Outcome, Stamp, StorageError, Volume, VolumeOptions};
-use types::{MailError, MailboxName, format};
+use storage::{
+    BodySource, Command, Done, Group, GroupId, LogEntry, Outcome, Stamp, StorageError, Volume, VolumeOptions,
+};
+use types::{AccountId, Flags, InternalDate, MailError, MailboxName, Quota, format};
 
 pub const SHARD: GroupId = GroupId(7);
 
@@ -122,5 +124,18 @@ pub fn copy_files(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// A message to INBOX, which the caller gives.
+pub fn to_inbox(account: AccountId) -> Command {
+    Command::Append {
+        account,
+        mailbox: name("INBOX"),
+        flags: Flags::default(),
+        date: InternalDate::default(),
+        body: BodySource::Inline,
+        digest: Bytes::from_static(b"digest"),
+        quota: Quota::NONE,
     }
 }
